@@ -1,0 +1,130 @@
+"""EDCW: the error-aware dynamic cache window of one span or unit in one branch (DESIGN 3.1).
+
+The error of serving a stored output is measured whenever the true output is computed anyway, and predicted in
+between. The paper's rule (eq. 1, known second-hand) compares attention outputs of two steps with one threshold; how
+the error is predicted where nothing was computed is our reading:
+
+* growth: the error of reusing an output grows with the distance h to it, that of a first-order forecast from
+  points a gap g apart with h * (h + g) (the remainder of linear extrapolation); the factor is learnt at
+  each measurement;
+* drift: the change of the span's own input since the last computation, seen at once at every step. Where it exceeds
+  what its last measured rate announced, the prediction is raised in the same proportion, so a spike closes the window.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from unicp.settings import Abscissa, Quantity
+
+Position = Mapping[Abscissa, float]
+SMOOTHING = 0.5  # weight of the newest measurement in the learnt factor
+
+
+@dataclass(frozen=True, order=True)
+class Candidate:
+    """One way to serve: which quantity is forecast, over which variable."""
+
+    quantity: Quantity = "output"
+    abscissa: Abscissa = "step"
+
+    def __str__(self) -> str:
+        return f"{self.quantity} over {self.abscissa}"
+
+
+@dataclass
+class ErrorWindow:
+    """Learns from measurements, predicts errors per sample. Holds floats only.
+
+    candidates: ways to serve. order: 0 reuse, 1 forecast from two points.
+    """
+
+    candidates: tuple[Candidate, ...]
+    order: int
+    points: list[Position] = field(default_factory=list)
+    factors: dict[Candidate, list[float]] = field(default_factory=dict)
+    drift_rate: list[float] | None = None
+    served: int = 0
+    spent: float = 0.0
+
+    @property
+    def ready(self) -> bool:
+        """True once enough outputs are stored and an error has been measured."""
+        return len(self.points) >= self.order + 1 and bool(self.factors)
+
+    def growth(self, candidate: Candidate, position: Position) -> float:
+        """How far serving at `position` reaches: h, or h * (h + g) for a forecast. Never negative."""
+        axis = candidate.abscissa
+        reach = abs(position[axis] - self.points[-1][axis])
+        if self.order == 0 or len(self.points) < 2:
+            return reach
+        gap = abs(self.points[-1][axis] - self.points[-2][axis])
+        return reach * (reach + gap)
+
+    def predict(self, position: Position, drift: Sequence[float] | None = None) -> tuple[Candidate, list[float]]:
+        """The candidate with the smallest predicted error (worst sample), and that error for each sample.
+
+        drift: relative change of the span's input since the last computation, per sample; None = not known.
+        """
+        best: tuple[Candidate, list[float]] | None = None
+        for candidate, factors in self.factors.items():
+            errors = [factor * self.growth(candidate, position) for factor in factors]
+            if best is None or _worst(errors) < _worst(best[1]):
+                best = candidate, errors
+        if best is None:
+            raise RuntimeError("predict() before any measurement")
+        if drift is None:
+            return best
+        return best[0], [error * spike for error, spike in zip(best[1], self._spikes(position, drift))]
+
+    def _spikes(self, position: Position, drift: Sequence[float]) -> list[float]:
+        if self.drift_rate is None or len(self.drift_rate) != len(drift):
+            return [1.0] * len(drift)
+        distance = abs(position["step"] - self.points[-1]["step"])
+        return [
+            max(1.0, seen / (rate * distance)) if rate * distance > 0 else (math.inf if seen > 0 else 1.0)
+            for seen, rate in zip(drift, self.drift_rate)
+        ]
+
+    def observe(
+        self,
+        position: Position,
+        errors: Mapping[Candidate, Sequence[float]] | None,
+        drift: Sequence[float] | None = None,
+    ) -> None:
+        """Takes in a computation at `position`: the error each candidate would have had, and the input's drift.
+
+        errors is None where nothing could have been served yet. Closes the window.
+        """
+        if errors:
+            for candidate, values in errors.items():
+                self._learn(candidate, position, values)
+        if drift is not None and self.points:
+            distance = abs(position["step"] - self.points[-1]["step"])
+            if distance > 0:
+                self.drift_rate = [value / distance for value in drift]
+        self.points = [*self.points, position][-(self.order + 1) :]
+        self.served, self.spent = 0, 0.0
+
+    def _learn(self, candidate: Candidate, position: Position, values: Sequence[float]) -> None:
+        growth = self.growth(candidate, position)
+        if not all(math.isfinite(value) for value in values) or growth <= 0:
+            self.factors.pop(candidate, None)
+            return
+        new = [value / growth for value in values]
+        old = self.factors.get(candidate)
+        if old is not None and len(old) == len(new):
+            # Follow a rise at once, forget it slowly: a spike must not be averaged away.
+            new = [max(n, SMOOTHING * n + (1 - SMOOTHING) * o) for n, o in zip(new, old)]
+        self.factors[candidate] = new
+
+    def serve(self, weighted_error: float) -> None:
+        """Notes that stored outputs served one more step, at this predicted error (worst sample)."""
+        self.served += 1
+        self.spent += weighted_error
+
+
+def _worst(errors: Sequence[float]) -> float:
+    return max(errors, default=0.0)

@@ -1,0 +1,31 @@
+"""Every exception a user can meet. Each message is one line: what was asked, what was found, what to do."""
+
+from __future__ import annotations
+
+
+class UniCPError(Exception):
+    """Base of all UniCP errors. `str(error)` is one line: "asked: …; found: …; do: …"."""
+
+    def __init__(self, asked: str, found: str, do: str):
+        self.asked, self.found, self.do = asked, found, do
+        super().__init__(f"asked: {asked}; found: {found}; do: {do}")
+
+
+class SettingsError(UniCPError, ValueError):
+    """A setting or preset that cannot be used."""
+
+
+class UnsupportedModelError(UniCPError, TypeError):
+    """A model in which nothing that UniCP knows was found, or that lacks what a setting needs."""
+
+
+class AttachmentError(UniCPError, RuntimeError):
+    """Attaching twice, attaching beside another cache, or detaching what is not attached."""
+
+
+class FileFormatError(UniCPError, ValueError):
+    """A file that is damaged, foreign or of another version."""
+
+
+class InputError(UniCPError, ValueError):
+    """A prompt, path or number given by the user that cannot be used."""

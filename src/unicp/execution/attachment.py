@@ -1,0 +1,154 @@
+"""Puts UniCP's hooks on a transformer and takes them off again. The only user of diffusers' hook registry."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from diffusers.hooks import HookRegistry, ModelHook
+from diffusers.hooks.hooks import BaseState, StateManager
+from torch import nn
+
+from unicp.errors import AttachmentError, UnsupportedModelError
+from unicp.execution.runner import Runner
+from unicp.execution.text_keys import text_projections
+from unicp.models.finder import Block, Unit
+from unicp.settings import Settings
+
+ROOT_HOOK = "unicp_model"
+BLOCK_HOOK = "unicp_block"
+UNIT_HOOK = "unicp_unit"
+TEXT_HOOK = "unicp_text_keys"
+HOOKS = (ROOT_HOOK, BLOCK_HOOK, UNIT_HOOK, TEXT_HOOK)
+
+
+class _NoState(BaseState):
+    def reset(self) -> None:
+        pass
+
+
+class _RootHook(ModelHook):
+    """Around the transformer. Its StateManager holds nothing: it is how `cache_context` reaches us."""
+
+    _is_stateful = True
+
+    def __init__(self, runner: Runner):
+        super().__init__()
+        self.runner = runner
+        self.contexts = StateManager(_NoState)  # type: ignore[arg-type]
+
+    def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        forward = self.fn_ref.original_forward
+        assert forward is not None
+        return self.runner.call(forward, args, kwargs, self.contexts._context)
+
+    def reset_state(self, module: nn.Module) -> nn.Module:
+        self.runner.reset()
+        return module
+
+
+class _InnerHook(ModelHook):
+    """Around a module inside the transformer; `call` is a bound method of the runner."""
+
+    def __init__(self, call: Callable[..., Any], subject: Any):
+        super().__init__()
+        self.call, self.subject = call, subject
+
+    def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        return self.call(self.subject, self.fn_ref.original_forward, args, kwargs)
+
+
+def refuse_if_taken(transformer: nn.Module) -> None:
+    """Raises AttachmentError where UniCP or another cache is on this transformer already."""
+    registry = getattr(transformer, "_diffusers_hook", None)
+    if registry is not None and ROOT_HOOK in registry.hooks:
+        raise AttachmentError(
+            "to enable UniCP", "it is enabled on this transformer already", "call unicp.disable(pipe) first"
+        )
+    other = getattr(transformer, "_cache_config", None)
+    if other is not None:
+        raise AttachmentError(
+            "to enable UniCP",
+            f"another cache is enabled on this transformer ({type(other).__name__})",
+            "call transformer.disable_cache() first",
+        )
+    if getattr(transformer, "_is_cached", False):
+        raise AttachmentError(
+            "to enable UniCP", "cache-dit is enabled on this transformer", "call cache_dit.disable_cache(pipe) first"
+        )
+
+
+def attach(runner: Runner) -> None:
+    """Puts on the hooks that the runner's settings need; takes all of them off again if one cannot be put on."""
+    transformer = runner.map.transformer
+    refuse_if_taken(transformer)
+    try:
+        _register(transformer, _RootHook(runner), ROOT_HOOK)
+        if runner.settings.span != "model":
+            for block in runner.map.blocks:
+                _register(block.module, _InnerHook(runner.block_call, block), BLOCK_HOOK)
+        for unit in _hooked_units(runner):
+            _register(unit.module, _InnerHook(runner.unit_call, unit), UNIT_HOOK)
+        if runner.settings.text_keys_values:
+            for unit in runner.map.units:
+                if unit.text_keys:
+                    for name, module in text_projections(unit.module).items():
+                        hook = _InnerHook(runner.projection_call, f"{unit.name}.{name}")
+                        _register(module, hook, TEXT_HOOK)
+    except BaseException:
+        detach(transformer)
+        raise
+    HookRegistry.check_if_exists_or_initialize(transformer).invalidate_child_registries_cache()
+
+
+def detach(transformer: nn.Module) -> None:
+    """Takes off all of UniCP's hooks; without any, nothing happens. What the modules compute is as it was before."""
+    for module in transformer.modules():
+        registry = getattr(module, "_diffusers_hook", None)
+        if registry is None:
+            continue
+        for name in HOOKS:
+            if name in registry.hooks:
+                registry.remove_hook(name, recurse=False)
+                _forget_forward(module)
+    HookRegistry.check_if_exists_or_initialize(transformer).invalidate_child_registries_cache()
+
+
+def _register(module: nn.Module, hook: ModelHook, name: str) -> None:
+    HookRegistry.check_if_exists_or_initialize(module).register_hook(hook, name)
+
+
+def _forget_forward(module: nn.Module) -> None:
+    # The registry leaves the class's own forward behind as an attribute of the instance: leave the module as found.
+    forward = module.__dict__.get("forward")
+    if getattr(forward, "__func__", None) is type(module).forward:
+        del module.__dict__["forward"]
+
+
+def _hooked_units(runner: Runner) -> list[Unit]:
+    settings: Settings = runner.settings
+    wanted: list[Unit] = []
+    if settings.span == "unit":
+        wanted = list(runner.map.units_with(settings.roles))
+        if not wanted:
+            found = ", ".join(sorted({unit.role for unit in runner.map.units}))
+            raise UnsupportedModelError(
+                f"units with roles {', '.join(settings.roles)}", f"roles {found}", "name roles that the model has"
+            )
+    elif settings.span == "stack" and runner.map.stack_refusal:
+        raise UnsupportedModelError(
+            'span "stack"', f"{type(runner.map.transformer).__name__}: {runner.map.stack_refusal}", 'use span "model"'
+        )
+    if settings.slicing.widths and settings.span in ("model", "unit"):
+        known = {unit.name for unit in wanted}
+        sliceable = [unit for unit in runner.map.units if unit.sliceable and unit.role != "cross"]
+        if not sliceable:
+            reasons = "; ".join(sorted({unit.why_not for unit in runner.map.units if unit.why_not}))
+            raise UnsupportedModelError("sliced attention", reasons or "no attention", "use Slicing() (off)")
+        wanted += [unit for unit in sliceable if unit.name not in known]
+    return wanted
+
+
+def hooked_blocks(runner: Runner) -> tuple[Block, ...]:
+    """The blocks that may be served."""
+    return runner.map.blocks if runner.settings.span != "model" else ()

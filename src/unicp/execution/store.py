@@ -1,0 +1,82 @@
+"""Stored outputs, within a byte budget."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+
+import torch
+from torch import Tensor
+
+from unicp.settings import Settings
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class OutputStore:
+    """The last outputs of each span or unit in each branch, as tuples of tensors.
+
+    `limit` is in bytes; None = no limit known yet. Keys are grouped by their first part for counting branches.
+    """
+
+    def __init__(self, settings: Settings):
+        self._dtype = _DTYPES.get(settings.store_dtype)
+        self._device = None if settings.store_device == "same" else torch.device(settings.store_device)
+        self._fixed = settings.store_bytes
+        self._factor = settings.store_factor
+        self._stream_bytes = 0
+        self._points: dict[Hashable, list[tuple[Tensor, ...]]] = {}
+        self.bytes = 0
+        self.peak_bytes = 0
+
+    def note_stream(self, stream: Tensor) -> None:
+        """Tells the size of a residual stream, from which the default budget follows."""
+        self._stream_bytes = max(self._stream_bytes, stream.numel() * stream.element_size())
+
+    def limit(self, branches: int) -> int | None:
+        """Bytes that may be stored with this many branches; None where nothing limits them."""
+        if self._fixed is not None:
+            return self._fixed
+        if self._stream_bytes == 0:
+            return None
+        return int(self._factor * self._stream_bytes * max(1, branches))
+
+    def put(self, key: Hashable, tensors: Sequence[Tensor], keep: int, branches: int) -> bool:
+        """Stores one more output under `key`, keeping the last `keep`. False, and nothing stored, beyond the budget."""
+        held = self._points.setdefault(key, [])
+        dropped = held[: max(0, len(held) + 1 - keep)]
+        kept = tuple(self._shelve(tensor) for tensor in tensors)
+        after = self.bytes - _size(dropped) + _size([kept])
+        limit = self.limit(branches)
+        if limit is not None and after > limit:
+            return False
+        self._points[key] = [*held[len(dropped) :], kept]
+        self.bytes = after
+        self.peak_bytes = max(self.peak_bytes, after)
+        return True
+
+    def get(self, key: Hashable, like: Tensor | None = None) -> list[tuple[Tensor, ...]]:
+        """The stored outputs, oldest first, on the device (and in the dtype) of `like`."""
+        points = self._points.get(key, [])
+        if like is None:
+            return points
+        return [tuple(tensor.to(device=like.device, dtype=like.dtype) for tensor in point) for point in points]
+
+    def drop(self, key: Hashable) -> None:
+        """Forgets one key."""
+        self.bytes -= _size(self._points.pop(key, []))
+
+    def clear(self) -> None:
+        """Forgets everything."""
+        self._points.clear()
+        self.bytes = 0
+
+    def __len__(self) -> int:
+        return len(self._points)
+
+    def _shelve(self, tensor: Tensor) -> Tensor:
+        # Shelved tensors are copies: a caller may write into what it was given.
+        return tensor.detach().to(device=self._device, dtype=self._dtype or tensor.dtype, copy=True)
+
+
+def _size(points: Sequence[tuple[Tensor, ...]]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for point in points for tensor in point)

@@ -1,0 +1,206 @@
+"""Finds the blocks and units of a transformer by the rows of `families`."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from unicp.errors import UnsupportedModelError
+from unicp.models.families import FAMILIES, BlockListRow, Family, UnitRow
+from unicp.settings import Role
+
+_NEW_MODEL = "see CONTRIBUTING: support for a new model is one table row"
+_TRANSFORMER_NAMES = ("transformer", "transformer_2")
+
+
+@dataclass(frozen=True, eq=False)
+class Unit:
+    """One skippable call in one block.
+
+    name: dotted, from the transformer ("blocks.3.attn1").
+    block: execution index of its block.
+    heads, head_width: of attention, head_width in channels of the queries and keys; None where they cannot be told
+        or the unit is no attention.
+    sliceable: its attention can be computed at reduced width; if not, `why_not` says why.
+    text_keys: its keys and values are the same at every step.
+    """
+
+    name: str
+    module: nn.Module
+    role: Role
+    block: int
+    heads: int | None
+    head_width: int | None
+    sliceable: bool
+    why_not: str
+    text_keys: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Block:
+    """One block.
+
+    name: dotted, from the transformer. index: counts blocks in execution order, over all lists.
+    row: says what its forward takes and returns.
+    """
+
+    name: str
+    module: nn.Module
+    index: int
+    units: tuple[Unit, ...]
+    row: BlockListRow
+
+
+@dataclass(frozen=True, eq=False)
+class ModelMap:
+    """A transformer (unwrapped from torch.compile), its table row, and its blocks in execution order."""
+
+    transformer: nn.Module
+    family: Family
+    blocks: tuple[Block, ...]
+
+    @property
+    def units(self) -> tuple[Unit, ...]:
+        """All units in execution order."""
+        return tuple(unit for block in self.blocks for unit in block.units)
+
+    @property
+    def stack_refusal(self) -> str:
+        """Why all blocks cannot be served as one; "" = they can."""
+        return self.family.stack_refusal
+
+    def units_with(self, roles: Collection[Role]) -> tuple[Unit, ...]:
+        """The units that have one of these roles, in execution order."""
+        return tuple(unit for unit in self.units if unit.role in roles)
+
+
+def map_model(transformer: Any) -> ModelMap:
+    """The map of a transformer of a known class, or of a subclass of one; torch.compile's wrapper is looked through.
+
+    Raises UnsupportedModelError for any other object, and when a known class no longer has the attributes of its row.
+    """
+    transformer = _unwrap(transformer)
+    family = _family_of(transformer)
+    blocks = tuple(
+        _map_block(index, name, module, row, family)
+        for index, (name, module, row) in enumerate(_blocks_in_order(transformer, family))
+    )
+    return ModelMap(transformer, family, blocks)
+
+
+def transformers_of(pipe_or_transformer: Any) -> dict[str, nn.Module]:
+    """The transformers of a pipeline, {"transformer": …, "transformer_2": …} less those that are None.
+
+    A module on its own is given back as {"transformer": module}.
+    Raises UnsupportedModelError for anything that has no transformer.
+    """
+    if isinstance(pipe_or_transformer, nn.Module):
+        return {"transformer": pipe_or_transformer}
+    found = {name: _component(pipe_or_transformer, name) for name in _TRANSFORMER_NAMES}
+    modules = {name: module for name, module in found.items() if isinstance(module, nn.Module)}
+    if not modules:
+        raise UnsupportedModelError(
+            "a diffusers pipeline with a transformer, or a transformer",
+            f"a {type(pipe_or_transformer).__name__} without one",
+            "pass the pipeline or its transformer, loaded",
+        )
+    return modules
+
+
+def _component(pipe: Any, name: str) -> Any:
+    # The attribute first: diffusers' `components` raises for a pipeline that was given extra attributes.
+    component = getattr(pipe, name, None)
+    if component is None:
+        components = getattr(pipe, "components", None)
+        component = components.get(name) if isinstance(components, Mapping) else None
+    return component
+
+
+def _unwrap(module: Any) -> Any:
+    while isinstance(module, nn.Module) and isinstance(getattr(module, "_orig_mod", None), nn.Module):
+        module = module._orig_mod
+    return module
+
+
+def _family_of(transformer: Any) -> Family:
+    if isinstance(transformer, nn.Module):
+        for ancestor in type(transformer).__mro__:
+            if ancestor.__name__ in FAMILIES:
+                return FAMILIES[ancestor.__name__]
+        found = type(transformer).__name__
+    else:
+        found = f"a {type(transformer).__name__}, which is no torch module"
+    raise UnsupportedModelError(f"a transformer UniCP knows ({', '.join(FAMILIES)})", found, _NEW_MODEL)
+
+
+def _blocks_in_order(transformer: nn.Module, family: Family) -> list[tuple[str, nn.Module, BlockListRow]]:
+    lists = [
+        [
+            (f"{row.attribute}.{place}", module, row)
+            for place, module in enumerate(_block_list(transformer, row, family))
+        ]
+        for row in family.block_lists
+    ]
+    if family.interleaved:
+        # Without strict: the transformers zip their lists too, so that the shortest one ends the run.
+        return [entry for turn in zip(*lists, strict=False) for entry in turn]
+    return [entry for entries in lists for entry in entries]
+
+
+def _block_list(transformer: nn.Module, row: BlockListRow, family: Family) -> list[nn.Module]:
+    blocks = getattr(transformer, row.attribute, None)
+    if not isinstance(blocks, nn.ModuleList):
+        raise _changed(family, f"a list of blocks in {row.attribute}", f"{_described(blocks)} there")
+    return list(blocks)
+
+
+def _map_block(index: int, name: str, module: nn.Module, row: BlockListRow, family: Family) -> Block:
+    units = []
+    for unit_row in row.units:
+        unit_name = f"{name}.{unit_row.attribute}"
+        if not hasattr(module, unit_row.attribute):
+            raise _changed(family, f"{unit_name} ({unit_row.role})", f"a {type(module).__name__} without it")
+        unit_module = getattr(module, unit_row.attribute)
+        if unit_module is None:
+            continue
+        if not isinstance(unit_module, nn.Module):
+            raise _changed(family, f"{unit_name} ({unit_row.role})", f"{_described(unit_module)} there")
+        units.append(_map_unit(unit_name, unit_module, unit_row, index))
+    return Block(name, module, index, tuple(units), row)
+
+
+def _map_unit(name: str, module: nn.Module, row: UnitRow, block: int) -> Unit:
+    if row.role == "feed_forward":
+        heads, head_width, why_not = None, None, "no attention"
+    else:
+        heads, head_width = _head_shape(module)
+        why_not = row.slice_refusal or ("" if head_width else "its heads cannot be told")
+    return Unit(name, module, row.role, block, heads, head_width, not why_not, why_not, row.text_keys)
+
+
+def _head_shape(attention: nn.Module) -> tuple[int | None, int | None]:
+    """Heads and channels per head of an attention module, (heads, None) or (None, None) where they cannot be told."""
+    heads = getattr(attention, "heads", None)
+    if not isinstance(heads, int) or heads < 1:
+        return None, None
+    inner = getattr(attention, "inner_dim", None)
+    if not isinstance(inner, int):
+        inner = getattr(getattr(attention, "to_q", None), "out_features", None)
+    if not isinstance(inner, int) or inner % heads:
+        return heads, None
+    return heads, inner // heads
+
+
+def _described(value: Any) -> str:
+    return "nothing" if value is None else f"a {type(value).__name__}"
+
+
+def _changed(family: Family, asked: str, found: str) -> UnsupportedModelError:
+    return UnsupportedModelError(
+        f"{asked} of {family.transformer}",
+        found,
+        "use the diffusers version UniCP is tested with, or correct the table row (see CONTRIBUTING)",
+    )

@@ -1,0 +1,193 @@
+"""How a scheduler's timesteps map to noise levels. Duck-typed: any object built like a diffusers scheduler."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any, Literal, cast, get_args
+
+import torch
+from torch import Tensor
+
+from unicp.numerics.forecasting import NoiseLevel, Prediction
+
+_Kind = Literal["flow", "sigmas", "alphas"]
+
+_TOLERANCE = 1e-4
+
+
+class _Numbers:
+    """Reads one tensor attribute of an object as Python floats, and again only once the tensor is another."""
+
+    def __init__(self, owner: Any, name: str):
+        self._owner, self._name = owner, name
+        self._source: Any = None
+        self._version: int | None = None
+        self._values: tuple[float, ...] = ()
+
+    def read(self) -> tuple[float, ...]:
+        source = getattr(self._owner, self._name, None)
+        version = _version(source)
+        # The source is kept and compared itself, not by id(): an id can be given again to a new tensor.
+        if source is not self._source or version != self._version:
+            self._source, self._version, self._values = source, version, _floats(source)
+        return self._values
+
+
+@dataclass(frozen=True, eq=False)
+class NoiseSchedule:
+    """What a scheduler says about noise, read live: `set_timesteps` may be called between any two calls.
+
+    prediction: what the model's output means. With a sample x = signal·clean + noise·gaussian, "flow" is
+    gaussian - clean, "epsilon" gaussian, "v_prediction" signal·gaussian - noise·clean, "sample" clean.
+
+    Timesteps are those the model is called with. One that was rounded to half precision on its way to the model
+    (HunyuanVideo's pipeline does so) is still recognised; where two steps look alike, `scheduler.step_index` decides,
+    which counts if the loop calls `scheduler.step`.
+    """
+
+    prediction: Prediction
+    _kind: _Kind = field(repr=False)
+    _scheduler: Any = field(repr=False)
+    _timesteps: _Numbers = field(repr=False)
+    _sigmas: _Numbers = field(repr=False)
+    _alphas: _Numbers = field(repr=False)
+
+    @property
+    def steps(self) -> int | None:
+        """Timesteps of the run the scheduler is set to; None before `set_timesteps`."""
+        if getattr(self._scheduler, "num_inference_steps", None) is None:
+            return None
+        return len(self._timesteps.read()) or None
+
+    def step_index(self, timestep: float) -> int | None:
+        """Index of a timestep in the run, from 0; None when it is not in it, is ambiguous, or no run is set."""
+        matches = self._matches(timestep)
+        return matches[0] if len(matches) == 1 else None
+
+    def level(self, timestep: float) -> NoiseLevel | None:
+        """The noise level of the sample that the model gets with this timestep; None when it is unknown."""
+        if self._kind != "alphas":
+            matches = self._matches(timestep)
+            if matches:
+                return self._level_at(matches[0])
+        return None if self._kind == "flow" else self._level_of_training_step(timestep)
+
+    def next_level(self, timestep: float) -> NoiseLevel | None:
+        """The noise level after the step at this timestep; None when the timestep has no `step_index`."""
+        index = self.step_index(timestep)
+        if index is None:
+            return None
+        if self._kind != "alphas":
+            return self._level_at(index + 1)
+        timesteps = self._timesteps.read()
+        if index + 1 < len(timesteps):
+            return self._level_of_training_step(timesteps[index + 1])
+        return _last_level(self._scheduler)
+
+    def _level_at(self, index: int) -> NoiseLevel | None:
+        """From the scheduler's sigmas, of which there is one more than timesteps."""
+        sigmas = self._sigmas.read()
+        if index >= len(sigmas):
+            return None
+        sigma = sigmas[index]
+        if self._kind == "flow":
+            return NoiseLevel(signal=max(1.0 - sigma, 0.0), noise=sigma)
+        if math.isinf(sigma):
+            return NoiseLevel(signal=0.0, noise=1.0)
+        signal = 1.0 / math.sqrt(sigma * sigma + 1.0)
+        return NoiseLevel(signal=signal, noise=sigma * signal)
+
+    def _level_of_training_step(self, timestep: float) -> NoiseLevel | None:
+        alphas = self._alphas.read()
+        if not math.isfinite(timestep) or not 0 <= round(timestep) < len(alphas):
+            return None
+        return _level_of_alpha(alphas[round(timestep)])
+
+    def _matches(self, timestep: float) -> tuple[int, ...]:
+        """Indices at which the run may have this timestep; the scheduler's own count decides between several."""
+        if self.steps is None:
+            return ()
+        timesteps, timestep = self._timesteps.read(), float(timestep)
+        exact = tuple(index for index, value in enumerate(timesteps) if value == timestep)
+        if not exact:
+            close = (math.isclose(value, timestep, rel_tol=_TOLERANCE) for value in timesteps)
+            exact = tuple(index for index, is_close in enumerate(close) if is_close)
+        rounded = _by_rounded_value(timesteps).get(timestep, ())
+        current = getattr(self._scheduler, "step_index", None)
+        if current in exact or current in rounded:
+            return (current,)
+        return exact or rounded
+
+
+def read_schedule(scheduler: Any) -> NoiseSchedule | None:
+    """How this scheduler maps timesteps to noise, or None when that is unknown.
+
+    Known are flow matching (sigmas from 1 to 0: FlowMatchEuler, FlowMatchHeun, and UniPC, DPM-Solver++, … with flow
+    sigmas) and variance-preserving schedulers (DDPM, DDIM, CogVideoX's DDIM and DPM, PNDM, UniPC, DPM-Solver++, …).
+    Unknown are those that scale the model's input (Euler, Heun, EDM, LMS, …), and inverted sigmas (Mochi).
+    """
+    prediction = _setting(scheduler, "prediction_type")
+    kind = _kind(scheduler, prediction)
+    if kind == "flow" and prediction in (None, "flow_prediction"):
+        prediction = "flow"
+    if kind is None or prediction not in get_args(Prediction):
+        return None
+    timesteps, sigmas, alphas = (_Numbers(scheduler, name) for name in ("timesteps", "sigmas", "alphas_cumprod"))
+    return NoiseSchedule(cast(Prediction, prediction), kind, scheduler, timesteps, sigmas, alphas)
+
+
+def _kind(scheduler: Any, prediction: Any) -> _Kind | None:
+    has_sigmas = getattr(scheduler, "sigmas", None) is not None
+    flow_matching = any("FlowMatch" in ancestor.__name__ for ancestor in type(scheduler).__mro__)
+    if flow_matching or _setting(scheduler, "use_flow_sigmas"):
+        return "flow" if has_sigmas and not _setting(scheduler, "invert_sigmas") else None
+    if prediction == "flow_prediction" or getattr(scheduler, "alphas_cumprod", None) is None:
+        return None
+    if not has_sigmas:
+        return "alphas"
+    # Of the schedulers with both, those that solve in log-SNR keep the sample variance-preserving; the others hold
+    # clean + sigma·gaussian and scale it for the model.
+    return "sigmas" if hasattr(scheduler, "lambda_t") else None
+
+
+def _setting(scheduler: Any, name: str) -> Any:
+    config = getattr(scheduler, "config", None)
+    return config.get(name) if isinstance(config, Mapping) else getattr(config, name, None)
+
+
+def _last_level(scheduler: Any) -> NoiseLevel | None:
+    """The level after the last step of a scheduler without sigmas."""
+    for name in ("final_alpha_cumprod", "one"):
+        alpha = getattr(scheduler, name, None)
+        if alpha is not None:
+            return _level_of_alpha(float(alpha))
+    return None
+
+
+def _level_of_alpha(alpha: float) -> NoiseLevel:
+    return NoiseLevel(signal=math.sqrt(max(alpha, 0.0)), noise=math.sqrt(max(1.0 - alpha, 0.0)))
+
+
+@lru_cache(maxsize=8)
+def _by_rounded_value(timesteps: tuple[float, ...]) -> dict[float, tuple[int, ...]]:
+    """Which timesteps are this number once rounded to half precision, float16 or bfloat16."""
+    indices: dict[float, tuple[int, ...]] = {}
+    for dtype in (torch.float16, torch.bfloat16):
+        for index, value in enumerate(torch.tensor(timesteps).to(dtype).tolist()):
+            if index not in indices.get(value, ()):
+                indices[value] = (*indices.get(value, ()), index)
+    return indices
+
+
+def _version(source: Any) -> int | None:
+    # Tensors made in inference mode have no counter; schedulers replace them rather than write into them.
+    return source._version if isinstance(source, Tensor) and not source.is_inference() else None
+
+
+def _floats(source: Any) -> tuple[float, ...]:
+    if source is None:
+        return ()
+    return tuple(float(value) for value in (source.tolist() if hasattr(source, "tolist") else source))

@@ -1,0 +1,176 @@
+"""The public verbs: enable UniCP on a pipeline or a transformer, see what it did, disable it again."""
+
+from __future__ import annotations
+
+import json
+import logging
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from torch import nn
+
+from unicp.errors import AttachmentError, SettingsError
+from unicp.execution.attachment import attach, detach, refuse_if_taken
+from unicp.execution.runner import Runner
+from unicp.files import save_trace
+from unicp.models.finder import map_model, transformers_of
+from unicp.records import Action, Trace
+from unicp.reporting.summary import Summary, summarise
+from unicp.settings import Settings, preset
+
+logger = logging.getLogger("unicp")
+_sessions: weakref.WeakKeyDictionary[nn.Module, Session] = weakref.WeakKeyDictionary()
+
+
+class Session:
+    """UniCP on one pipeline or transformer. A context manager: leaving it disables UniCP, whatever happened.
+
+    trace: what was done, appended to by every run. settings: what it runs under.
+    """
+
+    def __init__(self, target: Any, settings: Settings, name: str | None, scheduler: Any = None):
+        self.settings = settings
+        modules = transformers_of(target)
+        maps = {key: map_model(module) for key, module in modules.items()}
+        for found in maps.values():
+            refuse_if_taken(found.transformer)
+        first = next(iter(maps.values())).transformer
+        self.trace = Trace(
+            model=type(first).__name__,
+            device=str(_first(first.parameters(), "device")),
+            dtype=str(_first(first.parameters(), "dtype")).removeprefix("torch."),
+            settings=settings.to_dict(),
+            preset=name,
+        )
+        counts = not any(_is_compiled(module) for module in modules.values())
+        if not counts:
+            self.trace.warnings.append("compiled model: operations are not counted, only seconds")
+        self._runners = [
+            Runner(found, settings, self.trace, _scheduler_of(target, scheduler), counts) for found in maps.values()
+        ]
+        self._attach()
+
+    def _attach(self) -> None:
+        done: list[Runner] = []
+        try:
+            for runner in self._runners:
+                attach(runner)
+                done.append(runner)
+                _sessions[runner.map.transformer] = self
+        except BaseException:
+            for runner in done:
+                detach(runner.map.transformer)
+                _sessions.pop(runner.map.transformer, None)
+            raise
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.disable()
+
+    def disable(self) -> None:
+        """Takes UniCP off; outputs are bit-equal to those before it was enabled. The trace stays. May be repeated."""
+        for runner in self._runners:
+            if _sessions.get(runner.map.transformer) is self:
+                detach(runner.map.transformer)
+                del _sessions[runner.map.transformer]
+            runner.reset()
+        self._tell_if_nothing_was_saved()
+
+    def reset(self) -> None:
+        """Forgets the run under way: the next call of the model computes. The trace stays."""
+        for runner in self._runners:
+            runner.reset()
+
+    @property
+    def is_empty(self) -> bool:
+        """True when no output, window or branch of a run is held."""
+        return all(runner.is_empty for runner in self._runners)
+
+    def summary(self) -> Summary:
+        """What was skipped, what it saved and what it may have cost; prints as a table."""
+        return summarise(self.trace)
+
+    def save_trace(self, path: str | Path) -> None:
+        """Writes the trace as versioned JSON. Raises InputError where that cannot be done."""
+        save_trace(self.trace, path)
+
+    def _tell_if_nothing_was_saved(self) -> None:
+        entries = self.trace.entries
+        if not entries or self.settings.tolerance == 0:
+            return
+        if all(entry.action == Action.COMPUTE.value for entry in entries):
+            runs = len({entry.run for entry in entries})
+            steps = max(entry.step for entry in entries) + 1
+            logger.warning(
+                "UniCP skipped nothing: asked: %s; found: %d run(s) of up to %d steps in which every call was computed; "
+                "do: raise the tolerance or use more steps (%s)",
+                self.trace.preset or "custom settings",
+                runs,
+                steps,
+                "see session.summary() for the reasons",
+            )
+
+
+def enable(target: Any, settings: str | Settings = "balanced", *, scheduler: Any = None) -> Session:
+    """Enables UniCP on a diffusers pipeline, or on a bare transformer in a denoising loop of one's own.
+
+    settings: a preset's name ("paper", "quality", "balanced", "fast") or a `Settings`. scheduler: the scheduler of
+    the loop, for a bare transformer; without it noise levels are unknown and only the output itself is forecast.
+    Use it with `with`, or call `disable()` of the session, or `unicp.disable(target)`.
+
+    Raises SettingsError, UnsupportedModelError (no known unit), AttachmentError (enabled already, another cache);
+    then nothing has been changed.
+    """
+    if isinstance(settings, str):
+        return Session(target, preset(settings), settings, scheduler)
+    if not isinstance(settings, Settings):
+        raise SettingsError(
+            f"settings of type {type(settings).__name__}", "not a preset's name or Settings", 'use "balanced"'
+        )
+    return Session(target, settings, None, scheduler)
+
+
+def disable(target: Any) -> None:
+    """Disables UniCP on a pipeline or transformer. Raises AttachmentError where it is not enabled."""
+    found = {_sessions.get(map_model(module).transformer) for module in transformers_of(target).values()} - {None}
+    if not found:
+        raise AttachmentError("to disable UniCP", "it is not enabled here", "pass what was given to unicp.enable")
+    for session in found:
+        assert session is not None
+        session.disable()
+
+
+def _scheduler_of(target: Any, scheduler: Any) -> Callable[[], Any]:
+    # Read anew at every call: users swap a pipeline's scheduler.
+    if scheduler is not None or isinstance(target, nn.Module):
+        return lambda: scheduler
+    reference = weakref.ref(target)
+
+    def current() -> Any:
+        pipe = reference()
+        return getattr(pipe, "scheduler", None)
+
+    return current
+
+
+def _is_compiled(module: nn.Module) -> bool:
+    if hasattr(module, "_orig_mod"):
+        return True
+    return any(getattr(part, "_compiled_call_impl", None) is not None for part in module.modules())
+
+
+def _first(parameters: Any, attribute: str) -> Any:
+    parameter = next(iter(parameters), None)
+    return getattr(parameter, attribute, "unknown")
+
+
+def describe(settings: Settings) -> str:
+    """Settings as indented JSON."""
+    return json.dumps(settings.to_dict(), indent=2)

@@ -1,0 +1,211 @@
+"""Everything a user can set, with units, checked when it is made; and the presets.
+
+`Settings` is frozen: `unicp.preset("balanced")` gives one, `dataclasses.replace` (or
+`unicp.preset("balanced", tolerance=0.1)`) changes it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from unicp.errors import SettingsError
+
+SpanKind = Literal["model", "stack", "block", "unit"]
+Role = Literal["self", "spatial", "temporal", "joint", "cross", "feed_forward"]
+Quantity = Literal["output", "noise", "clean"]
+Abscissa = Literal["sigma", "log_snr", "step"]
+Weighting = Literal["impact", "uniform"]
+ErrorScale = Literal["stream", "own"]
+Basis = Literal["pca", "centred_pca", "kq_svd"]
+StoreDtype = Literal["same", "float32", "bfloat16", "float16"]
+
+ATTENTION_ROLES: tuple[Role, ...] = ("self", "spatial", "temporal", "joint", "cross")
+
+
+def _check_number(name: str, value: Any) -> None:
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not is_number or not 0 <= value < math.inf:
+        raise SettingsError(f"{name}={value!r}", "not a finite number of at least 0", "use 0 or more")
+
+
+def _check_integer(name: str, value: Any, low: int, high: int | None = None) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < low or (high is not None and value > high):
+        limits = f"a whole number of at least {low}" if high is None else f"a whole number from {low} to {high}"
+        raise SettingsError(f"{name}={value!r}", f"not {limits}", f"use {limits}")
+
+
+def _check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise SettingsError(f"{name}={value!r}", f"known values {', '.join(choices)}", "use one of them")
+
+
+def _check_choices(name: str, values: tuple[Any, ...], choices: tuple[str, ...]) -> None:
+    if not values:
+        raise SettingsError(f"{name}=()", "nothing named", f"use one or more of {', '.join(choices)}")
+    for value in values:
+        _check_choice(name, value, choices)
+
+
+@dataclass(frozen=True)
+class Slicing:
+    """PCAS: attention at reduced width where an output cannot be served (DESIGN 3.2).
+
+    widths: widths to try: whole numbers are channels of a head (multiples of 8, at most the head width), fractions
+        below 1 are shares of it, rounded up to a multiple of 8; empty = off.
+    tolerance: largest relative error of a sliced attention output, over query rows and channels, as probed at
+        the last full computation, for that width to be taken.
+    min_saving: a width is taken only if it saves at least this share of the operations of the call.
+    basis: "pca" of the keys alone (the paper's), "centred_pca" of queries and centred keys, or "kq_svd".
+    correction: add full - sliced of the last full computation to later sliced outputs.
+    refresh: a full computation at least every this many computed steps renews bases and correction.
+    """
+
+    widths: tuple[int | float, ...] = ()
+    tolerance: float = 0.1
+    min_saving: float = 0.05
+    basis: Basis = "kq_svd"
+    correction: bool = True
+    refresh: int = 3
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "widths", tuple(self.widths))
+        for width in self.widths:
+            is_share = isinstance(width, float) and 0 < width < 1
+            is_width = isinstance(width, int) and not isinstance(width, bool) and width >= 8 and width % 8 == 0
+            if not is_share and not is_width:
+                found = "neither a positive multiple of 8 nor a fraction below 1"
+                raise SettingsError(f"slicing width {width!r}", found, "use 8, 16, 24, … or for example 0.5")
+        _check_number("slicing tolerance", self.tolerance)
+        _check_number("slicing min_saving", self.min_saving)
+        _check_choice("slicing basis", self.basis, get_args(Basis))
+        _check_integer("slicing refresh", self.refresh, 1)
+
+    def widths_for(self, head_width: int) -> tuple[int, ...]:
+        """The widths to try for heads of this width, widest last. Raises SettingsError for one above it."""
+        found: set[int] = set()
+        for width in self.widths:
+            channels = width if isinstance(width, int) else math.ceil(width * head_width / 8) * 8
+            if channels > head_width:
+                raise SettingsError(
+                    f"slicing width {width}", f"heads of width {head_width}", f"use at most {head_width}"
+                )
+            found.add(channels)
+        return tuple(sorted(found))
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What may be served instead of computed, and how much error that may cause.
+
+    tolerance: largest predicted error of a served output at a step of average impact: root mean square of
+        (served - true) over all positions of a sample, relative to the root mean square of the true
+        output (`error_scale="own"`) or of the residual stream it is added to ("stream"; the model's output
+        has no stream and always uses its own size). 0 serves nothing: the output is bit-equal.
+    span: what is served as one: the "model" output, the whole "stack" of blocks, each "block", or each "unit".
+    roles: which units, for span "unit".
+    order: 0 reuses the last stored output, 1 forecasts from the last two.
+    quantities, abscissas: what may be forecast, over what; with more than one, the pair that would have
+        served best at the last computations is used (span "model" only; other spans forecast their output).
+    weighting: "impact" divides the tolerance by the built-in impact of an error at that noise level on the
+        final latent, "uniform" does not.
+    max_window: most steps in a row that stored outputs may serve.
+    first, last: how many steps at the start and the end of a run are always computed.
+    guidance: also forecast the guidance difference, so that the second branch is served at computed steps.
+    text_keys_values: keep keys and values of the text between steps (lossless).
+    store_bytes: most bytes of stored outputs; None = `store_factor` residual streams per branch.
+    store_dtype, store_device: how they are kept ("same" = as the model made them; device "same" or any torch device).
+    """
+
+    tolerance: float = 0.05
+    span: SpanKind = "model"
+    roles: tuple[Role, ...] = ATTENTION_ROLES
+    order: int = 1
+    quantities: tuple[Quantity, ...] = ("output", "noise", "clean")
+    abscissas: tuple[Abscissa, ...] = ("sigma", "log_snr")
+    weighting: Weighting = "impact"
+    error_scale: ErrorScale = "stream"
+    max_window: int = 4
+    first: int = 2
+    last: int = 1
+    guidance: bool = False
+    text_keys_values: bool = True
+    slicing: Slicing = Slicing()
+    store_bytes: int | None = None
+    store_factor: float = 2.5
+    store_dtype: StoreDtype = "same"
+    store_device: str = "same"
+
+    def __post_init__(self) -> None:
+        for name in ("roles", "quantities", "abscissas"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        _check_number("tolerance", self.tolerance)
+        _check_choice("span", self.span, get_args(SpanKind))
+        _check_choices("roles", self.roles, get_args(Role))
+        _check_integer("order", self.order, 0, 1)
+        _check_choices("quantities", self.quantities, get_args(Quantity))
+        _check_choices("abscissas", self.abscissas, get_args(Abscissa))
+        _check_choice("weighting", self.weighting, get_args(Weighting))
+        _check_choice("error_scale", self.error_scale, get_args(ErrorScale))
+        _check_integer("max_window", self.max_window, 1)
+        _check_integer("first", self.first, 1)
+        _check_integer("last", self.last, 0)
+        _check_choice("store_dtype", self.store_dtype, get_args(StoreDtype))
+        _check_number("store_factor", self.store_factor)
+        if self.store_bytes is not None:
+            _check_integer("store_bytes", self.store_bytes, 0)
+        if not isinstance(self.slicing, Slicing):
+            raise SettingsError(f"slicing={self.slicing!r}", "not a Slicing", "pass unicp.Slicing(widths=(32,))")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, as written into traces; `from_dict` reads them back."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Settings:
+        """Inverse of `to_dict`. Raises SettingsError for unknown names and bad values."""
+        known = {field.name for field in dataclasses.fields(cls)}
+        unknown = sorted(set(values) - known)
+        if unknown:
+            raise SettingsError(f"settings {', '.join(unknown)}", "unknown names", f"use {', '.join(sorted(known))}")
+        values = dict(values)
+        if isinstance(values.get("slicing"), dict):
+            values["slicing"] = Slicing(**values["slicing"])
+        return cls(**values)
+
+
+PRESETS: dict[str, Settings] = {
+    # What is known of the paper and nothing else; see docs/method.md.
+    "paper": Settings(
+        tolerance=0.1,
+        span="unit",
+        order=0,
+        quantities=("output",),
+        abscissas=("step",),
+        weighting="uniform",
+        error_scale="own",
+        max_window=4,
+        text_keys_values=False,
+        slicing=Slicing(widths=(0.5,), tolerance=1.0, basis="pca", correction=False),
+        store_factor=64.0,
+    ),
+    "quality": Settings(tolerance=0.02),
+    "balanced": Settings(tolerance=0.05),
+    "fast": Settings(tolerance=0.15),
+}
+
+
+def preset(name: str, **changes: Any) -> Settings:
+    """The settings of a preset ("paper", "quality", "balanced", "fast"), with fields changed by keyword.
+
+    Raises SettingsError for an unknown preset or field.
+    """
+    if name not in PRESETS:
+        raise SettingsError(f"preset {name!r}", f"the presets {', '.join(PRESETS)}", "name one of them")
+    known = {field.name for field in dataclasses.fields(Settings)}
+    unknown = sorted(set(changes) - known)
+    if unknown:
+        raise SettingsError(f"settings {', '.join(unknown)}", "unknown names", f"use {', '.join(sorted(known))}")
+    return dataclasses.replace(PRESETS[name], **changes)

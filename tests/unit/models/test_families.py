@@ -1,0 +1,109 @@
+"""The table against the installed diffusers: every attribute and argument name of a row exists there."""
+
+from __future__ import annotations
+
+import inspect
+
+import pytest
+import torch
+
+from tests import tiny_models
+from unicp.models.families import FAMILIES
+
+
+def _models():
+    return [pytest.param(name, id=name) for name in tiny_models.NAMES]
+
+
+def test_each_row_has_its_own_name_and_a_tiny_model():
+    assert all(name == row.transformer for name, row in FAMILIES.items())
+    assert {type(tiny_models.build(name)).__name__ for name in tiny_models.NAMES} == set(FAMILIES)
+
+
+@pytest.mark.parametrize("name", _models())
+def test_transformer_takes_the_arguments_of_its_row(name):
+    transformer = tiny_models.build(name)
+    row = FAMILIES[type(transformer).__name__]
+    arguments = inspect.signature(type(transformer).forward).parameters
+    for argument in (row.sample_argument, row.timestep_argument, row.text_argument):
+        assert argument in arguments
+
+
+@pytest.mark.parametrize("name", _models())
+def test_blocks_have_the_units_and_take_the_arguments_of_their_row(name):
+    transformer = tiny_models.build(name)
+    for row in FAMILIES[type(transformer).__name__].block_lists:
+        blocks = getattr(transformer, row.attribute)
+        assert len(blocks) == tiny_models.LAYERS
+        for block in blocks:
+            assert all(isinstance(getattr(block, unit.attribute), torch.nn.Module) for unit in row.units)
+            arguments = inspect.signature(block.forward).parameters
+            assert row.hidden_argument in arguments
+            assert row.text_argument is None or row.text_argument in arguments
+
+
+@pytest.mark.parametrize("name", _models())
+def test_blocks_return_what_their_row_says_in_the_order_of_their_row(name):
+    transformer = tiny_models.build(name)
+    family = FAMILIES[type(transformer).__name__]
+    returned = []
+    for row in family.block_lists:
+        assert (row.returns == "hidden_and_text") == (row.text_argument is not None)
+        for block in getattr(transformer, row.attribute):
+            block.register_forward_hook(
+                lambda module, args, kwargs, output, row=row: returned.append((row, args, kwargs, output)),
+                with_kwargs=True,
+            )
+    transformer(**tiny_models.inputs(name))
+
+    lists = family.block_lists
+    turns = tiny_models.LAYERS
+    expected = list(lists) * turns if family.interleaved else [row for row in lists for _ in range(turns)]
+    assert [row for row, *_ in returned] == expected
+    for row, args, kwargs, output in returned:
+        hidden = kwargs.get(row.hidden_argument, args[0] if args else None)
+        if row.returns == "hidden":
+            assert output.shape == hidden.shape
+        else:
+            assert output[0].shape == hidden.shape
+            assert output[1].shape[1] == tiny_models.TEXT_TOKENS
+
+
+@pytest.mark.parametrize("name", ["wan", "latte"])
+def test_text_keys_are_the_same_at_every_step(name):
+    transformer = tiny_models.build(name)
+    row = FAMILIES[type(transformer).__name__].block_lists[0]
+    unit = next(unit for unit in row.units if unit.text_keys)
+    keys = []
+    for block in getattr(transformer, row.attribute):
+        getattr(block, unit.attribute).to_k.register_forward_hook(lambda module, args, output: keys.append(output))
+    first, second = tiny_models.inputs(name, seed=0, timestep=900.0), tiny_models.inputs(name, seed=1, timestep=100.0)
+    transformer(**first)
+    transformer(**(second | {"encoder_hidden_states": first["encoder_hidden_states"]}))
+    for early, late in zip(keys[: tiny_models.LAYERS], keys[tiny_models.LAYERS :], strict=True):
+        assert torch.equal(early, late)
+
+
+@pytest.mark.parametrize("name", _models())
+def test_tiny_models_answer_to_sample_timestep_and_text(name):
+    transformer = tiny_models.build(name)
+    plain = tiny_models.inputs(name, batch=2)
+    other = tiny_models.inputs(name, batch=2, seed=1)
+    with torch.no_grad():
+        output = transformer(**plain)[0]
+        assert output.shape[0] == 2 and torch.isfinite(output).all()
+        assert torch.equal(output, tiny_models.build(name)(**plain)[0])
+        for change in ("hidden_states", "encoder_hidden_states"):
+            assert (transformer(**(plain | {change: other[change]}))[0] - output).std() > 1e-3 * output.std()
+        moved = transformer(**(plain | {"timestep": plain["timestep"] / 2}))[0]
+        assert (moved - output).std() > 1e-3 * output.std()
+
+
+@pytest.mark.parametrize("name", _models())
+def test_tiny_denoising_runs_alike_with_and_without_cache_context(name):
+    transformer = tiny_models.build(name)
+    plain = tiny_models.denoise(transformer, name, steps=3)
+    assert plain.shape == tiny_models.inputs(name)["hidden_states"].shape
+    assert torch.isfinite(plain).all()
+    assert torch.equal(plain, tiny_models.denoise(transformer, name, steps=3, use_cache_context=True))
+    assert not torch.equal(plain, tiny_models.denoise(transformer, name, steps=3, branches=1))

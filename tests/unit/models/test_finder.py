@@ -1,0 +1,209 @@
+"""What is found in each transformer, by name and role, and what is said when nothing is."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from diffusers import WanTransformer3DModel
+from torch import nn
+
+from tests import tiny_models
+from unicp.errors import UnsupportedModelError
+from unicp.models.families import FAMILIES
+from unicp.models.finder import map_model, transformers_of
+
+UNITS = {
+    "wan": [
+        (f"blocks.{place}.{unit}", role, place)
+        for place in range(2)
+        for unit, role in (("attn1", "self"), ("attn2", "cross"), ("ffn", "feed_forward"))
+    ],
+    "cogvideox": [
+        (f"transformer_blocks.{place}.{unit}", role, place)
+        for place in range(2)
+        for unit, role in (("attn1", "joint"), ("ff", "feed_forward"))
+    ],
+    "latte": [
+        ("transformer_blocks.0.attn1", "spatial", 0),
+        ("transformer_blocks.0.attn2", "cross", 0),
+        ("transformer_blocks.0.ff", "feed_forward", 0),
+        ("temporal_transformer_blocks.0.attn1", "temporal", 1),
+        ("temporal_transformer_blocks.0.ff", "feed_forward", 1),
+        ("transformer_blocks.1.attn1", "spatial", 2),
+        ("transformer_blocks.1.attn2", "cross", 2),
+        ("transformer_blocks.1.ff", "feed_forward", 2),
+        ("temporal_transformer_blocks.1.attn1", "temporal", 3),
+        ("temporal_transformer_blocks.1.ff", "feed_forward", 3),
+    ],
+    "hunyuan_video": [
+        ("transformer_blocks.0.attn", "joint", 0),
+        ("transformer_blocks.0.ff", "feed_forward", 0),
+        ("transformer_blocks.0.ff_context", "feed_forward", 0),
+        ("transformer_blocks.1.attn", "joint", 1),
+        ("transformer_blocks.1.ff", "feed_forward", 1),
+        ("transformer_blocks.1.ff_context", "feed_forward", 1),
+        ("single_transformer_blocks.0.attn", "joint", 2),
+        ("single_transformer_blocks.1.attn", "joint", 3),
+    ],
+}
+
+
+def _names(found):
+    return [unit.name for unit in found]
+
+
+@pytest.mark.parametrize("name", tiny_models.NAMES)
+def test_units_are_found_in_execution_order(name):
+    transformer = tiny_models.build(name)
+    found = map_model(transformer)
+    assert [(unit.name, unit.role, unit.block) for unit in found.units] == UNITS[name]
+    assert [block.index for block in found.blocks] == list(range(len(found.blocks)))
+    for entry in (*found.blocks, *found.units):
+        assert transformer.get_submodule(entry.name) is entry.module
+
+
+@pytest.mark.parametrize("name", tiny_models.NAMES)
+def test_units_run_in_the_order_found(name):
+    transformer = tiny_models.build(name)
+    found, called = map_model(transformer), []
+    for unit in found.units:
+        unit.module.register_forward_hook(lambda module, args, output, unit=unit: called.append(unit.name))
+    transformer(**tiny_models.inputs(name))
+    assert called == _names(found.units)
+
+
+@pytest.mark.parametrize("name", tiny_models.NAMES)
+def test_heads_are_read_and_feed_forwards_refuse_slicing(name):
+    for unit in map_model(tiny_models.build(name)).units:
+        if unit.role == "feed_forward":
+            assert (unit.heads, unit.head_width, unit.sliceable, unit.why_not) == (None, None, False, "no attention")
+        else:
+            shape = (tiny_models.HEADS, tiny_models.HEAD_WIDTH)
+            assert (unit.heads, unit.head_width, unit.sliceable, unit.why_not) == (*shape, True, "")
+
+
+def test_head_width_comes_from_the_projection_when_the_attention_does_not_say():
+    transformer = tiny_models.wan()
+    del transformer.blocks[0].attn1.inner_dim
+    del transformer.blocks[1].attn1.heads
+    first, second = map_model(transformer).units_with(["self"])
+    assert (first.heads, first.head_width, first.sliceable) == (2, 16, True)
+    assert (second.heads, second.sliceable, second.why_not) == (None, False, "its heads cannot be told")
+
+
+def test_only_cross_attention_to_the_text_has_text_keys():
+    for name in tiny_models.NAMES:
+        found = map_model(tiny_models.build(name))
+        assert _names(unit for unit in found.units if unit.text_keys) == _names(found.units_with(["cross"]))
+    assert map_model(tiny_models.cogvideox()).units_with(["cross", "self"]) == ()
+
+
+def test_image_conditioned_wan_has_the_same_units():
+    found = map_model(tiny_models.wan(added_kv_proj_dim=32, image_dim=8))
+    assert [(unit.name, unit.role, unit.block) for unit in found.units] == UNITS["wan"]
+
+
+def test_image_conditioned_hunyuan_has_the_same_units():
+    found = map_model(tiny_models.hunyuan_video(image_condition_type="token_replace"))
+    assert [(unit.name, unit.role, unit.block) for unit in found.units] == UNITS["hunyuan_video"]
+
+
+def test_units_that_a_block_holds_as_none_are_skipped():
+    transformer = tiny_models.latte(cross_attention_dim=None)
+    assert transformer.transformer_blocks[0].attn2 is None
+    assert not map_model(transformer).units_with(["cross"])
+    assert len(map_model(transformer).units) == 8
+
+
+def test_no_unit_for_the_missing_cross_attention_of_temporal_blocks():
+    transformer = tiny_models.latte()
+    assert transformer.temporal_transformer_blocks[0].attn2 is None
+    assert "temporal_transformer_blocks.0.attn2" not in _names(map_model(transformer).units)
+
+
+def test_only_latte_refuses_the_stack():
+    refusals = {name: map_model(tiny_models.build(name)).stack_refusal for name in tiny_models.NAMES}
+    assert [name for name, refusal in refusals.items() if refusal] == ["latte"]
+    assert "token layouts" in refusals["latte"]
+
+
+@pytest.mark.parametrize("name", tiny_models.NAMES)
+def test_fused_projections_change_nothing(name):
+    transformer = tiny_models.build(name)
+    fused = [module for module in transformer.modules() if hasattr(module, "fuse_projections")]
+    for module in fused:
+        module.fuse_projections()
+    assert fused and all(module.fused_projections for module in fused)
+    assert [(unit.name, unit.role, unit.block) for unit in map_model(transformer).units] == UNITS[name]
+    assert all(unit.sliceable for unit in map_model(transformer).units if unit.role != "feed_forward")
+
+
+def test_subclasses_match():
+    class Tuned(WanTransformer3DModel):
+        pass
+
+    transformer = tiny_models.wan()
+    transformer.__class__ = Tuned
+    assert map_model(transformer).family is FAMILIES["WanTransformer3DModel"]
+
+
+def test_compiled_transformers_are_looked_through():
+    transformer = tiny_models.wan()
+    found = map_model(torch.compile(transformer))
+    assert found.transformer is transformer
+    assert [(unit.name, unit.role, unit.block) for unit in found.units] == UNITS["wan"]
+    assert found.units[0].module is transformer.blocks[0].attn1
+
+
+def test_unknown_models_are_refused_with_the_known_ones_named():
+    with pytest.raises(UnsupportedModelError) as caught:
+        map_model(nn.Linear(2, 2))
+    assert all(name in caught.value.asked for name in FAMILIES)
+    assert caught.value.found == "Linear"
+    assert "CONTRIBUTING" in caught.value.do and "one table row" in caught.value.do
+
+
+@pytest.mark.parametrize("thing", [None, "WanTransformer3DModel", WanTransformer3DModel])
+def test_what_is_no_module_is_refused(thing):
+    with pytest.raises(UnsupportedModelError, match=f"found: a {type(thing).__name__}, which is no torch module; do: "):
+        map_model(thing)
+
+
+@pytest.mark.parametrize("missing", ["transformer_blocks", "temporal_transformer_blocks"])
+def test_a_known_model_without_its_blocks_is_refused(missing):
+    transformer = tiny_models.latte()
+    delattr(transformer, missing)
+    with pytest.raises(UnsupportedModelError) as caught:
+        map_model(transformer)
+    assert caught.value.asked == f"a list of blocks in {missing} of LatteTransformer3DModel"
+    assert caught.value.found == "nothing there"
+    assert "table row" in caught.value.do
+
+
+def test_a_known_model_without_one_of_its_units_is_refused():
+    transformer = tiny_models.wan()
+    del transformer.blocks[1].ffn
+    with pytest.raises(UnsupportedModelError) as caught:
+        map_model(transformer)
+    assert caught.value.asked == "blocks.1.ffn (feed_forward) of WanTransformer3DModel"
+    assert caught.value.found == "a WanTransformerBlock without it"
+
+
+def test_transformers_of_pipelines_and_modules():
+    first, second = tiny_models.wan(), tiny_models.wan()
+    assert transformers_of(first) == {"transformer": first}
+    assert transformers_of(SimpleNamespace(transformer=first)) == {"transformer": first}
+    assert transformers_of(SimpleNamespace(transformer=first, transformer_2=None)) == {"transformer": first}
+    both = SimpleNamespace(components={"transformer": first, "transformer_2": second, "vae": nn.Linear(1, 1)})
+    assert transformers_of(both) == {"transformer": first, "transformer_2": second}
+    assert transformers_of(SimpleNamespace(transformer=None, transformer_2=second)) == {"transformer_2": second}
+
+
+@pytest.mark.parametrize("thing", [None, {}, SimpleNamespace(components={"unet": nn.Linear(1, 1)})])
+def test_transformers_of_anything_else_is_refused(thing):
+    with pytest.raises(UnsupportedModelError) as caught:
+        transformers_of(thing)
+    assert "pipeline" in caught.value.asked
+    assert caught.value.found == f"a {type(thing).__name__} without one"

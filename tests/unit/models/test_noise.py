@@ -1,0 +1,246 @@
+"""Noise levels against the schedulers they are read from."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from diffusers import (
+    CogVideoXDDIMScheduler,
+    CogVideoXDPMScheduler,
+    DDIMScheduler,
+    DDPMScheduler,
+    DPMSolverMultistepScheduler,
+    EDMEulerScheduler,
+    EulerAncestralDiscreteScheduler,
+    EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    FlowMatchHeunDiscreteScheduler,
+    HeunDiscreteScheduler,
+    PNDMScheduler,
+    UniPCMultistepScheduler,
+)
+
+from tests import tiny_models
+from unicp.models.noise import NoiseSchedule, read_schedule
+
+FLOW = {
+    "euler": lambda: FlowMatchEulerDiscreteScheduler(shift=3.0),
+    "unipc": lambda: UniPCMultistepScheduler(
+        prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0, timestep_spacing="linspace"
+    ),
+    "dpm": lambda: DPMSolverMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0),
+}
+
+
+def _read(scheduler: Any) -> NoiseSchedule:
+    schedule = read_schedule(scheduler)
+    assert schedule is not None
+    return schedule
+
+
+@pytest.mark.parametrize("name", FLOW)
+def test_flow_levels_are_the_sigmas(name):
+    scheduler = FLOW[name]()
+    schedule = _read(scheduler)
+    scheduler.set_timesteps(30)
+    assert schedule.prediction == "flow"
+    assert schedule.steps == 30
+    for index, timestep in enumerate(scheduler.timesteps):
+        level = schedule.level(timestep.item())
+        following = schedule.next_level(timestep.item())
+        assert level is not None and following is not None
+        assert level.noise == pytest.approx(scheduler.sigmas[index].item(), abs=1e-7)
+        assert level.signal == pytest.approx(1.0 - scheduler.sigmas[index].item(), abs=1e-7)
+        assert following.noise == pytest.approx(scheduler.sigmas[index + 1].item(), abs=1e-7)
+        assert schedule.step_index(timestep.item()) == index
+
+
+@pytest.mark.parametrize("name", FLOW)
+def test_flow_timesteps_outside_the_run_are_unknown(name):
+    scheduler = FLOW[name]()
+    scheduler.set_timesteps(30)
+    schedule = _read(scheduler)
+    between = 0.5 * (scheduler.timesteps[10] + scheduler.timesteps[11]).item() + 0.3
+    for timestep in (between, -5.0, 2000.0, math.nan):
+        assert schedule.level(timestep) is None
+        assert schedule.step_index(timestep) is None
+        assert schedule.next_level(timestep) is None
+
+
+@pytest.mark.parametrize("name", FLOW)
+def test_flow_levels_are_unknown_before_a_run(name):
+    assert _read(FLOW[name]()).level(999.0) is None
+
+
+def test_multistep_solvers_fall_back_on_the_alphas_before_a_run():
+    scheduler = UniPCMultistepScheduler()
+    level = _read(scheduler).level(100.0)
+    assert level is not None
+    assert level.signal == pytest.approx(scheduler.alphas_cumprod[100].sqrt().item())
+
+
+def test_changed_timesteps_are_seen_at_once():
+    scheduler = FLOW["euler"]()
+    schedule = _read(scheduler)
+    assert schedule.steps is None
+    assert schedule.step_index(1000.0) is None
+    for steps in (4, 7):
+        scheduler.set_timesteps(steps)
+        assert schedule.steps == steps
+        assert schedule.step_index(scheduler.timesteps[-1].item()) == steps - 1
+    scheduler.timesteps.mul_(0.5)
+    assert schedule.step_index(scheduler.timesteps[-1].item()) == 6
+
+
+def test_timesteps_are_converted_once_per_run(monkeypatch):
+    scheduler = FLOW["euler"]()
+    scheduler.set_timesteps(4)
+    schedule, calls = _read(scheduler), []
+    original = torch.Tensor.tolist
+    monkeypatch.setattr(torch.Tensor, "tolist", lambda self: calls.append(len(self)) or original(self))
+    timesteps = original(scheduler.timesteps)
+    for timestep in timesteps:
+        schedule.level(timestep)
+        schedule.next_level(timestep)
+    assert calls.count(4) <= 3 and calls.count(5) == 1  # timesteps themselves, and rounded to both half precisions
+
+
+def test_schedules_made_in_inference_mode_are_read():
+    scheduler = FLOW["euler"]()
+    schedule = _read(scheduler)
+    with torch.inference_mode():
+        for steps in (4, 7):
+            scheduler.set_timesteps(steps)
+            assert schedule.steps == steps
+            assert schedule.step_index(scheduler.timesteps[2].item()) == 2
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_timesteps_rounded_to_half_precision_are_recognised(dtype):
+    """As HunyuanVideo's pipeline passes them; the first steps of a shifted schedule then look alike."""
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=7.0)
+    scheduler.set_timesteps(50)
+    schedule = _read(scheduler)
+    sample = torch.zeros(1)
+    for index, timestep in enumerate(scheduler.timesteps):
+        level = schedule.level(timestep.to(dtype).item())
+        assert level is not None
+        assert level.noise == pytest.approx(scheduler.sigmas[index].item(), rel=4e-3)
+        assert schedule.step_index(timestep.to(dtype).item()) == index
+        sample = scheduler.step(sample, timestep, sample, return_dict=False)[0]
+
+
+def test_ambiguous_timesteps_have_a_level_but_no_step():
+    scheduler = FlowMatchHeunDiscreteScheduler(shift=3.0)
+    scheduler.set_timesteps(5)
+    schedule = _read(scheduler)
+    twice = scheduler.timesteps[1].item()
+    level = schedule.level(twice)
+    assert level is not None and level.noise == pytest.approx(twice / 1000.0)
+    assert schedule.step_index(twice) is None
+    assert schedule.next_level(twice) is None
+    assert schedule.step_index(scheduler.timesteps[0].item()) == 0
+
+
+@pytest.mark.parametrize(
+    ("kind", "config", "prediction"),
+    [
+        (DDIMScheduler, {}, "epsilon"),
+        (DDPMScheduler, {}, "epsilon"),
+        (DDIMScheduler, {"prediction_type": "sample"}, "sample"),
+        (CogVideoXDDIMScheduler, {"prediction_type": "v_prediction", "snr_shift_scale": 3.0}, "v_prediction"),
+        (CogVideoXDPMScheduler, {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True}, "v_prediction"),
+    ],
+)
+def test_variance_preserving_levels_are_the_alphas(kind, config, prediction):
+    scheduler = kind(**config)
+    scheduler.set_timesteps(20)
+    schedule = _read(scheduler)
+    assert schedule.prediction == prediction
+    assert schedule.steps == 20
+    timesteps = scheduler.timesteps.tolist()
+    for index, timestep in enumerate(timesteps):
+        level = schedule.level(float(timestep))
+        following = schedule.next_level(float(timestep))
+        alpha = scheduler.alphas_cumprod[timestep].item()
+        assert level is not None and following is not None
+        assert (level.signal, level.noise) == pytest.approx((math.sqrt(alpha), math.sqrt(1.0 - alpha)))
+        assert schedule.step_index(float(timestep)) == index
+        if index + 1 < len(timesteps):
+            assert following == schedule.level(float(timesteps[index + 1]))
+        else:
+            assert following.signal == pytest.approx(1.0, abs=1e-3)
+
+
+def test_variance_preserving_timesteps_outside_the_run_have_a_level_but_no_step():
+    scheduler = DDIMScheduler()
+    scheduler.set_timesteps(10)
+    schedule = _read(scheduler)
+    assert schedule.level(533.4) == schedule.level(533.0) is not None
+    assert schedule.step_index(533.0) is None
+    assert schedule.next_level(533.0) is None
+    assert schedule.level(1000.0) is None
+    assert schedule.level(-1.0) is None
+    assert schedule.level(math.inf) is None
+
+
+@pytest.mark.parametrize("karras", [False, True])
+def test_multistep_solvers_use_the_sigmas_they_solve_with(karras):
+    for kind in (UniPCMultistepScheduler, DPMSolverMultistepScheduler):
+        scheduler = kind(use_karras_sigmas=karras)
+        scheduler.set_timesteps(12)
+        schedule = _read(scheduler)
+        assert schedule.prediction == "epsilon"
+        for index, timestep in enumerate(scheduler.timesteps.tolist()):
+            level = schedule.level(float(timestep))
+            assert level is not None
+            assert level.noise / level.signal == pytest.approx(scheduler.sigmas[index].item(), rel=1e-5)
+            assert level.signal**2 + level.noise**2 == pytest.approx(1.0)
+            if not karras:
+                assert level.signal == pytest.approx(scheduler.alphas_cumprod[timestep].sqrt().item(), rel=1e-4)
+
+
+def test_pndm_repeats_a_timestep_and_leaves_it_without_a_step():
+    scheduler = PNDMScheduler(skip_prk_steps=True)
+    assert _read(scheduler).steps is None
+    scheduler.set_timesteps(10)
+    schedule = _read(scheduler)
+    assert schedule.steps == 11
+    indices = [schedule.step_index(timestep) for timestep in scheduler.timesteps.tolist()]
+    assert indices == [0, None, None, *range(3, 11)]
+    assert all(schedule.level(timestep) is not None for timestep in scheduler.timesteps.tolist())
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        EulerDiscreteScheduler,
+        EulerAncestralDiscreteScheduler,
+        HeunDiscreteScheduler,
+        EDMEulerScheduler,
+        pytest.param(lambda: FlowMatchEulerDiscreteScheduler(invert_sigmas=True), id="inverted"),
+        pytest.param(lambda: UniPCMultistepScheduler(prediction_type="flow_prediction"), id="flow without its sigmas"),
+        pytest.param(lambda: None, id="None"),
+        object,
+    ],
+)
+def test_schedulers_that_scale_or_invert_are_unknown(build):
+    assert read_schedule(build()) is None
+
+
+def test_levels_are_known_throughout_a_run():
+    scheduler = FLOW["unipc"]()
+    schedule, transformer, seen = _read(scheduler), tiny_models.wan(), []
+
+    def note(module, args, kwargs):
+        timestep = kwargs["timestep"][0].item()
+        level = schedule.level(timestep)
+        seen.append((schedule.step_index(timestep), None if level is None else level.noise))
+
+    transformer.register_forward_pre_hook(note, with_kwargs=True)
+    tiny_models.denoise(transformer, "wan", steps=4, scheduler=scheduler, branches=1)
+    assert [step for step, _ in seen] == [0, 1, 2, 3]
+    assert [noise for _, noise in seen] == pytest.approx(scheduler.sigmas[:-1].tolist())

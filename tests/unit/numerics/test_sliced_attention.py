@@ -1,0 +1,149 @@
+from __future__ import annotations
+
+from typing import get_args
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from unicp.errors import InputError
+from unicp.numerics.error_measures import coprime_stride, relative_error
+from unicp.numerics.principal_axes import BasisKind, fit_bases
+from unicp.numerics.sliced_attention import probe_rows, sliced_attention
+
+KINDS: tuple[BasisKind, ...] = get_args(BasisKind)
+QUERIES, KEYS, WIDTH = 45, 37, 16
+
+
+def inputs(seed: int = 0, queries: int = QUERIES, keys: int = KEYS) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    # Falling variance over channels, as in trained heads, and keys and values with a mean.
+    fall = 0.8 ** torch.arange(WIDTH)
+    query, key, value = (torch.randn(2, 3, n, WIDTH, generator=generator) * fall * 2 for n in (queries, keys, keys))
+    return query, key + 3.0, value + 1.0
+
+
+def masks() -> dict[str, Tensor | None]:
+    generator = torch.Generator().manual_seed(7)
+    keep = torch.rand(2, 1, 1, KEYS, generator=generator) > 0.3
+    return {
+        "none": None,
+        "padding": keep,
+        "per query": torch.randn(1, 3, QUERIES, KEYS, generator=generator),
+        "two axes": torch.randn(QUERIES, KEYS, generator=generator),
+    }
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("mask", masks())
+def test_full_width_is_full_attention(kind: BasisKind, mask: str):
+    q, k, v = inputs()
+    bases = fit_bases(q, k, v, kind)
+    full = F.scaled_dot_product_attention(q, k, v, attn_mask=masks()[mask])
+    sliced = sliced_attention(q, k, v, bases, WIDTH, attn_mask=masks()[mask])
+    assert torch.allclose(sliced, full, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_full_width_of_self_attention_with_its_own_scale_and_unseen_inputs(kind: BasisKind):
+    bases = fit_bases(*inputs(1, 30, 30), kind)
+    q, k, v = inputs(2, 30, 30)
+    full = F.scaled_dot_product_attention(q, k, v, scale=0.1)
+    assert torch.allclose(sliced_attention(q, k, v, bases, WIDTH, scale=0.1), full, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["centred_pca", "kq_svd"])
+def test_a_constant_added_to_all_keys_changes_nothing(kind: BasisKind):
+    q, k, v = inputs()
+    constant = torch.linspace(-5, 5, WIDTH)
+    plain = sliced_attention(q, k, v, fit_bases(q, k, v, kind), 8)
+    moved = sliced_attention(q, k + constant, v, fit_bases(q, k + constant, v, kind), 8)
+    assert torch.allclose(plain, moved, atol=1e-3)
+
+
+def test_low_rank_attention_is_exact_at_its_rank():
+    q, k, v = inputs()
+    k = k.clone()
+    v = v.clone()
+    k[..., 2:] = 3.0
+    v[..., 2:] = 1.0
+    bases = fit_bases(q, k, v, "kq_svd")
+    full = F.scaled_dot_product_attention(q, k, v)
+    assert torch.allclose(sliced_attention(q, k, v, bases, 2), full, atol=1e-4)
+
+
+def test_the_scale_is_that_of_the_full_width():
+    # All that matters lies in the first channel, so that width 1 loses nothing, if the scale is right.
+    q, k, v = (torch.zeros(1, 1, 6, WIDTH) for _ in range(3))
+    q[..., 0], k[..., 0], v[..., 0] = torch.arange(6.0), torch.arange(6.0) - 2, torch.arange(6.0) ** 2
+    full = F.scaled_dot_product_attention(q, k, v)
+    assert torch.allclose(sliced_attention(q, k, v, fit_bases(q, k, v, "pca"), 1), full, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("kind", KINDS)
+def test_half_precision_stays_half_and_close(dtype: torch.dtype, kind: BasisKind):
+    q, k, v = (x.to(dtype) for x in inputs())
+    sliced = sliced_attention(q, k, v, fit_bases(q, k, v, kind), WIDTH)
+    full = F.scaled_dot_product_attention(q.float(), k.float(), v.float())
+    assert sliced.dtype == dtype
+    assert relative_error(sliced.float(), full).max() < 10 * torch.finfo(dtype).eps
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("mask", masks())
+def test_probe_of_all_rows_is_the_error_of_the_whole(kind: BasisKind, mask: str):
+    q, k, v = inputs()
+    attn_mask = masks()[mask]
+    bases = fit_bases(q, k, v, kind)
+    full = F.scaled_dot_product_attention(q, k, v, attn_mask=attn_mask)
+    errors = probe_rows(q, k, v, full, bases, (4, 8, WIDTH), rows=QUERIES, attn_mask=attn_mask)
+    sliced = [sliced_attention(q, k, v, bases, width, attn_mask=attn_mask) for width in (4, 8, WIDTH)]
+    assert torch.allclose(errors, torch.stack([relative_error(x, full) for x in sliced]), atol=1e-5)
+    assert errors.shape == (3, 2)
+    assert errors[2].max() < 1e-4 < 1e-2 < errors[0].min()
+
+
+@pytest.mark.parametrize("mask", masks())
+def test_probe_of_some_rows_takes_their_mask_and_output(mask: str):
+    q, k, v = inputs()
+    attn_mask = masks()[mask]
+    bases = fit_bases(q, k, v, "kq_svd")
+    full = F.scaled_dot_product_attention(q, k, v, attn_mask=attn_mask)
+    every = coprime_stride(QUERIES, 10)
+    sliced = sliced_attention(q, k, v, bases, 8, attn_mask=attn_mask)
+    expected = relative_error(sliced[:, :, ::every], full[:, :, ::every])
+    assert torch.allclose(probe_rows(q, k, v, full, bases, [8], rows=10, attn_mask=attn_mask)[0], expected, atol=1e-5)
+
+
+def test_probe_is_per_sample():
+    q, k, v = inputs()
+    k[1, ..., 2:], v[1, ..., 2:] = k[0, ..., 2:].mean((0, 1)), v[0, ..., 2:].mean((0, 1))
+    bases = fit_bases(q, k, v, "centred_pca")
+    full = F.scaled_dot_product_attention(q, k, v)
+    alone = probe_rows(q[:1], k[:1], v[:1], full[:1], bases, [4])
+    together = probe_rows(q, k, v, full, bases, [4])
+    assert together[0, 0].item() == pytest.approx(alone.item(), rel=1e-4)
+    assert together[0, 1] < together[0, 0]
+
+
+def test_widths_and_shapes_that_do_not_fit_are_refused():
+    q, k, v = inputs()
+    bases = fit_bases(q, k, v, "pca")
+    full = torch.zeros_like(q)
+    for width in (0, WIDTH + 1):
+        with pytest.raises(InputError):
+            sliced_attention(q, k, v, bases, width)
+        with pytest.raises(InputError):
+            probe_rows(q, k, v, full, bases, [8, width])
+    with pytest.raises(InputError):
+        sliced_attention(q, k, v, bases.narrowed(4), 8)
+    with pytest.raises(InputError):
+        sliced_attention(q[..., :8], k[..., :8], v[..., :8], bases, 8)
+    with pytest.raises(ValueError, match="asked"):
+        sliced_attention(q[:, :2], k[:, :2], v[:, :2], bases, 8)
+    with pytest.raises(InputError):
+        probe_rows(q, k, v, full[:, :, :3], bases, [8])
+    with pytest.raises(InputError):
+        probe_rows(q, k, v, full, bases, [])

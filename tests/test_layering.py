@@ -46,7 +46,7 @@ TABLE: dict[str, Row] = {
     "records": row("errors settings"),
     "files": row("errors settings records"),
     "numerics": row("errors", "torch"),
-    "models": row("errors settings records numerics", "torch", {"models/loading.py": "diffusers"}),
+    "models": row("errors settings records files numerics", "torch", {"models/loading.py": "diffusers"}),
     "control": row("errors settings records"),
     "execution": row(
         "errors settings records numerics models control", "torch", {"execution/attachment.py": "diffusers"}

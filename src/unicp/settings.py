@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -49,6 +50,19 @@ def _check_choices(name: str, values: tuple[Any, ...], choices: tuple[str, ...])
         _check_choice(name, value, choices)
 
 
+def _as_tuple(name: str, values: Any) -> tuple[Any, ...]:
+    if isinstance(values, str) or not isinstance(values, Iterable):
+        raise SettingsError(f"{name}={values!r}", "not a list or tuple", f"use ({values!r},)")
+    return tuple(values)
+
+
+def _check_names(values: Iterable[str], kind: type) -> None:
+    known = {field.name for field in dataclasses.fields(kind)}
+    unknown = sorted(set(values) - known)
+    if unknown:
+        raise SettingsError(f"settings {', '.join(unknown)}", "unknown names", f"use {', '.join(sorted(known))}")
+
+
 @dataclass(frozen=True)
 class Slicing:
     """PCAS: attention at reduced width where an output cannot be served (DESIGN 3.2).
@@ -71,7 +85,7 @@ class Slicing:
     refresh: int = 3
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "widths", tuple(self.widths))
+        object.__setattr__(self, "widths", _as_tuple("slicing widths", self.widths))
         for width in self.widths:
             is_share = isinstance(width, float) and 0 < width < 1
             is_width = isinstance(width, int) and not isinstance(width, bool) and width >= 8 and width % 8 == 0
@@ -112,6 +126,8 @@ class Settings:
     weighting: "impact" divides the tolerance by the built-in impact of an error at that noise level on the
         final latent, "uniform" does not.
     max_window: most steps in a row that stored outputs may serve.
+    every: a fixed window instead of an error-aware one: compute every so many steps, whatever the error. None = off.
+        It is the baseline that error-aware windows must beat.
     first, last: how many steps at the start and the end of a run are always computed.
     guidance: also forecast the guidance difference, so that the second branch is served at computed steps.
     text_keys_values: keep keys and values of the text between steps (lossless).
@@ -128,6 +144,7 @@ class Settings:
     weighting: Weighting = "impact"
     error_scale: ErrorScale = "stream"
     max_window: int = 4
+    every: int | None = None
     first: int = 2
     last: int = 1
     guidance: bool = False
@@ -140,7 +157,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         for name in ("roles", "quantities", "abscissas"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))
+            object.__setattr__(self, name, _as_tuple(name, getattr(self, name)))
         _check_number("tolerance", self.tolerance)
         _check_choice("span", self.span, get_args(SpanKind))
         _check_choices("roles", self.roles, get_args(Role))
@@ -150,6 +167,8 @@ class Settings:
         _check_choice("weighting", self.weighting, get_args(Weighting))
         _check_choice("error_scale", self.error_scale, get_args(ErrorScale))
         _check_integer("max_window", self.max_window, 1)
+        if self.every is not None:
+            _check_integer("every", self.every, 1)
         _check_integer("first", self.first, 1)
         _check_integer("last", self.last, 0)
         _check_choice("store_dtype", self.store_dtype, get_args(StoreDtype))
@@ -166,12 +185,10 @@ class Settings:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Settings:
         """Inverse of `to_dict`. Raises SettingsError for unknown names and bad values."""
-        known = {field.name for field in dataclasses.fields(cls)}
-        unknown = sorted(set(values) - known)
-        if unknown:
-            raise SettingsError(f"settings {', '.join(unknown)}", "unknown names", f"use {', '.join(sorted(known))}")
+        _check_names(values, cls)
         values = dict(values)
         if isinstance(values.get("slicing"), dict):
+            _check_names(values["slicing"], Slicing)
             values["slicing"] = Slicing(**values["slicing"])
         return cls(**values)
 
@@ -204,8 +221,5 @@ def preset(name: str, **changes: Any) -> Settings:
     """
     if name not in PRESETS:
         raise SettingsError(f"preset {name!r}", f"the presets {', '.join(PRESETS)}", "name one of them")
-    known = {field.name for field in dataclasses.fields(Settings)}
-    unknown = sorted(set(changes) - known)
-    if unknown:
-        raise SettingsError(f"settings {', '.join(unknown)}", "unknown names", f"use {', '.join(sorted(known))}")
+    _check_names(changes, Settings)
     return dataclasses.replace(PRESETS[name], **changes)

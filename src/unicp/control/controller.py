@@ -61,6 +61,8 @@ class Controller:
             return "last"
         if not window.ready:
             return "learning"
+        if settings.every is not None:
+            return "window" if window.served >= settings.every - 1 else ""
         if window.served >= settings.max_window:
             return "window"
         return ""
@@ -79,7 +81,7 @@ class Controller:
             worst = window.spent + max(errors, default=0.0)
             # Tolerance 0 serves nothing, even where the prediction is 0.
             if tolerance > 0:
-                options.append(Option(serve, 0.0, worst, tolerance))
+                options.append(Option(serve, 0.0, 0.0 if self.settings.every else worst, tolerance))
             calm = max(window.predict(question.position)[1], default=0.0)
             refusal = "spike" if window.spent + calm <= tolerance < worst else "tolerance"
         options += self._slices(question)

@@ -77,16 +77,17 @@ class ErrorWindow:
             raise RuntimeError("predict() before any measurement")
         if drift is None:
             return best
-        return best[0], [error * spike for error, spike in zip(best[1], self._spikes(position, drift))]
+        # Not error * inf: that is not a number where the learnt error is 0.
+        return best[0], [
+            error * spike if math.isfinite(spike) else math.inf
+            for error, spike in zip(best[1], self._spikes(position, drift))
+        ]
 
     def _spikes(self, position: Position, drift: Sequence[float]) -> list[float]:
         if self.drift_rate is None or len(self.drift_rate) != len(drift):
             return [1.0] * len(drift)
         distance = abs(position["step"] - self.points[-1]["step"])
-        return [
-            max(1.0, seen / (rate * distance)) if rate * distance > 0 else (math.inf if seen > 0 else 1.0)
-            for seen, rate in zip(drift, self.drift_rate)
-        ]
+        return [_spike(seen, rate * distance) for seen, rate in zip(drift, self.drift_rate)]
 
     def observe(
         self,
@@ -114,6 +115,9 @@ class ErrorWindow:
             self.factors.pop(candidate, None)
             return
         new = [value / growth for value in values]
+        if not all(math.isfinite(factor) for factor in new):
+            self.factors.pop(candidate, None)
+            return
         old = self.factors.get(candidate)
         if old is not None and len(old) == len(new):
             # Follow a rise at once, forget it slowly: a spike must not be averaged away.
@@ -124,6 +128,15 @@ class ErrorWindow:
         """Notes that stored outputs served one more step, at this predicted error (worst sample)."""
         self.served += 1
         self.spent += weighted_error
+
+
+def _spike(seen: float, announced: float) -> float:
+    """How many times more drift was seen than announced, at least 1; what is not finite is an infinite spike."""
+    if not math.isfinite(seen):
+        return math.inf
+    if announced > 0:
+        return max(1.0, seen / announced)
+    return math.inf if seen > 0 else 1.0
 
 
 def _worst(errors: Sequence[float]) -> float:

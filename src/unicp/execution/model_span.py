@@ -14,6 +14,7 @@ from torch import Tensor
 
 from unicp.control.controller import Controller, Question, SliceReport
 from unicp.control.windows import Candidate, ErrorWindow, Position
+from unicp.execution.block_spans import ResidualSpan
 from unicp.execution.store import OutputStore
 from unicp.models.noise import NoiseSchedule
 from unicp.numerics.error_measures import all_finite, relative_error, strided_sample
@@ -47,14 +48,17 @@ class ModelSpan:
     def __init__(self, settings: Settings, controller: Controller, store: OutputStore, schedule: NoiseSchedule | None):
         self.settings, self.controller, self.store, self.schedule = settings, controller, store, schedule
         self.branches: dict[str, _Branch] = {}
+        self.guidance = ResidualSpan("guidance", settings, controller, store)
         self._step: tuple[int, int] | None = None
         self._computed_at_step = False
-        self.non_finite = 0
+        self._leader: tuple[str, Tensor] | None = None
+        self.over_budget = False
 
     def reset(self) -> None:
         """Forgets the run."""
         self.branches.clear()
-        self._step = None
+        self.guidance.reset()
+        self._step, self._leader = None, None
 
     def decide(self, moment: Moment, sample: Tensor, slices: SliceReport | None) -> Served:
         """What to do with this call. All branches of a step are served together or computed together.
@@ -64,7 +68,7 @@ class ModelSpan:
         """
         first = self._step != (moment.run, moment.step)
         if first:
-            self._step, self._computed_at_step = (moment.run, moment.step), False
+            self._step, self._computed_at_step, self._leader = (moment.run, moment.step), False, None
         branch = self.branches.get(moment.branch)
         if branch is None:
             branch = self.branches[moment.branch] = _Branch(self.controller.new_window(self._candidates(moment)))
@@ -83,7 +87,7 @@ class ModelSpan:
             if name != moment.branch:
                 decision, _ = self.controller.decide(other.window, Question(moment, position))
                 if not decision.action.served:
-                    return "together"
+                    return "other branch"
         return ""
 
     def _ask(
@@ -107,7 +111,6 @@ class ModelSpan:
         numbers = torch.cat([drift, all_finite(output).to(drift.dtype).reshape(1)]).tolist()
         branch.drift = numbers[:-1]
         if not numbers[-1]:
-            self.non_finite += 1
             doubt = "non-finite"
         question = Question(moment, position, branch.drift, slices, doubt)
         decision, _ = self.controller.decide(window, question)
@@ -115,6 +118,20 @@ class ModelSpan:
             return Served(decision)
         window.serve(max(decision.predicted or (0.0,)))
         return Served(decision, output, candidate)
+
+    def by_guidance(self, moment: Moment, sample: Tensor) -> Served | None:
+        """A computed step whose first branch is done: this branch as that output plus a forecast difference.
+
+        The output becomes the newest point of its branch, without a measurement.
+        None where `Settings.guidance` is off or this is the first branch of the step.
+        """
+        if not self.settings.guidance or self._leader is None or self._leader[0] == moment.branch:
+            return None
+        outcome, streams = self.guidance.decide(moment, self.position(moment), (self._leader[1],))
+        if streams is None:
+            return None
+        self._store(moment, self.branches[moment.branch], self.position(moment), sample, streams[0], None)
+        return Served(outcome.decision, streams[0], Candidate("output", "step"))
 
     def computed(self, moment: Moment, sample: Tensor, output: Tensor) -> dict[Candidate, list[float]] | None:
         """Takes in a computed output: measures what each candidate would have served, and stores it.
@@ -124,6 +141,28 @@ class ModelSpan:
         branch = self.branches[moment.branch]
         position = self.position(moment)
         errors = self._measure(moment, branch, position, sample, output)
+        self._follow_guidance(moment, position, output)
+        self._store(moment, branch, position, sample, output, errors)
+        return errors
+
+    def _follow_guidance(self, moment: Moment, position: Position, output: Tensor) -> None:
+        if not self.settings.guidance:
+            return
+        if self._leader is None:
+            self._leader = (moment.branch, output)
+        elif self._leader[0] != moment.branch:
+            leading = (self._leader[1],)
+            self.guidance.computed(moment, position, leading, (output,), len(self.branches))
+
+    def _store(
+        self,
+        moment: Moment,
+        branch: _Branch,
+        position: Position,
+        sample: Tensor,
+        output: Tensor,
+        errors: dict[Candidate, list[float]] | None,
+    ) -> None:
         if branch.drift is None and branch.probe is not None:
             branch.drift = self._drift(branch, sample).tolist()
         branch.window.observe(position, errors, branch.drift)
@@ -132,12 +171,12 @@ class ModelSpan:
         keep = self.settings.order + 1
         stored = self.store.put(("model", moment.branch), (output, sample), keep, len(self.branches))
         if not stored:
+            self.over_budget = True
             branch.window = self.controller.new_window(branch.window.candidates)
             branch.levels.clear()
             self.store.drop(("model", moment.branch))
-            return errors
+            return
         branch.levels = [*branch.levels, level][-keep:]
-        return errors
 
     def _measure(
         self, moment: Moment, branch: _Branch, position: Position, sample: Tensor, output: Tensor

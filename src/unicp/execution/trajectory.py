@@ -60,6 +60,11 @@ class Trajectory:
         self._remember(branch, value, text, fresh)
         return self._moment(branch, value, sample.shape[0], context), fresh
 
+    @property
+    def branches(self) -> int:
+        """How many branches the run has shown so far."""
+        return len(self._branches)
+
     def reset(self) -> None:
         """Forgets the run; the next call opens a new one."""
         self._signature = None

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -71,10 +72,13 @@ def training_scenes() -> list[Scene]:
     return all_scenes()[HELD_OUT_PROMPTS:]
 
 
-def sample_clips(scenes: list[Scene], frames: int, generator: torch.Generator) -> Tensor:
+def sample_clips(
+    scenes: list[Scene], frames: int, generator: torch.Generator, pick: Sequence[int] | None = None
+) -> Tensor:
     """Draws one clip per scene with random size, speed, path, background colours and phase.
 
-    Returns float32 of shape (len(scenes), 3, frames, 64, 96) in [-1, 1].
+    Returns float32 of shape (len(scenes), 3, frames, 64, 96) in [-1, 1]. With `pick`, only those frames of the same
+    clips are drawn, in that order, and the third dimension is len(pick).
     """
     count = len(scenes)
 
@@ -90,6 +94,7 @@ def sample_clips(scenes: list[Scene], frames: int, generator: torch.Generator) -
     room = (extent - 13.0 - half_travel).clamp(min=0.0)
     middle = extent + uniform(-1.0, 1.0, 2) * room
     time = torch.arange(frames) - (frames - 1) / 2
+    time = time if pick is None else time[list(pick)]
     centre = middle[:, None] + direction[:, None] * speed[:, None, None] * time[None, :, None]  # (B, T, 2)
 
     y, x = torch.meshgrid(torch.arange(HEIGHT).float(), torch.arange(WIDTH).float(), indexing="ij")

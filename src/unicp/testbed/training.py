@@ -46,8 +46,8 @@ AUTOENCODER = (
     Stage("autoencoder clips", 360, 4, 9, 2e-3, 1e-5),
 )
 DENOISER = (
-    Stage("frames", 2600, 32, 1, 1.5e-3, 1e-3),
-    Stage("short", 2000, 8, 9, 1e-3, 5e-4),
+    Stage("frames", 1600, 32, 1, 1.5e-3, 0.001192381685),
+    Stage("short", 1800, 8, 9, 1.2e-3, 5e-4),
     Stage("long", 450, 4, 41, 5e-4, 1e-5),
 )
 

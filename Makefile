@@ -1,0 +1,87 @@
+# `make` lists the targets. Each sets up what it needs, and does nothing twice.
+
+PYTHON ?= python3
+# Installed first and exactly, so that a machine whose pip knows a CPU build of it gets that one.
+TORCH ?= 2.13.0
+DEMO_PROMPT ?= a red star moving left on a striped background
+PYTEST_ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+# -qq: errors only, as warnings of pip about a machine's indexes are no news to who runs make. --no-compile: torch and
+# transformers have thousands of files that are never imported; those that are get compiled then.
+PIP = $(BIN)/python -m pip install -qq --no-compile
+READY := $(VENV)/.ready
+READY_DEV := $(VENV)/.ready-dev
+SOURCES := src tests
+
+# One thread each: two test processes on two cores would otherwise ask for four.
+TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.NOTPARALLEL:
+.PHONY: help setup setup-dev demo test check format-check lint types format train clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+# --- what a user runs
+
+demo: $(READY) ## make one video with and without UniCP, side by side, into demo/
+	@mkdir -p demo
+	$(BIN)/unicp compare "$(DEMO_PROMPT)" --out demo/compare.mp4
+	@echo "The two videos side by side: $(CURDIR)/demo/compare.mp4"
+
+test: check ## set up, check, and run the whole suite
+	$(TEST_ENV) $(BIN)/python -m pytest -n 2 $(PYTEST_ARGS)
+
+# --- gates
+
+check: format-check lint types ## formatter, linter and type checker, changing nothing
+
+format-check: $(READY_DEV)
+	$(BIN)/ruff format --check $(SOURCES)
+
+lint: $(READY_DEV)
+	$(BIN)/ruff check $(SOURCES)
+
+types: $(READY_DEV)
+	$(BIN)/basedpyright --pythonpath $(BIN)/python
+
+format: $(READY_DEV) ## rewrite the sources as the formatter and the linter want them
+	$(BIN)/ruff check --fix $(SOURCES)
+	$(BIN)/ruff format $(SOURCES)
+
+# --- what the documents are made from
+
+train: $(READY) ## train the test-bed from nothing (long; continues where it was stopped)
+	$(BIN)/python -m unicp.testbed.training --out build/testbed
+
+# `make figures` and `make bench` go here.
+
+# --- set-up
+
+setup: $(READY) ## make .venv with what a user needs
+setup-dev: $(READY_DEV) ## make .venv with what a developer needs
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
+		|| { echo "asked: $(PYTHON); found: missing or older than 3.10; do: make PYTHON=python3.11"; exit 1; }
+	@$(PYTHON) -m venv $(VENV) \
+		|| { rm -rf $(VENV); echo "asked: a virtual environment; found: no venv module; do: apt install python3-venv"; exit 1; }
+
+$(READY): pyproject.toml | $(BIN)/python
+	@echo "Setting up $(VENV), once: torch, diffusers and what they need (a few minutes)"
+	@$(BIN)/python -c 'import torch' 2>/dev/null || $(PIP) "torch==$(TORCH)" \
+		|| echo "no torch $(TORCH) for this Python: taking the one that pip finds"
+	@$(PIP) -e .
+	@touch $@
+
+$(READY_DEV): $(READY)
+	@echo "Setting up $(VENV), once: the tools of a developer"
+	@$(PIP) -e ".[dev]"
+	@touch $@
+
+clean: ## remove .venv, build, demo and caches
+	rm -rf $(VENV) build dist demo .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,98 @@
+"""The paper's U shape: how much attention outputs change between neighbouring steps, per block.
+
+    python -m unicp.benchmarking.attention_change --out docs/results/attention_change.json --figure docs/img/u_shape.png
+
+Change = root mean square of the difference to the step before, relative to the output's own root mean square, over all
+positions; mean over prompts, seeds and the two branches.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from unicp.benchmarking.presets import STEPS, Bench
+from unicp.models.finder import map_model
+from unicp.numerics.error_measures import relative_error
+from unicp.testbed import folder
+from unicp.testbed.clips import held_out_scenes
+
+BRANCHES = 2
+
+
+class Changes:
+    """Forward hooks on the self-attention units; sums the changes per unit and step."""
+
+    def __init__(self, pipe: Any):
+        self.units = map_model(pipe.transformer).units_with(("self", "spatial", "temporal", "joint"))
+        self.sums = torch.zeros(len(self.units), STEPS)
+        self.runs = 0
+        self._last: dict[tuple[int, int], Tensor] = {}
+        self._calls = [0] * len(self.units)
+        self.handles = [u.module.register_forward_hook(self._hook(i)) for i, u in enumerate(self.units)]
+
+    def _hook(self, index: int) -> Any:
+        def hook(module: Any, inputs: Any, output: Any) -> None:
+            out = output[0] if isinstance(output, tuple) else output
+            step, branch = divmod(self._calls[index], BRANCHES)
+            last = self._last.get((index, branch))
+            if last is not None:
+                self.sums[index, step] += float(relative_error(last, out).mean()) / BRANCHES
+            self._last[index, branch] = out
+            self._calls[index] += 1
+
+        return hook
+
+    def end_run(self) -> None:
+        """Call after each clip."""
+        self.runs += 1
+        self._last.clear()
+        self._calls = [0] * len(self.units)
+
+
+def main() -> None:
+    """The command line; see the module's docstring."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default=str(folder()))
+    parser.add_argument("--sampler", default="unipc", choices=["unipc", "euler"])
+    parser.add_argument("--prompts", type=int, default=4)
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--frames", type=int)
+    parser.add_argument("--out", type=Path, default=Path("build/bench/attention_change.json"))
+    parser.add_argument("--figure", type=Path)
+    options = parser.parse_args()
+    bench = Bench(options.model, options.sampler, options.frames)
+    changes = Changes(bench.pipe)
+    for index, scene in enumerate(held_out_scenes()[: options.prompts]):
+        for seed in range(options.seeds):
+            bench.clip(scene.caption, 1000 * seed + index)
+            changes.end_run()
+            print(f"{scene.caption} #{seed}", flush=True)
+    for handle in changes.handles:
+        handle.remove()
+    table = (changes.sums / changes.runs).tolist()
+    record = {
+        "model": str(Path(options.model).name),
+        "sampler": options.sampler,
+        "steps": STEPS,
+        "clips": changes.runs,
+        "units": [unit.name for unit in changes.units],
+        "change": table,
+    }
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_text(json.dumps(record) + "\n", encoding="utf-8")
+    mean = (changes.sums / changes.runs).mean(0)
+    print("mean over blocks:", " ".join(f"{value:.3f}" for value in mean[1:].tolist()))
+    if options.figure:
+        from unicp.reporting.figures import draw_attention_change
+
+        draw_attention_change(record, options.figure)
+
+
+if __name__ == "__main__":
+    main()

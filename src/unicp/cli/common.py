@@ -1,0 +1,211 @@
+"""What commands share once the options are checked: loading, generating with a progress bar, printing."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from unicp.cli.options import Request
+from unicp.errors import InputError, UniCPError
+from unicp.files import json_ready
+
+if TYPE_CHECKING:
+    import numpy as np
+    from diffusers import DiffusionPipeline
+    from numpy.typing import NDArray
+
+DEFAULT_FPS = 16.0
+
+_FRAME_NAMES = ("num_frames", "video_length")
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """A loaded pipeline and how to call it. arguments: for the pipeline; fps: of the file."""
+
+    pipe: DiffusionPipeline
+    arguments: dict[str, Any]
+    fps: float
+    seed: int
+
+    @property
+    def steps(self) -> int | None:
+        """Denoising steps of a run, None where only the pipeline knows."""
+        if "num_inference_steps" in self.arguments:
+            return self.arguments["num_inference_steps"]
+        parameter = inspect.signature(type(self.pipe).__call__).parameters.get("num_inference_steps")
+        default = None if parameter is None else parameter.default
+        return default if isinstance(default, int) else None
+
+
+@dataclass(frozen=True, eq=False)
+class Generated:
+    """A video, (frames, height, width, 3) of floats in [0, 1], and the seconds of the whole pipeline call."""
+
+    frames: NDArray[np.float32]
+    seconds: float
+
+
+def model_of(model: str | None) -> str | Path:
+    """The model to use: the one named, else the shipped test-bed. Checked as far as that needs no loading."""
+    from unicp.models.loading import check_model
+
+    if model is None:
+        from unicp.testbed import folder
+
+        found: str | Path = folder()
+    else:
+        found = model
+    check_model(found)
+    return found
+
+
+def prepare(request: Request) -> Prepared:
+    """Loads the model and settles its arguments: the user's, else the model folder's, else the pipeline's own."""
+    from unicp.models.loading import generation_defaults, load_pipeline, sampler
+
+    model = model_of(request.model)
+    defaults = generation_defaults(model)
+    fps = request.fps or defaults.pop("fps", None) or DEFAULT_FPS
+    defaults.pop("fps", None)
+    with waiting("loading the model"), _quiet_loading():
+        pipe = load_pipeline(model)
+    sampler(pipe, request.sampler)
+    pipe.set_progress_bar_config(disable=True)
+    return Prepared(pipe, _arguments(pipe, request, defaults), float(fps), request.seed)
+
+
+def generate(prepared: Prepared, title: str, steps: int | None = None) -> Generated:
+    """Runs the pipeline once, with a progress bar on stderr. steps: instead of the prepared number."""
+    import numpy as np
+    import torch
+
+    arguments = dict(prepared.arguments)
+    if steps is not None:
+        arguments["num_inference_steps"] = steps
+    generator = torch.Generator("cpu").manual_seed(prepared.seed)
+    with _steps_bar(title, steps or prepared.steps) as bar:
+        if "callback_on_step_end" in _parameters(prepared.pipe):
+            arguments["callback_on_step_end"] = bar.step
+        begin = time.perf_counter()
+        try:
+            output = prepared.pipe(generator=generator, output_type="np", **arguments)  # type: ignore[operator]
+        except UniCPError:
+            raise
+        except ValueError as error:
+            if not _from_argument_check(error):
+                raise
+            reason = " ".join(str(error).split())[:300]
+            found = f"the pipeline refuses them ({reason})"
+            raise InputError("a video with these options", found, "change them") from error
+        seconds = time.perf_counter() - begin
+    return Generated(np.asarray(output.frames[0], dtype=np.float32), seconds)
+
+
+@contextmanager
+def waiting(what: str) -> Iterator[None]:
+    """A moving sign on stderr while something takes long."""
+    from rich.console import Console
+
+    with Console(stderr=True).status(f"{what} …"):
+        yield
+
+
+def print_json(value: Any) -> None:
+    """One line of strict JSON on stdout."""
+    typer.echo(json.dumps(json_ready(value), allow_nan=False))
+
+
+def say(text: str) -> None:
+    """A line on stderr."""
+    typer.echo(text, err=True)
+
+
+def write(frames: Any, path: Path, fps: float) -> None:
+    """Writes the video and says where; tells of a codec that is not the usual one."""
+    from unicp.cli.video import write_video
+
+    with waiting(f"writing {path}"):
+        codec = write_video(frames, path, fps)
+    if codec == "mpeg4":
+        say("unicp: note: this PyAV has no H.264 encoder, so the video is MPEG-4 part 2 and not all players show it")
+
+
+class _StepsBar:
+    """A progress bar that a pipeline moves; after the last step it says that the video is being decoded."""
+
+    def __init__(self, progress: Any, title: str, steps: int | None):
+        self._progress, self._title, self._steps = progress, title, steps
+        self._task = progress.add_task(title, total=steps)
+
+    def step(self, pipe: Any, index: int, timestep: Any, values: dict[str, Any]) -> dict[str, Any]:
+        """The callback of diffusers: called after each step, gives back what it was given."""
+        decoding = self._steps is not None and index + 1 >= self._steps
+        title = f"{self._title}, decoding" if decoding else self._title
+        self._progress.update(self._task, completed=index + 1, description=title)
+        return values
+
+
+@contextmanager
+def _steps_bar(title: str, steps: int | None) -> Iterator[_StepsBar]:
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True) as progress:
+        yield _StepsBar(progress, title, steps)
+
+
+def _arguments(pipe: Any, request: Request, defaults: dict[str, Any]) -> dict[str, Any]:
+    known = _parameters(pipe)
+    frames_name = next((name for name in _FRAME_NAMES if name in known), _FRAME_NAMES[0])
+    renamed = {_FRAME_NAMES[0]: frames_name}
+    arguments = {renamed.get(name, name): value for name, value in defaults.items() if renamed.get(name, name) in known}
+    for name, (flag, value) in request.given.items():
+        name = renamed.get(name, name)
+        if name not in known:
+            raise InputError(f"{flag} {value}", f"a {type(pipe).__name__}, which takes no {name}", f"leave {flag} out")
+        arguments[name] = value
+    return {"prompt": request.prompt, **arguments}
+
+
+def _from_argument_check(error: Exception) -> bool:
+    """Whether a pipeline's own check of its arguments raised this; any other ValueError is no fault of the user."""
+    return any(frame.name == "check_inputs" for frame in traceback.extract_tb(error.__traceback__))
+
+
+def _parameters(pipe: Any) -> frozenset[str]:
+    return frozenset(inspect.signature(type(pipe).__call__).parameters)
+
+
+@contextmanager
+def _quiet_loading() -> Iterator[None]:
+    """Silences the bars of the libraries: ours says the same in one line."""
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    were_on = [(log, log.is_progress_bar_enabled()) for log in (diffusers_logging, transformers_logging)]
+    for log, _ in were_on:
+        log.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for log, was_on in were_on:
+            if was_on:
+                log.enable_progress_bar()

@@ -1,0 +1,122 @@
+"""The options that commands share, and what is checked about them before anything heavy is loaded."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from unicp.errors import InputError
+from unicp.files import check_writable
+from unicp.models.loading import SAMPLERS
+from unicp.settings import PRESETS, Settings, preset
+
+OFF = "off"
+ENDINGS = (".mp4", ".gif")
+
+PromptArgument = Annotated[str, typer.Argument(metavar="PROMPT", help="What the video shows.", show_default=False)]
+ModelOption = Annotated[
+    str | None,
+    typer.Option(metavar="PATH_OR_ID", help="Folder of a pipeline, or its name on the hub [default: the test-bed]."),
+]
+PresetOption = Annotated[str, typer.Option("--preset", metavar="NAME", help=f"{', '.join(PRESETS)} or {OFF}.")]
+ToleranceOption = Annotated[
+    float | None, typer.Option(metavar="FLOAT", help="Largest relative error, instead of the preset's. 0 = lossless.")
+]
+StepsOption = Annotated[int | None, typer.Option(metavar="N", help="Denoising steps [default: the model's].")]
+SeedOption = Annotated[int, typer.Option(metavar="N", help="Seed of the noise.")]
+CfgOption = Annotated[float | None, typer.Option("--cfg", metavar="FLOAT", help="Guidance scale.")]
+HeightOption = Annotated[int | None, typer.Option(metavar="PIXELS", help="Height of the video.")]
+WidthOption = Annotated[int | None, typer.Option(metavar="PIXELS", help="Width of the video.")]
+FramesOption = Annotated[int | None, typer.Option(metavar="N", help="Number of frames.")]
+NegativeOption = Annotated[str | None, typer.Option(metavar="TEXT", help="What the video must not show.")]
+OutOption = Annotated[Path, typer.Option(metavar="FILE", help=f"The video to write: {' or '.join(ENDINGS)}.")]
+FpsOption = Annotated[float | None, typer.Option(metavar="FLOAT", help="Frames per second of the file.")]
+TraceOption = Annotated[Path | None, typer.Option(metavar="FILE", help="Also write what was done at each step (JSON).")]
+SamplerOption = Annotated[str, typer.Option(metavar="NAME", help=f"{', '.join(SAMPLERS)}; default = the model's own.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else on stdout.")]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a user asked for; None = not given. Checked when it is made, as far as that is cheap."""
+
+    prompt: str
+    model: str | None
+    preset: str
+    tolerance: float | None
+    steps: int | None
+    seed: int
+    cfg: float | None
+    height: int | None
+    width: int | None
+    frames: int | None
+    negative: str | None
+    out: Path
+    fps: float | None
+    trace: Path | None
+    sampler: str
+
+    def __post_init__(self) -> None:
+        if not self.prompt.strip():
+            raise InputError("a video", "an empty prompt", "say what it shows")
+        for name in ("steps", "height", "width", "frames"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InputError(f"--{name} {value}", "not a positive number", "use 1 or more")
+        if not 0 <= self.seed < 2**63:
+            raise InputError(f"--seed {self.seed}", "not a seed", "use a whole number from 0 to 2^63 - 1")
+        if self.cfg is not None and not 0 <= self.cfg < math.inf:
+            raise InputError(f"--cfg {self.cfg}", "not a finite number of at least 0", "use for example 5")
+        if self.fps is not None and not 0 < self.fps <= 1000:
+            raise InputError(f"--fps {self.fps}", "not a frame rate", "use a number above 0 and up to 1000")
+        if self.sampler not in SAMPLERS:
+            raise InputError(f"--sampler {self.sampler!r}", f"known ones {', '.join(SAMPLERS)}", "use one of them")
+        self._check_preset()
+        self._check_files()
+
+    @property
+    def settings(self) -> str | Settings | None:
+        """What to enable: the name of a preset, or settings made from one; None = nothing."""
+        if self.preset == OFF:
+            return None
+        # The name where nothing is changed, so that the trace can say it.
+        return self.preset if self.tolerance is None else preset(self.preset, tolerance=self.tolerance)
+
+    @property
+    def given(self) -> dict[str, tuple[str, Any]]:
+        """Arguments of a pipeline that the user gave: name of the argument -> (flag, value)."""
+        values = {
+            "num_inference_steps": ("--steps", self.steps),
+            "guidance_scale": ("--cfg", self.cfg),
+            "height": ("--height", self.height),
+            "width": ("--width", self.width),
+            "num_frames": ("--frames", self.frames),
+            "negative_prompt": ("--negative", self.negative),
+        }
+        return {name: (flag, value) for name, (flag, value) in values.items() if value is not None}
+
+    def _check_preset(self) -> None:
+        if self.preset == OFF:
+            unused = [f"--{name}" for name in ("tolerance", "trace") if getattr(self, name) is not None]
+            if unused:
+                raise InputError(
+                    f"{' and '.join(unused)} with --preset {OFF}", "nothing to apply it to", "name a preset"
+                )
+            return
+        if self.preset not in PRESETS:
+            found = f"the presets {', '.join(PRESETS)} and {OFF}"
+            raise InputError(f"--preset {self.preset!r}", found, "name one of them")
+        _ = self.settings  # made once here, so that a bad tolerance is seen before the model is loaded
+
+    def _check_files(self) -> None:
+        if self.out.suffix.lower() not in ENDINGS:
+            raise InputError(f"--out {self.out}", f"known endings {' and '.join(ENDINGS)}", "use one of them")
+        check_writable(self.out)
+        if self.trace is not None:
+            check_writable(self.trace)
+            if self.trace.resolve() == self.out.resolve():
+                raise InputError(f"--trace {self.trace}", "the same file as --out", "name another one")

@@ -1,0 +1,131 @@
+"""Frames to files: H.264 or GIF, written whole or not at all; and two videos beside each other with labels."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from unicp.errors import InputError
+from unicp.files import replacing
+
+Frames = NDArray[np.uint8]
+
+SHORT_SIDE = 256
+_GAP, _MARGIN = 8, 6
+_BACKGROUND, _INK = (255, 255, 255), (0, 0, 0)
+_BT709 = 1
+
+
+def write_video(frames: Any, path: str | Path, fps: float) -> str:
+    """Writes frames as .mp4 or .gif, by the ending of `path`; the file appears only when it is complete.
+
+    frames: (T, H, W, 3), bytes or floats in [0, 1]. Odd sizes get their last row or column twice, since H.264 has
+    even sizes only. Returns the codec: "h264", "gif", or "mpeg4" where PyAV was built without an H.264 encoder.
+    Raises InputError for other shapes and endings, for fps not positive, and where the path cannot be written.
+    """
+    pictures = _as_bytes(frames)
+    if not 0 < fps < math.inf:
+        raise InputError(f"fps {fps}", "not a positive number", "use for example 16")
+    writers: dict[str, Callable[[Frames, Path, float], str]] = {".mp4": _write_mp4, ".gif": _write_gif}
+    writer = writers.get(Path(path).suffix.lower())
+    if writer is None:
+        raise InputError(f"a video in {path}", f"endings {', '.join(writers)}", "use one of them")
+    with replacing(path) as part:
+        return writer(pictures, part, fps)
+
+
+def side_by_side(left: Any, right: Any, labels: tuple[str, str]) -> Frames:
+    """Two videos of equal shape beside each other, a label above each, small ones scaled up by a whole factor.
+
+    left, right: (T, H, W, 3) as for `write_video`. The short side is at least 256 pixels afterwards.
+    """
+    first, second = _as_bytes(left), _as_bytes(right)
+    if first.shape != second.shape:
+        raise InputError("two videos side by side", f"shapes {first.shape} and {second.shape}", "give equal shapes")
+    factor = max(1, math.ceil(SHORT_SIDE / min(first.shape[1:3])))
+    height, width = first.shape[1] * factor, first.shape[2] * factor
+    band = _label_band(labels, width)
+    canvas = np.full((len(first), band.shape[0] + height, 2 * width + _GAP, 3), 255, np.uint8)
+    canvas[:, : band.shape[0]] = band
+    for index, (one, other) in enumerate(zip(first, second, strict=True)):
+        canvas[index, band.shape[0] :, :width] = _enlarge(one, factor)
+        canvas[index, band.shape[0] :, width + _GAP :] = _enlarge(other, factor)
+    return canvas
+
+
+def _as_bytes(frames: Any) -> Frames:
+    array = np.asarray(frames)
+    if array.ndim != 4 or array.shape[-1] != 3 or 0 in array.shape:
+        raise InputError("a video", f"an array of shape {array.shape}", "pass frames as (T, H, W, 3)")
+    if array.dtype == np.uint8:
+        return array
+    if not np.issubdtype(array.dtype, np.floating):
+        raise InputError("a video", f"an array of {array.dtype}", "pass bytes, or floats in [0, 1]")
+    result = np.empty(array.shape, np.uint8)
+    for index, frame in enumerate(array):
+        result[index] = np.rint(np.clip(np.nan_to_num(frame.astype(np.float32)), 0.0, 1.0) * 255.0)
+    return result
+
+
+def _write_mp4(frames: Frames, part: Path, fps: float) -> str:
+    codec = "libx264" if "libx264" in av.codecs_available else "mpeg4"
+    padding = ((0, 0), (0, frames.shape[1] % 2), (0, frames.shape[2] % 2), (0, 0))
+    frames = np.pad(frames, padding, mode="edge")
+    with av.open(str(part), "w", format="mp4") as container:
+        stream: Any = container.add_stream(codec, rate=Fraction(fps).limit_denominator(1001))
+        stream.height, stream.width = frames.shape[1:3]
+        stream.pix_fmt = "yuv420p"
+        if codec == "libx264":
+            stream.options = {"crf": "14"}
+        else:
+            stream.bit_rate = max(1_000_000, frames[0].size * round(fps))
+        # Without the tag, players guess the matrix from the size and colours shift.
+        context = stream.codec_context
+        context.colorspace = context.color_primaries = context.color_trc = _BT709
+        for frame in frames:
+            picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
+            container.mux(stream.encode(picture.reformat(format="yuv420p", dst_colorspace="ITU709")))
+        container.mux(stream.encode())
+    return "h264" if codec == "libx264" else codec
+
+
+def _write_gif(frames: Frames, part: Path, fps: float) -> str:
+    pictures = [Image.fromarray(frame) for frame in frames]
+    # GIF counts in hundredths of a second, and viewers slow down what is shorter than two.
+    milliseconds = max(20, round(100 / fps) * 10)
+    pictures[0].save(
+        part, format="GIF", save_all=True, append_images=pictures[1:], duration=milliseconds, loop=0, optimize=False
+    )
+    return "gif"
+
+
+def _enlarge(frame: Frames, factor: int) -> Frames:
+    if factor == 1:
+        return frame
+    size = (frame.shape[1] * factor, frame.shape[0] * factor)
+    return np.asarray(Image.fromarray(frame).resize(size, Image.Resampling.BICUBIC))
+
+
+def _label_band(labels: tuple[str, str], width: int) -> Frames:
+    """The strip above two videos of this width: both labels in the largest size at which they fit."""
+    size = max(14, min(48, width // 16))
+    while size > 6 and max(_font(size).getlength(label) for label in labels) > width - 2 * _MARGIN:
+        size -= 1
+    font = _font(size)
+    band = Image.new("RGB", (2 * width + _GAP, size + 2 * _MARGIN + 2), _BACKGROUND)
+    draw = ImageDraw.Draw(band)
+    for index, label in enumerate(labels):
+        draw.text((index * (width + _GAP) + _MARGIN, _MARGIN), label, fill=_INK, font=font)
+    return np.asarray(band)
+
+
+def _font(size: int) -> Any:
+    return ImageFont.load_default(size)

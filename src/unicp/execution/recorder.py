@@ -1,0 +1,141 @@
+"""Writes down what happened in each call: operations, seconds, bytes, decisions, measurements."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+from unicp.execution.unit_span import UnitSpan
+from unicp.models.finder import ModelMap
+from unicp.numerics.operation_counts import OperationCounter
+from unicp.records import Action, Decision, Entry, Moment, Trace
+
+MODEL, STACK, TEXT = "model", "stack", "text keys"
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Operations of one full call with certain shapes, in total and by block, unit and text projections."""
+
+    total: int
+    by_label: Mapping[str, int]
+
+
+class Recorder:
+    """Collects the entries of the call under way, and knows what a full call of its shapes costs.
+
+    counts: whether operations can be counted at all (not in compiled models).
+    """
+
+    def __init__(self, trace: Trace, model_map: ModelMap, units: Mapping[str, UnitSpan], counts: bool):
+        self.trace = trace
+        self._blocks = [block.name for block in model_map.blocks]
+        self._units = units
+        self._counts = counts
+        self._known: dict[tuple[Any, ...], Costs] = {}
+        self._entries: list[Entry] = []
+        self._shapes: tuple[Any, ...] = ()
+        self._moment: Moment | None = None
+        self._counter: OperationCounter | None = None
+
+    def begin(self, moment: Moment, shapes: tuple[Any, ...]) -> None:
+        """Opens the record of one call; `shapes` is what its costs depend on."""
+        self._moment, self._shapes, self._entries, self._counter = moment, shapes, [], None
+
+    @property
+    def is_counting(self) -> bool:
+        """True inside the one call per shapes in which operations are counted."""
+        return self._counter is not None
+
+    def execute(self, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Runs the transformer; the first time with these shapes under the operation counter."""
+        if not self._counts or self._shapes in self._known:
+            return forward(*args, **kwargs)
+        try:
+            with OperationCounter() as counter:
+                self._counter = counter
+                output = forward(*args, **kwargs)
+        finally:
+            self._counter = None
+        self._known[self._shapes] = Costs(counter.total, dict(counter.by_label))
+        return output
+
+    def label(self, name: str) -> Any:
+        """A context in which operations are counted to `name` too."""
+        return nullcontext() if self._counter is None else self._counter.label(name)
+
+    def full_operations(self, unit: str) -> int:
+        """Operations of a full call of a unit, a block, the stack or the model; 0 while unknown."""
+        costs = self._known.get(self._shapes)
+        if costs is None:
+            return 0
+        if unit == STACK:
+            return sum(costs.by_label.get(block, 0) for block in self._blocks)
+        return costs.total if unit == MODEL else costs.by_label.get(unit, 0)
+
+    def note(
+        self,
+        unit: str,
+        decision: Decision,
+        measured: list[float] | None = None,
+        choice: str | None = None,
+        seconds: float = 0.0,
+    ) -> None:
+        """Adds an entry to the call under way."""
+        assert self._moment is not None
+        moment = self._moment
+        entry = Entry(
+            run=moment.run,
+            step=moment.step,
+            branch=moment.branch,
+            unit=unit,
+            action=decision.action.value,
+            why=decision.why,
+            sigma=moment.sigma,
+            tolerance=decision.tolerance,
+            predicted=None if decision.predicted is None else list(decision.predicted),
+            measured=measured,
+            width=decision.width,
+            choice=choice,
+            seconds=seconds,
+        )
+        self._entries.append(entry)
+
+    def finish(self, seconds: float, held: int, text_served: bool) -> None:
+        """Closes the record: fills in operations and bytes, and appends the entries to the trace.
+
+        The model's own entry gets what no other entry of the call covers, so that sums over a run are its totals.
+        """
+        inner = 0
+        for entry in self._entries:
+            entry.stored_bytes = held
+            if entry.unit != MODEL:
+                entry.full_operations = self.full_operations(entry.unit)
+                entry.operations = self._executed(entry)
+                inner += entry.full_operations
+        for entry in self._entries:
+            if entry.unit == MODEL:
+                entry.seconds = seconds
+                entry.full_operations = self.full_operations(MODEL) - inner
+                entry.operations = self._executed(entry)
+                if text_served:
+                    entry.operations -= min(entry.operations, self.full_operations(TEXT))
+        self.trace.entries.extend(self._entries)
+        self._entries = []
+
+    def warn(self, key: str, message: str) -> None:
+        """Counts an event, and keeps its message once."""
+        self.trace.counts[key] += 1
+        if message not in self.trace.warnings:
+            self.trace.warnings.append(message)
+
+    def _executed(self, entry: Entry) -> int:
+        if Action(entry.action).served:
+            return 0
+        if entry.width is None:
+            return entry.full_operations
+        units = [self._units[entry.unit]] if entry.unit in self._units else list(self._units.values())
+        saved = sum(unit.slicing(entry.branch)[0].saved.get(entry.width, 0) for unit in units)
+        return entry.full_operations - saved

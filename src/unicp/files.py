@@ -1,0 +1,202 @@
+"""Reading and writing of what UniCP keeps on disk: versioned JSON, never half-written, loaded with suspicion.
+
+JSON has no NaN and no infinity: such numbers are written as the strings "nan", "inf" and "-inf".
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import math
+import os
+import uuid
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, NoReturn, get_args, get_origin, get_type_hints
+
+from unicp.errors import FileFormatError, InputError
+from unicp.records import Action, Entry, Trace
+
+TRACE_TYPE, TRACE_VERSION = "unicp.trace", 1
+
+_NOT_FINITE = ("nan", "inf", "-inf")
+_HEADER = ("type", "version", "unicp")
+
+
+class _Misfit(Exception):
+    """A value that is not what its field takes."""
+
+
+def save_trace(trace: Trace, path: str | Path) -> None:
+    """Writes a trace as JSON; the file at `path` is the old one or the whole new one, never a part.
+
+    Raises InputError where the path cannot be written or a setting cannot be expressed in JSON.
+    """
+    body = {"type": TRACE_TYPE, "version": TRACE_VERSION, "unicp": package_version()}
+    # Not dataclasses.asdict: it copies every list of every entry.
+    body |= {name.name: getattr(trace, name.name) for name in fields(Trace)}
+    body["entries"] = [vars(entry) for entry in trace.entries]
+    try:
+        text = json.dumps(json_ready(body), allow_nan=False)
+    except TypeError as error:
+        raise InputError(
+            f"the trace in {path}", f"a value JSON cannot hold ({error})", "keep plain values in it"
+        ) from error
+    with replacing(path) as part:
+        part.write_text(text + "\n", encoding="ascii")
+
+
+def load_trace(path: str | Path) -> Trace:
+    """Reads a trace written by `save_trace`.
+
+    Raises InputError where there is no readable file, FileFormatError where it is damaged, foreign, of another
+    version, or has unknown, missing or mistyped fields.
+    """
+    body = read_json(path)
+    if not isinstance(body, dict) or body.get("type") != TRACE_TYPE:
+        found = f"type {body.get('type')!r}" if isinstance(body, dict) else f"a JSON {type(body).__name__}"
+        raise FileFormatError(f"a trace in {path}", found, f"pass a file of type {TRACE_TYPE!r}")
+    if body.get("version") != TRACE_VERSION:
+        raise FileFormatError(
+            f"a trace of version {TRACE_VERSION} in {path}",
+            f"version {body.get('version')!r} (written by unicp {body.get('unicp')!r})",
+            "read it with that release, or record it again",
+        )
+    try:
+        trace = _read_record(Trace, {name: value for name, value in body.items() if name not in _HEADER}, "")
+    except _Misfit as error:
+        raise FileFormatError(f"a trace in {path}", str(error), "record it again") from error
+    return trace
+
+
+def read_json(path: str | Path) -> Any:
+    """The value in a JSON file. Raises InputError where it cannot be read, FileFormatError where it is no JSON."""
+    try:
+        raw = Path(path).read_bytes()
+    except (OSError, ValueError) as error:
+        raise InputError(f"to read {path}", _reason(error), "name a file that can be read") from error
+    try:
+        return json.loads(raw.decode("utf-8"), parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        raise FileFormatError(f"JSON in {path}", f"a damaged file ({_reason(error)})", "make it again") from error
+
+
+def json_ready(value: Any) -> Any:
+    """A copy with lists for tuples and the strings "nan", "inf", "-inf" for such numbers, as strict JSON needs it."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(float(value))
+    if isinstance(value, Mapping):
+        return {key: json_ready(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [json_ready(item) for item in value]
+    return value
+
+
+@contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """Gives a temporary file beside `path` to write to, which replaces `path` at the end or is removed on any error.
+
+    Raises InputError where the place cannot be written.
+    """
+    # Through links, so that the file is replaced and not the link to it.
+    target = Path(os.path.realpath(path))
+    part = _open_part(path, target)
+    try:
+        yield part
+        with part.open("rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(part, target)
+    except OSError as error:
+        raise InputError(f"to write {path}", _reason(error), "name a place that can be written") from error
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def check_writable(path: str | Path) -> None:
+    """Raises InputError unless a file can be written at `path`; an existing one is left as it is."""
+    part = _open_part(path, Path(os.path.realpath(path)))
+    part.unlink(missing_ok=True)
+
+
+def package_version() -> str:
+    """The version of the installed package, "unknown" where it is run without being installed."""
+    try:
+        return importlib.metadata.version("unicp")
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown"
+
+
+def _open_part(path: str | Path, target: Path) -> Path:
+    if not str(path):
+        raise InputError("to write a file", "an empty name", "name the file")
+    if not target.parent.is_dir():
+        raise InputError(f"to write {path}", f"no folder {target.parent}", "make the folder first")
+    if target.exists() and not target.is_file():
+        raise InputError(f"to write {path}", "a folder or device there", "name a file")
+    part = target.with_name(f".{target.name[:100]}.{uuid.uuid4().hex[:12]}.part")
+    try:
+        part.touch(exist_ok=False)
+    except (OSError, ValueError) as error:
+        raise InputError(f"to write {path}", _reason(error), "name a place that can be written") from error
+    return part
+
+
+def _read_record(kind: type, values: Any, where: str) -> Any:
+    if not isinstance(values, dict):
+        raise _Misfit(f"{where or 'the file'} is {values!r:.40}, no {kind.__name__.lower()}")
+    hints = get_type_hints(kind)
+    unknown, missing = sorted(set(values) - set(hints)), sorted(set(hints) - set(values))
+    if unknown or missing:
+        kinds = [f"{word} {', '.join(names)}" for word, names in (("unknown", unknown), ("missing", missing)) if names]
+        raise _Misfit(f"fields {' and '.join(kinds)}{f' in {where}' if where else ''}"[:200])
+    prefix = f"{where}." if where else ""
+    return kind(**{name: _read(hint, values[name], prefix + name) for name, hint in hints.items()})
+
+
+def _read(hint: Any, value: Any, where: str) -> Any:
+    """`value` as the type that `hint` names: a plain type, `X | None`, list[X], dict, Counter or Entry."""
+    if get_origin(hint) is list:
+        (item,) = get_args(hint)
+        if isinstance(value, list):
+            return [_read(item, one, f"{where}[{index}]") for index, one in enumerate(value)]
+    elif type(None) in get_args(hint):
+        return None if value is None else _read(get_args(hint)[0], value, where)
+    elif get_origin(hint) in (dict, Counter):
+        if isinstance(value, dict):
+            return value if get_origin(hint) is dict else Counter({k: _read(int, v, where) for k, v in value.items()})
+    elif hint is Entry:
+        entry = _read_record(Entry, value, where)
+        if entry.action not in [action.value for action in Action]:
+            raise _Misfit(f"{where}.action is {entry.action!r:.40}")
+        return entry
+    elif hint is float:
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
+            return _finite(value, where)
+        if value in _NOT_FINITE:
+            return float(value)
+    elif type(value) is hint:
+        return value
+    raise _Misfit(f"{where} is {value!r:.40}")
+
+
+def _finite(value: float, where: str) -> float:
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    # A number too large for a float is read as infinity, which `save_trace` never writes as a number.
+    if not math.isfinite(number):
+        raise _Misfit(f"{where} is a number out of range")
+    return number
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no JSON number")
+
+
+def _reason(error: Exception) -> str:
+    message = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return " ".join(message.split())[:200] or type(error).__name__

@@ -1,0 +1,217 @@
+"""From a folder or a hub name to a diffusers pipeline. The only place that imports diffusers to load something."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from unicp.errors import FileFormatError, InputError, UnsupportedModelError
+from unicp.files import read_json
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+    from torch import nn
+
+DEFAULTS_FILE = "unicp_defaults.json"
+SAMPLERS = ("default", "euler", "unipc")
+
+_INDEX = "model_index.json"
+_DTYPES = ("float32", "bfloat16", "float16")
+_TRANSFORMERS = ("transformer", "transformer_2")
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_PASS_A_PIPELINE = "pass the folder that save_pretrained made of a video pipeline"
+_DEFAULT_TYPES: dict[str, type] = {
+    "height": int,
+    "width": int,
+    "num_frames": int,
+    "guidance_scale": float,
+    "num_inference_steps": int,
+    "max_sequence_length": int,
+    "fps": float,
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Outline:
+    """A pipeline without its weights: its class name, transformers (without memory) and scheduler."""
+
+    pipeline: str
+    transformers: dict[str, nn.Module]
+    scheduler: Any
+
+
+def check_model(model: str | Path) -> None:
+    """Raises for what can be seen to be no video pipeline without loading it: InputError where nothing usable is there,
+    FileFormatError for a damaged index, UnsupportedModelError for a pipeline without a transformer.
+
+    A name like "owner/name" that is no folder is taken for one of the hub and not looked up.
+    """
+    folder = Path(model)
+    if not folder.exists():
+        if _HUB_NAME.fullmatch(str(model)):
+            return
+        do = "name an existing folder, or a pipeline of the hub like Wan-AI/Wan2.1-T2V-1.3B-Diffusers"
+        raise InputError(f"model {str(model)!r}", "no such folder", do)
+    if not folder.is_dir():
+        raise InputError(f"model {model}", "a file, not a folder", _PASS_A_PIPELINE)
+    if not (folder / _INDEX).is_file():
+        raise InputError(f"model {model}", f"a folder without {_INDEX}", _PASS_A_PIPELINE)
+    index = read_json(folder / _INDEX)
+    if not isinstance(index, dict):
+        raise FileFormatError(f"a pipeline in {model}", f"{_INDEX} without entries", _PASS_A_PIPELINE)
+    names = _transformer_classes(model, index)
+    missing = [name for name in names if not (folder / name).is_dir()]
+    if missing:
+        raise InputError(f"model {model}", f"no folder {' or '.join(missing)} in it", "copy the whole pipeline")
+
+
+def load_pipeline(model: str | Path, dtype: str | None = None, device: Any = None) -> DiffusionPipeline:
+    """The pipeline in a folder, or of that name on the hub, ready to be called.
+
+    dtype: "float32", "bfloat16" or "float16"; None = bfloat16 on CUDA, else float32. device: None = CUDA if there is
+    one, else the CPU. Raises what `check_model` raises, and InputError where loading fails.
+    """
+    if dtype not in (None, *_DTYPES):
+        raise InputError(f"dtype {dtype!r}", f"known ones {', '.join(_DTYPES)}", "use one of them")
+    check_model(model)
+    import torch
+    from diffusers import DiffusionPipeline
+
+    place = _device(device)
+    kind = getattr(torch, dtype or ("bfloat16" if place.type == "cuda" else "float32"))
+    try:
+        pipe = DiffusionPipeline.from_pretrained(str(model), torch_dtype=kind)
+    except Exception as error:
+        _raise_not_loaded(model, error)
+    if not any(getattr(pipe, name, None) is not None for name in _TRANSFORMERS):
+        raise _without_transformer(model, type(pipe).__name__)
+    return pipe.to(place)
+
+
+def load_outline(model: str | Path) -> Outline:
+    """The structure of a pipeline without its weights: takes seconds and no memory at any size.
+
+    Raises what `check_model` raises, and InputError where loading fails.
+    """
+    check_model(model)
+    import diffusers
+    import torch
+
+    try:
+        index = dict(diffusers.DiffusionPipeline.load_config(str(model)))
+        transformers: dict[str, nn.Module] = {}
+        for name, class_name in _transformer_classes(model, index).items():
+            kind = getattr(diffusers, class_name, None)
+            if kind is None:
+                raise UnsupportedModelError(
+                    f"the {name} of {model}", f"{class_name}, not a class of diffusers", "use a newer diffusers"
+                )
+            config = kind.load_config(str(model), subfolder=name)
+            with torch.device("meta"):
+                transformers[name] = kind.from_config(config)
+        library, class_name = index.get("scheduler") or (None, None)
+        kind = getattr(diffusers, class_name or "", None)
+        scheduler = kind.from_pretrained(str(model), subfolder="scheduler") if kind is not None else None
+    except UnsupportedModelError:
+        raise
+    except Exception as error:
+        _raise_not_loaded(model, error)
+    return Outline(str(index.get("_class_name")), transformers, scheduler)
+
+
+def generation_defaults(model: str | Path) -> dict[str, Any]:
+    """The numbers in `unicp_defaults.json` of a model folder, {} where there is none. Needs no torch.
+
+    Raises FileFormatError for names it does not know and values of the wrong type.
+    """
+    path = Path(model) / DEFAULTS_FILE
+    if not path.is_file():
+        return {}
+    values = read_json(path)
+    if not isinstance(values, dict):
+        raise FileFormatError(f"defaults in {path}", f"a JSON {type(values).__name__}", "write an object")
+    for name, value in values.items():
+        if name not in _DEFAULT_TYPES:
+            raise FileFormatError(f"default {name!r} in {path}", "an unknown name", f"use {', '.join(_DEFAULT_TYPES)}")
+        kinds = (int,) if _DEFAULT_TYPES[name] is int else (int, float)
+        if isinstance(value, bool) or not isinstance(value, kinds) or not 0 <= value < math.inf:
+            raise FileFormatError(f"default {name} in {path}", f"{value!r:.40}", "write a number of at least 0")
+    return values
+
+
+def sampler(pipe: Any, name: str) -> None:
+    """Swaps the scheduler of a pipeline: "euler" (flow models only), "unipc", or "default" = leave it.
+
+    The shift of the noise levels stays as it is. Raises InputError for another name, and for Euler on a model
+    that was not trained for flow matching.
+    """
+    if name not in SAMPLERS:
+        raise InputError(f"sampler {name!r}", f"known ones {', '.join(SAMPLERS)}", "use one of them")
+    if name == "default":
+        return
+    from diffusers import FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
+
+    from unicp.models.noise import read_schedule
+
+    config = dict(pipe.scheduler.config)
+    schedule = read_schedule(pipe.scheduler)
+    is_flow = schedule is not None and schedule.prediction == "flow"
+    shift = config.get("flow_shift", config.get("shift")) or 1.0
+    train_steps = config.get("num_train_timesteps", 1000)
+    if not is_flow:
+        if name == "euler":
+            found = f"a {type(pipe.scheduler).__name__}, not known to be one of flow matching"
+            raise InputError("sampler 'euler'", found, "use the sampler default or unipc")
+        pipe.scheduler = UniPCMultistepScheduler.from_config(pipe.scheduler.config)
+    elif name == "euler":
+        pipe.scheduler = FlowMatchEulerDiscreteScheduler(num_train_timesteps=train_steps, shift=shift)
+    else:
+        pipe.scheduler = UniPCMultistepScheduler(
+            num_train_timesteps=train_steps,
+            prediction_type="flow_prediction",
+            use_flow_sigmas=True,
+            flow_shift=shift,
+        )
+
+
+def _transformer_classes(model: str | Path, index: dict[str, Any]) -> dict[str, str]:
+    """Class names by component, from the entries (library, class) of a pipeline's index."""
+    found: dict[str, str] = {}
+    for name in _TRANSFORMERS:
+        entry = index.get(name)
+        if isinstance(entry, (list, tuple)) and len(entry) == 2 and isinstance(entry[1], str):
+            found[name] = entry[1]
+    if not found:
+        raise _without_transformer(model, str(index.get("_class_name", "a pipeline")))
+    return found
+
+
+def _without_transformer(model: str | Path, found: str) -> UnsupportedModelError:
+    return UnsupportedModelError(
+        f"a video pipeline with a transformer in {model}", f"{found} without one", "use a diffusion transformer"
+    )
+
+
+def _device(device: Any) -> Any:
+    import torch
+
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise InputError(f"device {device!r}", "no such device", "use cpu or cuda") from error
+
+
+def _raise_not_loaded(model: str | Path, error: Exception) -> NoReturn:
+    """A failed load as one line: what it was, and whether the folder or the hub is to blame."""
+    reason = " ".join(str(error).split())[:200] or type(error).__name__
+    if Path(model).is_dir():
+        found, do = f"a folder that cannot be loaded ({reason})", "check that all its files are there and whole"
+    else:
+        found = f"no folder of that name, and the hub did not give it ({reason})"
+        do = "check the name and the network, or download it and name the folder"
+    raise InputError(f"model {model}", found, do) from error

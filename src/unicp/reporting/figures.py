@@ -1,0 +1,72 @@
+"""Figures from recorded numbers. Needs the `figures` extra (matplotlib)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+_INK, _MUTED = "#1a1a1a", "#767676"
+
+
+def draw_attention_change(record: dict[str, Any], path: Path) -> None:
+    """Change of attention outputs over steps, one line a block and their mean (record of `attention_change`)."""
+    plt = _pyplot()
+    figure, axes = plt.subplots(figsize=(7.2, 4.0), dpi=150)
+    colours = plt.get_cmap("viridis")
+    change: Sequence[Sequence[float]] = record["change"]
+    for index, row in enumerate(change):
+        colour = colours(index / max(1, len(change) - 1))
+        axes.plot(range(1, len(row)), row[1:], color=colour, lw=1.1, alpha=0.8, label=f"block {index}")
+    mean = [sum(row[s] for row in change) / len(change) for s in range(1, len(change[0]))]
+    axes.plot(range(1, len(mean) + 1), mean, color=_INK, lw=2.4, label="mean")
+    axes.set_xlabel("step")
+    axes.set_ylabel("relative change of attention output")
+    axes.set_ylim(bottom=0)
+    title = f"Change between neighbouring steps ({record['sampler']}, {record['steps']} steps, {record['clips']} clips)"
+    _finish(plt, figure, axes, title, path)
+
+
+def draw_trade_off(table: Sequence[dict[str, Any]], path: Path, title: str) -> None:
+    """Worst-tenth and mean PSNR against operations saved, one marker a method (rows of `benchmarking.rows.aggregate`)."""
+    plt = _pyplot()
+    figure, panels = plt.subplots(1, 2, figsize=(9.6, 4.2), dpi=150, sharey=True)
+    groups = {"steps": ("fewer steps", "#9a6324"), "window": ("fixed windows", "#4363d8")}
+    for axes, field, name in zip(panels, ("psnr_mean", "psnr_worst_tenth"), ("mean", "worst tenth")):
+        for kind, (label, colour) in groups.items():
+            rows = sorted((r for r in table if kind in r["method"]), key=lambda r: r["operations"])
+            xs, ys = [r["operations"] for r in rows], [r[field] for r in rows]
+            axes.plot(xs, ys, "o-", color=colour, ms=4, lw=1.2, label=label)
+        for row in table:
+            if not any(kind in row["method"] for kind in groups):
+                axes.plot(row["operations"], row[field], "D", color="#e6194b", ms=6)
+                axes.annotate(row["method"], (row["operations"], row[field]), xytext=(5, 5), textcoords="offset points")
+        axes.set_xlabel("operations saved (x)")
+        axes.set_ylabel(f"PSNR to the plain run, dB ({name})")
+        axes.grid(alpha=0.25)
+    panels[0].legend(frameon=False)
+    figure.suptitle(title)
+    figure.tight_layout()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path)
+    plt.close(figure)
+
+
+def _pyplot() -> Any:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    return plt
+
+
+def _finish(plt: Any, figure: Any, axes: Any, title: str, path: Path) -> None:
+    axes.set_title(title, fontsize=10, color=_INK)
+    axes.tick_params(colors=_MUTED)
+    axes.grid(alpha=0.25)
+    axes.legend(frameon=False, fontsize=7, ncol=3)
+    figure.tight_layout()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path)
+    plt.close(figure)

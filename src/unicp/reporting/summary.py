@@ -1,0 +1,249 @@
+"""A trace in numbers, as a printed table, and as a map of decisions. Needs a trace only, no torch."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import textwrap
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from unicp.files import json_ready
+from unicp.records import Action, Entry, Trace
+
+WIDTH = 100
+
+_LETTERS = {Action.COMPUTE: "C", Action.SLICE: "S", Action.FORECAST: "F", Action.REUSE: "R"}
+_LABEL_WIDTH = 18
+
+
+@dataclass(frozen=True)
+class ActionCost:
+    """What one kind of action took. calls: entries; share: of all calls; seconds: wall time.
+
+    operations: executed; full_operations: what the plain model would have executed instead.
+    """
+
+    calls: int
+    share: float
+    operations: int
+    full_operations: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The numbers of a trace.
+
+    calls: entries, one per unit or span, step and branch. actions: by name, all four. reasons: calls by reason.
+    operations, full_operations: executed, and what the plain model would have executed (two per multiply-add).
+    operations_saved: full / executed, None where nothing was counted, inf where nothing was executed.
+    worst_measured, mean_measured: relative error that serving would have had, where the output was computed anyway.
+    worst_predicted, mean_predicted: predicted relative error of what was served or sliced.
+    All four are None where there is no such number; a mean is over the finite ones.
+    peak_stored_bytes: most bytes held in the store. non_finite: forecasts refused for a NaN or infinity in them.
+    """
+
+    model: str
+    preset: str | None
+    device: str
+    dtype: str
+    runs: int
+    calls: int
+    actions: dict[str, ActionCost]
+    reasons: dict[str, int]
+    operations: int
+    full_operations: int
+    operations_saved: float | None
+    seconds: float
+    worst_measured: float | None
+    mean_measured: float | None
+    worst_predicted: float | None
+    mean_predicted: float | None
+    peak_stored_bytes: int
+    non_finite: int
+    warnings: tuple[str, ...]
+
+    @property
+    def computed(self) -> int:
+        """Calls computed in full."""
+        return self.actions[Action.COMPUTE.value].calls
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values that strict JSON can hold: NaN and infinities as the strings "nan", "inf", "-inf"."""
+        return json_ready(dataclasses.asdict(self))
+
+    def text(self) -> str:
+        """A table of at most 100 columns."""
+        title = f"UniCP {self.preset or 'with own settings'}: {self.model} on {self.device}, {self.dtype}"
+        lines = [_shorten(title, WIDTH)]
+        if not self.calls:
+            return "\n".join([*lines, "Nothing was recorded: the model has not been called.", *self._notes()])
+        counted = f"{_count(self.runs, 'run')}, {_count(self.calls, 'call')}"
+        if self.computed == self.calls:
+            lines.append(f"{counted}. Nothing was skipped: every call was computed in full.")
+        else:
+            lines.append(f"{counted}, {self.computed} computed in full.")
+        return "\n".join([*lines, "", *self._table(), "", *self._notes()])
+
+    def __str__(self) -> str:
+        return self.text()
+
+    def _table(self) -> list[str]:
+        rows = [("action", "calls", "share", "operations", "plain model", "seconds")]
+        for name, cost in self.actions.items():
+            if cost.calls:
+                counted = (_operations(cost.operations), _operations(cost.full_operations))
+                rows.append((name, str(cost.calls), f"{cost.share:.1%}", *counted, f"{cost.seconds:.2f}"))
+        counted = (_operations(self.operations), _operations(self.full_operations))
+        rows.append(("total", str(self.calls), "100.0%", *counted, f"{self.seconds:.2f}"))
+        return align(rows, right=range(1, 6))
+
+    def _notes(self) -> list[str]:
+        notes: list[tuple[str, str]] = []
+        if self.calls:
+            notes.append(("cost", self._cost()))
+            notes.append(("why", ", ".join(f"{why} {count}" for why, count in self.reasons.items())))
+        if self.worst_predicted is not None:
+            what = _errors(self.mean_predicted, self.worst_predicted)
+            notes.append(("error predicted", f"{what} (of what was served or sliced)"))
+        if self.worst_measured is not None:
+            what = _errors(self.mean_measured, self.worst_measured)
+            notes.append(("error measured", f"{what} (of serving, where it was computed anyway)"))
+        if self.non_finite:
+            notes.append(("not finite", f"{_count(self.non_finite, 'forecast')} with NaN or infinity, not served"))
+        notes += [("warning", warning) for warning in self.warnings]
+        return [line for label, text in notes for line in _note(label, text)]
+
+    def _cost(self) -> str:
+        saved = "operations not counted"
+        if self.operations_saved is not None:
+            saved = f"{_operations(self.operations)} of {_operations(self.full_operations)} operations"
+            saved += "" if math.isinf(self.operations_saved) else f" ({self.operations_saved:.2f}x fewer)"
+        return f"{saved}, {self.seconds:.2f} s in the model, at most {_bytes(self.peak_stored_bytes)} stored"
+
+
+def summarise(trace: Trace) -> Summary:
+    """The numbers of all runs of a trace."""
+    entries = trace.entries
+    operations, full = sum(e.operations for e in entries), sum(e.full_operations for e in entries)
+    measured = [number for entry in entries for number in entry.measured or ()]
+    acted = [entry for entry in entries if entry.action != Action.COMPUTE.value]
+    predicted = [number for entry in acted for number in entry.predicted or ()]
+    return Summary(
+        model=trace.model,
+        preset=trace.preset,
+        device=trace.device,
+        dtype=trace.dtype,
+        runs=len({entry.run for entry in entries}),
+        calls=len(entries),
+        actions={action.value: _action_cost(entries, action) for action in Action},
+        reasons=dict(Counter(entry.why for entry in entries).most_common()),
+        operations=operations,
+        full_operations=full,
+        operations_saved=(full / operations if operations else math.inf) if full else None,
+        seconds=math.fsum(entry.seconds for entry in entries),
+        worst_measured=_worst(measured),
+        mean_measured=_mean(measured),
+        worst_predicted=_worst(predicted),
+        mean_predicted=_mean(predicted),
+        peak_stored_bytes=max((entry.stored_bytes for entry in entries), default=0),
+        non_finite=trace.counts.get("non_finite", 0),
+        warnings=tuple(trace.warnings),
+    )
+
+
+def decision_map(trace: Trace, run: int | None = None) -> str:
+    """What was done when: a line per unit and branch, a letter per step (C, S, F or R; "." = not called).
+
+    run: which one, None = the last. Empty text where the trace has no such run.
+    """
+    runs = [entry.run for entry in trace.entries]
+    if run is None:
+        run = max(runs, default=0)
+    cells: dict[tuple[str, str], dict[int, str]] = {}
+    for entry in trace.entries:
+        if entry.run == run:
+            cells.setdefault((entry.unit, entry.branch), {})[entry.step] = _LETTERS[Action(entry.action)]
+    if not cells:
+        return ""
+    steps = range(1 + max(step for row in cells.values() for step in row))
+    labels = [" ".join(key) for key in cells]
+    width = max(len(label) for label in [*labels, "step"])
+    ruler = "".join(f"{step:<5}" for step in steps[::5]).rstrip()
+    lines = [f"{'step':<{width}}  {ruler}"]
+    for label, row in zip(labels, cells.values(), strict=True):
+        lines.append(f"{label:<{width}}  {''.join(row.get(step, '.') for step in steps)}")
+    return "\n".join([*lines, "C computed, S sliced, F forecast, R reused"])
+
+
+def align(rows: Sequence[Sequence[str]], right: Iterable[int] = ()) -> list[str]:
+    """Rows of equal length as lines with columns two spaces apart; columns in `right` end flush."""
+    to_right = set(right)
+    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(
+            cell.rjust(width) if index in to_right else cell.ljust(width)
+            for index, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
+
+
+def _action_cost(entries: list[Entry], action: Action) -> ActionCost:
+    own = [entry for entry in entries if entry.action == action.value]
+    return ActionCost(
+        calls=len(own),
+        share=len(own) / max(1, len(entries)),
+        operations=sum(entry.operations for entry in own),
+        full_operations=sum(entry.full_operations for entry in own),
+        seconds=math.fsum(entry.seconds for entry in own),
+    )
+
+
+def _worst(numbers: list[float]) -> float | None:
+    # NaN compares with nothing, so max() alone could hide one.
+    if any(math.isnan(number) for number in numbers):
+        return math.nan
+    return max(numbers, default=None)
+
+
+def _mean(numbers: list[float]) -> float | None:
+    finite = [number for number in numbers if math.isfinite(number)]
+    return math.fsum(finite) / len(finite) if finite else None
+
+
+def _errors(mean: float | None, worst: float) -> str:
+    return f"mean {'none finite' if mean is None else f'{mean:.3g}'}, worst {worst:.3g}"
+
+
+def _note(label: str, text: str) -> list[str]:
+    lines = textwrap.wrap(text, WIDTH - _LABEL_WIDTH) or [""]
+    labels = [label] + [""] * (len(lines) - 1)
+    return [f"{name:<{_LABEL_WIDTH}}{line}".rstrip() for name, line in zip(labels, lines, strict=True)]
+
+
+def _shorten(text: str, width: int) -> str:
+    return text if len(text) <= width else text[: width - 1] + "…"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def _scaled(number: float, base: float, units: Sequence[str]) -> str:
+    for unit in units[:-1]:
+        if number < base:
+            return f"{number:.0f} {unit}".rstrip() if unit == units[0] else f"{number:.2f} {unit}"
+        number /= base
+    return f"{number:.2f} {units[-1]}"
+
+
+def _operations(number: int) -> str:
+    return _scaled(number, 1000, ("", "k", "M", "G", "T", "P"))
+
+
+def _bytes(number: int) -> str:
+    return _scaled(number, 1024, ("B", "KiB", "MiB", "GiB"))

@@ -1,0 +1,8 @@
+"""Shared by all tests: property tests that give the same result on a busy machine as on an idle one."""
+
+from __future__ import annotations
+
+from hypothesis import settings
+
+settings.register_profile("steady", deadline=None, derandomize=True, max_examples=50)
+settings.load_profile("steady")

@@ -1,0 +1,214 @@
+"""The online rule in floats: no tensor, no model."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from unicp.control.controller import Controller, Question, SliceReport
+from unicp.control.windows import Candidate, ErrorWindow
+from unicp.records import Action, Decision, Moment
+from unicp.settings import Settings, Slicing
+
+STEP = Candidate("output", "step")
+
+
+def settings(**changes: Any) -> Settings:
+    plain: dict[str, Any] = {
+        "tolerance": 0.1,
+        "order": 0,
+        "weighting": "uniform",
+        "abscissas": ("step",),
+        "first": 2,
+        "last": 1,
+        "max_window": 3,
+    }
+    return Settings(**(plain | changes))
+
+
+def moment(step: int, steps: int | None = 20) -> Moment:
+    return Moment(0, step, "cond", 1000.0 - 40 * step, 1, 1.0 - 0.04 * step, steps)
+
+
+def question(step: int, steps: int | None = 20, **more: Any) -> Question:
+    return Question(moment(step, steps), {"step": float(step)}, **more)
+
+
+def learnt(controller: Controller, error: float, upto: int = 4, drift: float | None = None) -> ErrorWindow:
+    """A window computed at the steps before `upto`, with this error per step and the drift of a step."""
+    window = controller.new_window((STEP,))
+    for step in range(upto):
+        known = len(window.points) > controller.settings.order
+        errors = {STEP: [error * window.growth(STEP, {"step": float(step)})]} if known else None
+        window.observe({"step": float(step)}, errors, None if drift is None or not step else [drift])
+    return window
+
+
+def decide(controller: Controller, window: ErrorWindow, asked: Question) -> Decision:
+    return controller.decide(window, asked)[0]
+
+
+def actions(controller: Controller, steps: int, error: float) -> str:
+    """A whole run in which serving has `error` per unit of growth: c = computed, s = served."""
+    window, done = controller.new_window((STEP,)), ""
+    for step in range(steps):
+        decision = decide(controller, window, question(step, steps))
+        position = {"step": float(step)}
+        if decision.action.served:
+            assert decision.predicted is not None
+            window.serve(max(decision.predicted))
+        else:
+            known = len(window.points) > controller.settings.order
+            window.observe(position, {STEP: [error * window.growth(STEP, position)]} if known else None)
+        done += "s" if decision.action.served else "c"
+    return done
+
+
+def test_a_small_predicted_error_is_served_by_the_best_candidate():
+    controller = Controller(settings())
+    window = learnt(controller, 0.05)
+    decision, candidate = controller.decide(window, question(4))
+    assert (decision.action, decision.why, candidate) == (Action.REUSE, "within", STEP)
+    assert decision.predicted == pytest.approx((0.05,))
+    assert decision.tolerance == 0.1
+
+
+def test_order_1_serves_forecasts():
+    controller = Controller(settings(order=1))
+    assert decide(controller, learnt(controller, 0.01), question(4)).action is Action.FORECAST
+
+
+def test_a_predicted_error_above_the_tolerance_is_computed():
+    controller = Controller(settings())
+    decision, candidate = controller.decide(learnt(controller, 0.2), question(4))
+    assert (decision.action, decision.why, candidate) == (Action.COMPUTE, "tolerance", None)
+
+
+@given(
+    st.sampled_from([0, 1]),
+    st.floats(0, 1),
+    st.one_of(st.none(), st.floats(0, 1)),
+    st.integers(0, 30),
+    st.one_of(st.none(), st.integers(1, 40)),
+    st.one_of(st.none(), st.integers(1, 5)),
+    st.sampled_from(["impact", "uniform"]),
+)
+def test_tolerance_zero_serves_and_slices_nothing(order, error, drift, step, steps, every, weighting):
+    slicing = Slicing(widths=(8,), tolerance=100.0, min_saving=0.0)
+    controller = Controller(
+        settings(tolerance=0.0, order=order, every=every, weighting=weighting, slicing=slicing, first=1, last=0)
+    )
+    report = SliceReport({8: 0.0}, {8: 0.5}, 0)
+    asked = question(step, steps, drift=None if drift is None else [drift], slices=report)
+    decision, candidate = controller.decide(learnt(controller, error, drift=0.1), asked)
+    assert decision.action is Action.COMPUTE and candidate is None
+    assert controller.slice_or_compute(decision, asked) == decision
+
+
+@pytest.mark.parametrize(
+    ("step", "steps", "why"),
+    [(0, 20, "first"), (1, 20, "first"), (19, 20, "last"), (18, 20, "within"), (19, None, "within")],
+)
+def test_the_first_and_last_steps_are_computed(step, steps, why):
+    controller = Controller(settings(tolerance=1e9))
+    assert decide(controller, learnt(controller, 0.05), question(step, steps)).why == why
+
+
+def test_a_window_without_a_measurement_computes():
+    controller = Controller(settings())
+    decision = decide(controller, controller.new_window((STEP,)), question(5))
+    assert (decision.action, decision.why, decision.predicted) == (Action.COMPUTE, "learning", None)
+
+
+def test_a_window_serves_no_more_steps_than_allowed():
+    controller = Controller(settings(tolerance=1e9, max_window=2))
+    window = learnt(controller, 0.0)
+    for step in (4, 5):
+        assert decide(controller, window, question(step)).action.served
+        window.serve(0.0)
+    assert decide(controller, window, question(6)).why == "window"
+
+
+def test_an_outside_doubt_computes_and_is_the_reason():
+    controller = Controller(settings(tolerance=1e9))
+    decision = decide(controller, learnt(controller, 0.0), question(5, doubt="non-finite"))
+    assert (decision.action, decision.why) == (Action.COMPUTE, "non-finite")
+
+
+def test_a_spike_of_the_drift_closes_the_window_at_once():
+    controller = Controller(settings())
+    window = learnt(controller, 0.05, drift=0.02)
+    assert decide(controller, window, question(4, drift=[0.02])).action.served
+    decision = decide(controller, window, question(4, drift=[0.2]))
+    assert (decision.action, decision.why) == (Action.COMPUTE, "spike")
+
+
+def test_a_spike_of_one_sample_closes_the_window_of_the_batch():
+    controller = Controller(settings())
+    window = controller.new_window((STEP,))
+    window.observe({"step": 0.0}, None)
+    window.observe({"step": 1.0}, {STEP: [0.01, 0.0]}, [0.02, 0.0])
+    assert decide(controller, window, question(2, drift=[0.02, 0.0])).action.served
+    assert not decide(controller, window, question(2, drift=[0.02, 0.5])).action.served
+
+
+@pytest.mark.parametrize("every", [1, 2, 3, 4])
+@pytest.mark.parametrize("error", [0.0, 1e6])
+def test_fixed_windows_give_exactly_their_pattern_whatever_the_error(every, error):
+    # The two first steps are computed, which is all that reuse must learn from; then k - 1 served and one computed,
+    # and the last step is computed in any case.
+    controller = Controller(settings(every=every, max_window=1))
+    body = "".join("c" if index % every == 0 else "s" for index in range(1, 18))
+    assert actions(controller, 20, error) == "cc" + body + "c"
+
+
+def test_a_larger_tolerance_serves_no_less():
+    patterns = [actions(Controller(settings(tolerance=t)), 30, 0.05) for t in (0.0, 0.04, 0.06, 0.2, 10.0)]
+    served = [pattern.count("s") for pattern in patterns]
+    assert served == sorted(served)
+    assert served[0] == 0 and served[-1] > 0
+
+
+SLICING = Slicing(widths=(8, 16), tolerance=0.1, min_saving=0.05, refresh=2)
+
+
+def slice_at(report: SliceReport | None, slicing: Slicing = SLICING, **changes: Any) -> Decision:
+    controller = Controller(settings(slicing=slicing, **changes))
+    return decide(controller, learnt(controller, 10.0), question(5, slices=report))
+
+
+def test_an_output_that_cannot_be_served_is_sliced_at_the_width_that_saves_most():
+    decision = slice_at(SliceReport({8: 0.05, 16: 0.01}, {8: 0.4, 16: 0.2}, 0))
+    assert (decision.action, decision.width) == (Action.SLICE, 8)
+
+
+def test_a_width_with_too_large_a_probed_error_is_left_out():
+    assert slice_at(SliceReport({8: 0.2, 16: 0.01}, {8: 0.4, 16: 0.2}, 0)).width == 16
+    assert slice_at(SliceReport({8: 0.2, 16: math.nan}, {8: 0.4, 16: 0.2}, 0)).action is Action.COMPUTE
+
+
+def test_a_width_that_saves_too_little_is_left_out():
+    assert slice_at(SliceReport({8: 0.0, 16: 0.0}, {8: 0.04, 16: 0.01}, 0)).action is Action.COMPUTE
+    assert slice_at(SliceReport({8: 0.0}, {8: 0.05}, 0)).action is Action.SLICE
+
+
+@pytest.mark.parametrize(("since", "action"), [(0, Action.SLICE), (1, Action.SLICE), (2, Action.COMPUTE)])
+def test_a_full_computation_is_due_after_refresh_computed_steps(since, action):
+    assert slice_at(SliceReport({8: 0.0}, {8: 0.5}, since)).action is action
+
+
+def test_nothing_is_sliced_without_a_report():
+    assert slice_at(None).action is Action.COMPUTE
+
+
+def test_a_served_decision_is_not_turned_into_a_slice():
+    controller = Controller(settings(slicing=SLICING))
+    asked = question(5, slices=SliceReport({8: 0.0}, {8: 0.5}, 0))
+    served = Decision(Action.REUSE, 0.1, "within")
+    assert controller.slice_or_compute(served, asked) is served
+    computed = controller.slice_or_compute(Decision(Action.COMPUTE, 0.1, "first"), asked)
+    assert (computed.action, computed.width, computed.why) == (Action.SLICE, 8, "first")

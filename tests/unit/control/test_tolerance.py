@@ -1,0 +1,68 @@
+"""How much error a step may have."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from unicp.control.tolerance import IMPACT, impact, step_tolerance
+from unicp.records import Moment
+
+CURVE = ((0.0, 1.0), (0.5, 2.0), (1.0, 6.0))
+
+
+def moment(sigma: float | None, timestep: float = 500.0) -> Moment:
+    return Moment(0, 3, "cond", timestep, 1, sigma, 10)
+
+
+@pytest.mark.parametrize(
+    ("sigma", "expected"), [(0.0, 1.0), (0.25, 1.5), (0.5, 2.0), (0.75, 4.0), (1.0, 6.0), (-3.0, 1.0), (7.0, 6.0)]
+)
+def test_impact_is_linear_between_points_and_flat_outside(sigma, expected):
+    assert impact(sigma, CURVE) == pytest.approx(expected)
+
+
+def test_a_curve_of_one_point_is_constant():
+    assert [impact(sigma, ((0.5, 2.0),)) for sigma in (0.0, 0.5, 1.0)] == [2.0] * 3
+
+
+@given(st.floats(0, 1))
+def test_the_built_in_impact_is_positive_and_within_its_points(sigma):
+    values = [value for _, value in IMPACT]
+    assert 0 < min(values) - 1e-12 <= impact(sigma) <= max(values) + 1e-12
+
+
+def test_the_built_in_curve_is_in_order_of_noise():
+    levels = [level for level, _ in IMPACT]
+    assert levels == sorted(set(levels)) and levels[0] == 0.0 and levels[-1] == 1.0
+
+
+@given(st.floats(0, 10), st.floats(0, 1))
+def test_uniform_weighting_is_the_tolerance_itself(tolerance, sigma):
+    assert step_tolerance(tolerance, "uniform", moment(sigma)) == tolerance
+
+
+@pytest.mark.parametrize("sigma", [0.0, 0.3, 0.5, 0.9, 1.0])
+def test_impact_weighting_divides_by_the_impact_of_the_noise_level(sigma):
+    assert step_tolerance(0.1, "impact", moment(sigma)) * impact(sigma) == pytest.approx(0.1)
+
+
+def test_an_early_error_may_be_smaller_than_a_late_one():
+    assert step_tolerance(0.1, "impact", moment(1.0)) < step_tolerance(0.1, "impact", moment(0.2))
+
+
+@pytest.mark.parametrize("weighting", ["uniform", "impact"])
+def test_tolerance_zero_stays_zero(weighting):
+    assert step_tolerance(0.0, weighting, moment(0.5)) == 0.0
+
+
+def test_an_unknown_noise_level_is_taken_from_the_timestep():
+    assert step_tolerance(0.1, "impact", moment(None, 900.0)) == pytest.approx(
+        step_tolerance(0.1, "impact", moment(0.9))
+    )
+
+
+@pytest.mark.parametrize("timestep", [-5.0, 4000.0])
+def test_a_timestep_outside_the_usual_range_still_gives_a_tolerance(timestep):
+    assert step_tolerance(0.1, "impact", moment(None, timestep)) > 0

@@ -1,0 +1,234 @@
+"""Which run, step and branch a call belongs to."""
+
+from __future__ import annotations
+
+import gc
+import threading
+from typing import Any
+
+import pytest
+import torch
+from diffusers.hooks.hooks import CacheContext
+
+from tests.fake_models import flow_scheduler
+from unicp.execution.trajectory import Trajectory
+from unicp.models.noise import read_schedule
+
+SAMPLE = torch.zeros(1, 4, 2)
+COND, UNCOND = torch.ones(1, 3, 2), torch.zeros(1, 3, 2)
+
+
+class Calls:
+    """Enters calls and keeps what came of them as (run, step, branch, fresh)."""
+
+    def __init__(self, trajectory: Trajectory | None = None):
+        self.trajectory = Trajectory() if trajectory is None else trajectory
+        self.found: list[tuple[int, int, str, bool]] = []
+
+    def __call__(self, timestep: Any, text: Any = None, context: Any = None, sample: Any = SAMPLE) -> Any:
+        if isinstance(context, str):
+            context = CacheContext(context)
+        moment, fresh = self.trajectory.enter(sample, timestep, text, context)
+        self.found.append((moment.run, moment.step, moment.branch, fresh))
+        return moment, fresh
+
+    @property
+    def runs(self) -> list[int]:
+        return [run for run, *_ in self.found]
+
+
+def test_branches_take_their_names_from_the_cache_context():
+    call = Calls()
+    for timestep in (900, 800):
+        call(timestep, COND, "cond")
+        call(timestep, UNCOND, "uncond")
+    assert call.found == [
+        (0, 0, "cond", True),
+        (0, 0, "uncond", False),
+        (0, 1, "cond", False),
+        (0, 1, "uncond", False),
+    ]
+
+
+def test_without_a_context_branches_are_told_by_the_order_of_calls():
+    call = Calls()
+    for timestep in (900, 800, 700):
+        call(timestep, COND)
+        call(timestep, UNCOND)
+    assert [(step, branch) for _, step, branch, _ in call.found] == [
+        (step, branch) for step in range(3) for branch in ("call0", "call1")
+    ]
+    assert [fresh for *_, fresh in call.found] == [True] + [False] * 5
+
+
+def test_three_branches_are_told_apart_without_a_context():
+    call = Calls()
+    for timestep in (900, 800):
+        for text in (COND, UNCOND, COND + 1):
+            call(timestep, text)
+    assert [branch for _, _, branch, _ in call.found] == ["call0", "call1", "call2"] * 2
+
+
+def test_a_rising_timestep_opens_a_new_run():
+    call = Calls()
+    for timestep in (900, 800, 900, 800):
+        call(timestep, COND)
+    assert call.runs == [0, 0, 1, 1]
+    assert [step for _, step, _, _ in call.found] == [0, 1, 0, 1]
+
+
+@pytest.mark.parametrize(
+    "changed", [torch.zeros(2, 4, 2), torch.zeros(1, 4, 3), torch.zeros(1, 4, 2, dtype=torch.float64)]
+)
+def test_a_changed_batch_shape_or_dtype_opens_a_new_run(changed):
+    call = Calls()
+    call(900)
+    call(800, sample=changed)
+    call(700, sample=changed)
+    assert call.runs == [0, 1, 1]
+
+
+def test_a_changed_device_opens_a_new_run():
+    call = Calls()
+    call(900)
+    call(800, sample=SAMPLE.to("meta"))
+    assert call.runs == [0, 1]
+
+
+@pytest.mark.parametrize("context", [None, "cond"])
+def test_another_text_in_the_same_branch_opens_a_new_run(context):
+    call = Calls()
+    call(900, COND, context)
+    call(800, UNCOND, context)
+    assert call.runs == [0, 1]
+
+
+@pytest.mark.parametrize("context", [None, "cond"])
+def test_a_text_of_another_length_opens_a_new_run(context):
+    call = Calls()
+    call(900, COND, context)
+    call(800, COND[:, :2], context)
+    assert call.runs == [0, 1]
+
+
+@pytest.mark.parametrize("context", [None, "cond"])
+def test_equal_text_in_a_new_tensor_is_the_same_run_and_known_unchanged(context):
+    call = Calls()
+    call(900, COND.clone(), context)
+    assert not call.trajectory.text_unchanged
+    for timestep in (800, 700):
+        gc.collect()
+        call(timestep, COND.clone(), context)
+        assert call.trajectory.text_unchanged
+    assert call.runs == [0, 0, 0]
+
+
+@pytest.mark.parametrize("inference", [False, True])
+def test_text_written_to_in_place_is_detected(inference):
+    with torch.inference_mode(inference):
+        call, text = Calls(), torch.ones(1, 3, 2)
+        call(900, text)
+        call(800, text)
+        assert call.trajectory.text_unchanged
+        text.mul_(2)
+        call(700, text)
+    assert call.runs == [0, 0, 1]
+    assert not call.trajectory.text_unchanged
+
+
+def test_text_written_to_in_place_after_equal_text_in_another_tensor_is_detected():
+    call, text = Calls(), COND.clone()
+    call(900, COND.clone())
+    call(800, text)
+    text.add_(1)
+    call(700, text)
+    assert call.runs == [0, 0, 1]
+
+
+def test_a_text_written_to_and_back_is_the_same_run():
+    call, text = Calls(), COND.clone()
+    call(900, text)
+    text.add_(1)
+    text.sub_(1)
+    call(800, text)
+    assert call.runs == [0, 0]
+
+
+def test_a_branch_seen_for_the_first_time_has_no_known_text():
+    call = Calls()
+    call(900, COND)
+    call(800, COND)
+    assert call.trajectory.text_unchanged
+    call(800, COND)
+    assert call.found[-1][2] == "call1"
+    assert not call.trajectory.text_unchanged
+
+
+def test_another_thread_opens_a_new_run():
+    call = Calls()
+    call(900, COND)
+    other = threading.Thread(target=call, args=(800, COND))
+    other.start()
+    other.join()
+    call(700, COND)
+    assert call.runs == [0, 1, 2]
+
+
+def test_the_same_named_branch_again_at_the_same_timestep_opens_a_new_run():
+    call = Calls()
+    call(900, COND, "cond")
+    call(900, UNCOND, "uncond")
+    call(900, COND, "cond")
+    assert call.runs == [0, 0, 1]
+
+
+def test_a_timestep_per_token_counts_as_its_largest():
+    call = Calls()
+    for value in (900.0, 800.0):
+        timestep = torch.full((2, 6), value)
+        timestep[:, :3] = 0
+        moment, _ = call(timestep, COND)
+        assert moment.timestep == value
+    assert [(run, step) for run, step, _, _ in call.found] == [(0, 0), (0, 1)]
+
+
+@pytest.mark.parametrize("timestep", [900, 900.0, torch.tensor(900), torch.tensor([900.0, 900.0])])
+def test_timesteps_may_be_numbers_or_tensors(timestep):
+    assert Calls()(timestep)[0].timestep == 900.0
+
+
+def test_step_and_steps_come_from_the_schedule():
+    scheduler = flow_scheduler(5)
+    call = Calls(Trajectory(read_schedule(scheduler)))
+    # The first two steps are left out, as image-to-image pipelines do.
+    moments = [call(timestep)[0] for timestep in scheduler.timesteps[2:]]
+    assert [moment.step for moment in moments] == [2, 3, 4]
+    assert [moment.steps for moment in moments] == [5, 5, 5]
+    assert [moment.sigma for moment in moments] == pytest.approx([0.6, 0.4, 0.2])
+
+
+def test_without_a_schedule_steps_are_counted_and_levels_unknown():
+    call = Calls()
+    moments = [call(timestep)[0] for timestep in (900, 700, 100)]
+    assert [(moment.step, moment.steps, moment.sigma) for moment in moments] == [(i, None, None) for i in range(3)]
+
+
+def test_step_index_of_the_context_is_believed():
+    moment, _ = Calls()(900, COND, CacheContext("cond", step_index=7, num_inference_steps=12))
+    assert (moment.step, moment.steps) == (7, 12)
+
+
+def test_samples_are_the_batch_size():
+    assert Calls()(900, sample=torch.zeros(3, 2))[0].samples == 3
+
+
+def test_after_a_reset_the_next_call_opens_a_run_and_nothing_is_held():
+    call = Calls()
+    call(900, COND)
+    call(800, COND)
+    call.trajectory.reset()
+    assert call.trajectory.branches == 0
+    assert not call.trajectory.text_unchanged
+    call(700, COND)
+    assert call.found[-1] == (1, 0, "call0", True)
+    assert not call.trajectory.text_unchanged

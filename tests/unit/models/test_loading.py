@@ -1,0 +1,157 @@
+"""Folders and hub names: what loads, and one line for what does not."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from diffusers import DDIMScheduler, DiffusionPipeline, FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
+
+from tests import tiny_pipeline
+from unicp.errors import FileFormatError, InputError, UniCPError, UnsupportedModelError
+from unicp.models.finder import map_model
+from unicp.models.loading import check_model, generation_defaults, load_outline, load_pipeline, sampler
+from unicp.models.noise import read_schedule
+from unicp.testbed.components import FLOW_SHIFT, build_scheduler
+
+HUB_NAME = "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return tiny_pipeline.save(tmp_path_factory.mktemp("models") / "tiny")
+
+
+def test_a_folder_loads_in_the_dtype_asked_for(folder):
+    pipe = load_pipeline(folder, device="cpu")
+    assert type(pipe).__name__ == "WanPipeline"
+    assert pipe.transformer.dtype == pipe.vae.dtype == torch.float32
+    assert load_pipeline(str(folder), "bfloat16", "cpu").vae.dtype == torch.bfloat16
+
+
+def test_an_outline_has_structure_and_no_weights(folder, tmp_path):
+    bare = shutil.copytree(folder, tmp_path / "bare", ignore=shutil.ignore_patterns("*.safetensors"))
+    outline = load_outline(bare)
+    assert outline.pipeline == "WanPipeline"
+    (transformer,) = outline.transformers.values()
+    assert {parameter.device.type for parameter in transformer.parameters()} == {"meta"}
+    assert [unit.name for unit in map_model(transformer).units][:2] == ["blocks.0.attn1", "blocks.0.attn2"]
+    schedule = read_schedule(outline.scheduler)
+    assert schedule is not None and schedule.prediction == "flow"
+
+
+def damage(folder: Path, what: str) -> None:
+    index = folder / "model_index.json"
+    if what == "no index":
+        index.unlink()
+    elif what == "half an index":
+        index.write_text(index.read_text()[:40])
+    elif what == "an index that is a list":
+        index.write_text("[]")
+    elif what == "no transformer":
+        index.write_text(json.dumps({k: v for k, v in json.loads(index.read_text()).items() if k != "transformer"}))
+    elif what == "an empty transformer":
+        index.write_text(json.dumps(json.loads(index.read_text()) | {"transformer": [None, None]}))
+    elif what == "no transformer folder":
+        shutil.rmtree(folder / "transformer")
+
+
+@pytest.mark.parametrize(
+    ("what", "kind", "found"),
+    [
+        ("no index", InputError, "without model_index.json"),
+        ("half an index", FileFormatError, "damaged"),
+        ("an index that is a list", FileFormatError, "without entries"),
+        ("no transformer", UnsupportedModelError, "WanPipeline without one"),
+        ("an empty transformer", UnsupportedModelError, "WanPipeline without one"),
+        ("no transformer folder", InputError, "no folder transformer"),
+    ],
+)
+def test_damaged_folders_are_refused_before_loading(what, kind, found, folder, tmp_path, monkeypatch):
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    damage(copy, what)
+    monkeypatch.setattr(DiffusionPipeline, "from_pretrained", None)
+    for act in (check_model, load_pipeline, load_outline):
+        with pytest.raises(kind, match=found) as caught:
+            act(copy)
+        assert "\n" not in str(caught.value)
+
+
+def test_half_written_weights_are_one_line(folder, tmp_path):
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    weights = next((copy / "transformer").glob("*.safetensors"))
+    weights.write_bytes(weights.read_bytes()[:100])
+    with pytest.raises(InputError, match="cannot be loaded") as caught:
+        load_pipeline(copy)
+    assert "\n" not in str(caught.value)
+
+
+def test_paths_that_are_no_model(tmp_path):
+    (tmp_path / "file").write_text("x")
+    for path, found in ((tmp_path / "none", "no such folder"), (tmp_path / "file", "a file"), ("nonsense", "no such")):
+        with pytest.raises(InputError, match=found):
+            check_model(path)
+    check_model(HUB_NAME)
+
+
+def test_a_hub_that_is_out_of_reach_is_one_line(monkeypatch):
+    def unreachable(*_args, **_changes):
+        raise OSError("We couldn't connect\nto the hub")
+
+    monkeypatch.setattr(DiffusionPipeline, "from_pretrained", unreachable)
+    monkeypatch.setattr(DiffusionPipeline, "load_config", unreachable)
+    for act in (load_pipeline, load_outline):
+        with pytest.raises(InputError, match="connect to the hub.*network") as caught:
+            act(HUB_NAME)
+        assert "\n" not in str(caught.value)
+
+
+def test_unknown_dtype_and_device(folder):
+    with pytest.raises(InputError, match="dtype 'int3'"):
+        load_pipeline(folder, dtype="int3")
+    with pytest.raises(InputError, match="device 'toaster'"):
+        load_pipeline(folder, device="toaster")
+
+
+def test_defaults(folder, tmp_path):
+    assert generation_defaults(folder) == tiny_pipeline.DEFAULTS
+    assert generation_defaults(tmp_path) == {} == generation_defaults(HUB_NAME)
+
+
+@pytest.mark.parametrize(
+    "text", ["[]", "{", '{"colour": 1}', '{"height": 1.5}', '{"height": true}', '{"fps": -1}', '{"fps": "8"}']
+)
+def test_bad_defaults(text, tmp_path):
+    (tmp_path / "unicp_defaults.json").write_text(text)
+    with pytest.raises(FileFormatError):
+        generation_defaults(tmp_path)
+
+
+def test_samplers_keep_the_shift():
+    pipe = SimpleNamespace(scheduler=build_scheduler())
+    before = pipe.scheduler
+    sampler(pipe, "default")
+    assert pipe.scheduler is before
+    sampler(pipe, "euler")
+    assert isinstance(pipe.scheduler, FlowMatchEulerDiscreteScheduler)
+    assert pipe.scheduler.config["shift"] == FLOW_SHIFT
+    sampler(pipe, "unipc")
+    assert isinstance(pipe.scheduler, UniPCMultistepScheduler)
+    assert pipe.scheduler.config["flow_shift"] == FLOW_SHIFT
+    pipe.scheduler.set_timesteps(8)
+    before.set_timesteps(8)
+    assert torch.equal(pipe.scheduler.sigmas, before.sigmas)
+
+
+def test_samplers_of_a_model_without_flow():
+    pipe = SimpleNamespace(scheduler=DDIMScheduler(prediction_type="v_prediction"))
+    with pytest.raises(InputError, match="DDIMScheduler"):
+        sampler(pipe, "euler")
+    sampler(pipe, "unipc")
+    assert pipe.scheduler.config["prediction_type"] == "v_prediction"
+    with pytest.raises(UniCPError, match="known ones"):
+        sampler(pipe, "magic")

@@ -1,0 +1,286 @@
+"""Traces on disk: round trip, and everything a file can be that is no trace."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from unicp import files
+from unicp.errors import FileFormatError, InputError
+from unicp.files import check_writable, load_trace, replacing, save_trace
+from unicp.records import Action, Entry, Trace
+from unicp.settings import PRESETS, Settings
+
+NUMBERS = st.floats(allow_nan=True, allow_infinity=True)
+COUNTS = st.integers(0, 2**60)
+TEXT = st.text(max_size=8)
+ENTRIES = st.builds(
+    Entry,
+    run=COUNTS,
+    step=COUNTS,
+    branch=TEXT,
+    unit=TEXT,
+    action=st.sampled_from([action.value for action in Action]),
+    why=TEXT,
+    sigma=st.none() | NUMBERS,
+    tolerance=NUMBERS,
+    predicted=st.none() | st.lists(NUMBERS, max_size=3),
+    measured=st.none() | st.lists(NUMBERS, max_size=3),
+    width=st.none() | COUNTS,
+    choice=st.none() | TEXT,
+    operations=COUNTS,
+    full_operations=COUNTS,
+    seconds=NUMBERS,
+    stored_bytes=COUNTS,
+)
+TRACES = st.builds(
+    Trace,
+    model=TEXT,
+    device=TEXT,
+    dtype=TEXT,
+    settings=st.dictionaries(
+        TEXT, st.none() | st.booleans() | COUNTS | TEXT | st.lists(COUNTS, max_size=2), max_size=3
+    ),
+    preset=st.none() | TEXT,
+    entries=st.lists(ENTRIES, max_size=3),
+    warnings=st.lists(TEXT, max_size=2),
+    counts=st.dictionaries(TEXT, COUNTS, max_size=2).map(Counter),
+)
+
+
+def entry(**changes) -> Entry:
+    return Entry(
+        **({"run": 0, "step": 1, "branch": "cond", "unit": "model", "action": "compute", "why": "first"} | changes),
+        sigma=0.5,
+        tolerance=0.05,
+    )
+
+
+def trace() -> Trace:
+    return Trace("WanTransformer3DModel", "cpu", "float32", {"tolerance": 0.05}, "balanced", [entry(), entry(step=2)])
+
+
+def comparable(value):
+    """NaN equals nothing, itself included."""
+    return repr(dataclasses.asdict(value))
+
+
+@given(original=TRACES)
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_round_trip(original, tmp_path):
+    path = tmp_path / "trace.json"
+    save_trace(original, path)
+    loaded = load_trace(path)
+    assert comparable(loaded) == comparable(original)
+    assert isinstance(loaded.counts, Counter)
+    assert [child.name for child in tmp_path.iterdir()] == ["trace.json"]
+
+
+def test_the_file_is_strict_json_with_type_and_versions(tmp_path):
+    path = tmp_path / "trace.json"
+    original = trace()
+    original.entries[0].measured = [math.nan, math.inf, -math.inf]
+    save_trace(original, path)
+
+    def refuse(name):
+        raise AssertionError(f"{name} is no JSON")
+
+    body = json.loads(path.read_text(), parse_constant=refuse)
+    assert body["type"] == "unicp.trace" and body["version"] == 1 and isinstance(body["unicp"], str)
+    assert body["entries"][0]["measured"] == ["nan", "inf", "-inf"]
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_settings_come_back_as_they_were(name, tmp_path):
+    original = trace()
+    original.settings = PRESETS[name].to_dict()
+    save_trace(original, tmp_path / "trace.json")
+    assert Settings.from_dict(load_trace(tmp_path / "trace.json").settings) == PRESETS[name]
+
+
+def test_every_truncation_is_refused(tmp_path):
+    path = tmp_path / "trace.json"
+    save_trace(trace(), path)
+    whole = path.read_bytes().rstrip()
+    for length in range(0, len(whole), 7):
+        path.write_bytes(whole[:length])
+        with pytest.raises(FileFormatError) as caught:
+            load_trace(path)
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [
+        (b"", "damaged"),
+        (b"\x80\x81", "damaged"),
+        (b"[" * 100_000, "damaged"),
+        (b'{"type": NaN}', "damaged"),
+        (b"[1, 2]", "list"),
+        (b"3", "int"),
+        (b"{}", "type None"),
+        (b'{"type": "unicp.plan", "version": 1}', "unicp.plan"),
+    ],
+)
+def test_foreign_and_damaged_files(content, found, tmp_path):
+    path = tmp_path / "foreign.json"
+    path.write_bytes(content)
+    with pytest.raises(FileFormatError, match=found) as caught:
+        load_trace(path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("version", [0, 2, "1", None])
+def test_another_version(version, tmp_path):
+    path = tmp_path / "trace.json"
+    save_trace(trace(), path)
+    body = json.loads(path.read_text())
+    path.write_text(json.dumps(body | {"version": version, "unicp": "9.9"}))
+    with pytest.raises(FileFormatError, match=r"version .*9\.9"):
+        load_trace(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [
+        ({"colour": 1}, "unknown colour"),
+        ({"model": None}, "model is None"),
+        ({"model": 3}, "model is 3"),
+        ({"settings": []}, "settings is"),
+        ({"entries": {}}, "entries is"),
+        ({"entries": [3]}, r"entries\[0\] is 3"),
+        ({"warnings": [3]}, r"warnings\[0\] is 3"),
+        ({"counts": {"a": 0.5}}, "counts is 0.5"),
+        ({"counts": {"a": True}}, "counts is True"),
+        ({"preset": 1}, "preset is 1"),
+    ],
+)
+def test_wrong_fields(change, found, tmp_path):
+    path = tmp_path / "trace.json"
+    save_trace(trace(), path)
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(FileFormatError, match=found):
+        load_trace(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [
+        ({"step": 1.0}, r"entries\[1\].step is 1.0"),
+        ({"step": True}, r"entries\[1\].step is True"),
+        ({"action": "sleep"}, "action is 'sleep'"),
+        ({"sigma": "big"}, "sigma is 'big'"),
+        ({"seconds": False}, "seconds is False"),
+        ({"seconds": None}, "seconds is None"),
+        ({"measured": 0.1}, "measured is 0.1"),
+        ({"measured": [None]}, r"measured\[0\] is None"),
+        ({"extra": 1}, r"unknown extra in entries\[1\]"),
+    ],
+)
+def test_wrong_fields_of_an_entry(change, found, tmp_path):
+    path = tmp_path / "trace.json"
+    save_trace(trace(), path)
+    body = json.loads(path.read_text())
+    body["entries"][1] |= change
+    path.write_text(json.dumps(body))
+    with pytest.raises(FileFormatError, match=found):
+        load_trace(path)
+
+
+@pytest.mark.parametrize("number", ["1e999", "1" + "0" * 400])
+def test_a_number_too_large_is_refused(number, tmp_path):
+    path = tmp_path / "trace.json"
+    save_trace(trace(), path)
+    path.write_text(path.read_text().replace('"sigma": 0.5', f'"sigma": {number}', 1))
+    with pytest.raises(FileFormatError, match="out of range"):
+        load_trace(path)
+
+
+def test_missing_fields(tmp_path):
+    path = tmp_path / "trace.json"
+    save_trace(trace(), path)
+    body = json.loads(path.read_text())
+    del body["entries"][0]["why"]
+    path.write_text(json.dumps(body))
+    with pytest.raises(FileFormatError, match=r"missing why in entries\[0\]"):
+        load_trace(path)
+    del body["model"]
+    path.write_text(json.dumps(body))
+    with pytest.raises(FileFormatError, match="missing model"):
+        load_trace(path)
+
+
+def test_no_file(tmp_path):
+    with pytest.raises(InputError, match="No such file"):
+        load_trace(tmp_path / "none.json")
+    with pytest.raises(InputError):
+        load_trace(tmp_path)
+
+
+def test_a_failed_save_leaves_the_old_file_and_no_litter(tmp_path, monkeypatch):
+    path = tmp_path / "trace.json"
+    save_trace(trace(), path)
+    before = path.read_bytes()
+    bad = trace()
+    bad.settings["module"] = object()
+    with pytest.raises(InputError, match="JSON cannot hold"):
+        save_trace(bad, path)
+
+    def disk_full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(files.os, "fsync", disk_full)
+    with pytest.raises(InputError, match="No space left"):
+        save_trace(trace(), path)
+    assert path.read_bytes() == before
+    assert [child.name for child in tmp_path.iterdir()] == ["trace.json"]
+
+
+def test_the_target_is_untouched_until_the_end_and_after_an_interrupt(tmp_path):
+    path = tmp_path / "out.txt"
+    path.write_text("old")
+    with pytest.raises(KeyboardInterrupt), replacing(path) as part:
+        part.write_text("half of the n")
+        assert path.read_text() == "old"
+        raise KeyboardInterrupt
+    assert path.read_text() == "old"
+    with replacing(path) as part:
+        part.write_text("new")
+        assert path.read_text() == "old"
+    assert path.read_text() == "new"
+    assert [child.name for child in tmp_path.iterdir()] == ["out.txt"]
+
+
+def test_a_link_stays_a_link(tmp_path):
+    (tmp_path / "real.txt").write_text("old")
+    (tmp_path / "link.txt").symlink_to(tmp_path / "real.txt")
+    with replacing(tmp_path / "link.txt") as part:
+        part.write_text("new")
+    assert (tmp_path / "link.txt").is_symlink()
+    assert (tmp_path / "real.txt").read_text() == "new"
+
+
+def test_places_that_cannot_be_written(tmp_path):
+    for place in (tmp_path / "none" / "trace.json", tmp_path, Path(os.devnull), ""):
+        with pytest.raises(InputError) as caught:
+            check_writable(place)
+        assert "\n" not in str(caught.value)
+    with pytest.raises(InputError):
+        save_trace(trace(), tmp_path / "none" / "trace.json")
+
+
+def test_checking_changes_nothing(tmp_path):
+    path = tmp_path / "trace.json"
+    check_writable(path)
+    assert not list(tmp_path.iterdir())
+    path.write_text("old")
+    check_writable(path)
+    assert path.read_text() == "old"

@@ -1,0 +1,130 @@
+"""The training code on tables of two steps a stage: it can be stopped anywhere, and continues bit for bit."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import AutoencoderKLWan
+from diffusers.models.attention_dispatch import _AttentionBackendRegistry
+from torch import nn
+
+from unicp.testbed import clips, components, training
+from unicp.testbed.training import Log, Stage
+
+AUTOENCODER = (Stage("pictures", 2, 2, 1, 5e-3, 1e-3), Stage("clips", 2, 1, 3, 2e-3, 1e-5))
+DENOISER = (Stage("frames", 2, 2, 1, 1e-3, 1e-3), Stage("short", 2, 1, 3, 1e-3, 1e-4))
+
+
+class Killed(Exception):
+    pass
+
+
+class KilledLog(Log):
+    """Ends the run after a number of steps, before the step is saved."""
+
+    def __init__(self, path: Path, after: int):
+        super().__init__(path)
+        self.left = after
+
+    def step(self, stage: Stage, step: int, loss: float, note: str = "") -> None:
+        self.left -= 1
+        if self.left < 0:
+            raise Killed
+        super().step(stage, step, loss, note)
+
+
+@pytest.fixture(autouse=True)
+def _every_step_is_saved(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", -1.0)
+    # Choosing a backend for one model sets it for the whole process.
+    backend = _AttentionBackendRegistry.get_active_backend()[0]
+    yield
+    _AttentionBackendRegistry.set_active_backend(backend)
+
+
+@pytest.fixture
+def autoencoder() -> AutoencoderKLWan:
+    torch.manual_seed(0)
+    return components.build_autoencoder().eval().requires_grad_(False)
+
+
+def assert_equal(first: nn.Module, second: nn.Module) -> None:
+    states = first.state_dict(), second.state_dict()
+    assert states[0].keys() == states[1].keys()
+    assert [name for name in states[0] if not torch.equal(states[0][name], states[1][name])] == []
+
+
+def killed_then_resumed(folder: Path, train: Callable[[Path, Log], nn.Module], after: int) -> nn.Module:
+    folder.mkdir()
+    with pytest.raises(Killed):
+        train(folder, KilledLog(folder / "log.jsonl", after))
+    # The killed process leaves whatever the random numbers of another one then are.
+    torch.manual_seed(99)
+    return train(folder, Log(folder / "log.jsonl"))
+
+
+@pytest.mark.parametrize("after", [1, 3])
+def test_an_autoencoder_killed_and_resumed_is_the_uninterrupted_one(tmp_path: Path, after: int):
+    def train(folder: Path, log: Log) -> nn.Module:
+        return training.train_autoencoder(folder, log, AUTOENCODER)
+
+    (tmp_path / "whole").mkdir()
+    whole = train(tmp_path / "whole", Log(tmp_path / "whole/log.jsonl"))
+    resumed = killed_then_resumed(tmp_path / "parts", train, after)
+    assert_equal(whole, resumed)
+    assert whole.config.latents_mean == resumed.config.latents_mean
+    assert whole.config.latents_std == resumed.config.latents_std
+    assert min(whole.config.latents_std) > 0
+
+
+@pytest.mark.parametrize("after", [1, 3])
+def test_a_denoiser_killed_and_resumed_is_the_uninterrupted_one(
+    tmp_path: Path, autoencoder: AutoencoderKLWan, after: int
+):
+    def train(folder: Path, log: Log) -> nn.Module:
+        return training.train_denoiser(folder, autoencoder, log, DENOISER)
+
+    (tmp_path / "whole").mkdir()
+    whole = train(tmp_path / "whole", Log(tmp_path / "whole/log.jsonl"))
+    resumed = killed_then_resumed(tmp_path / "parts", train, after)
+    assert_equal(whole, resumed)
+    untrained = components.build_transformer().proj_out.weight
+    assert not torch.equal(resumed.proj_out.weight, untrained)
+    saved = [torch.load(tmp_path / name / "denoiser.pt", weights_only=True) for name in ("whole", "parts")]
+    assert saved[0]["step"] == saved[1]["step"] == 4
+    assert all(torch.equal(value, saved[1]["model"][name]) for name, value in saved[0]["model"].items())
+
+
+def test_a_finished_run_trains_no_further(tmp_path: Path, autoencoder: AutoencoderKLWan):
+    first = training.train_denoiser(tmp_path, autoencoder, Log(tmp_path / "log.jsonl"), DENOISER[:1])
+    again = training.train_denoiser(tmp_path, autoencoder, KilledLog(tmp_path / "log.jsonl", 0), DENOISER[:1])
+    assert_equal(first, again)
+    assert not list(tmp_path.glob("*.part"))
+
+
+def test_the_log_has_a_line_for_the_first_and_the_last_step_of_a_stage(
+    tmp_path: Path, autoencoder: AutoencoderKLWan, capsys: pytest.CaptureFixture[str]
+):
+    training.train_denoiser(tmp_path, autoencoder, Log(tmp_path / "log.jsonl"), DENOISER)
+    rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [(row["stage"], row["step"]) for row in rows] == [("frames", 0), ("frames", 1), ("short", 0), ("short", 1)]
+    assert all(0 < row["loss"] < 10 and row["seconds"] >= 0 for row in rows)
+    assert "frames 1/2 loss" in capsys.readouterr().out
+
+
+def test_only_training_scenes_are_drawn(tmp_path: Path, autoencoder: AutoencoderKLWan, monkeypatch: pytest.MonkeyPatch):
+    drawn: list[clips.Scene] = []
+    sample = clips.sample_clips
+
+    def watch(scenes: list[clips.Scene], frames: int, generator: torch.Generator) -> torch.Tensor:
+        drawn.extend(scenes)
+        return sample(scenes, frames, generator)
+
+    monkeypatch.setattr(clips, "sample_clips", watch)
+    training.train_denoiser(tmp_path, autoencoder, Log(tmp_path / "log.jsonl"), DENOISER)
+    assert drawn
+    assert not set(drawn) & set(clips.held_out_scenes())

@@ -47,7 +47,7 @@ lint: $(READY_DEV)
 	$(BIN)/ruff check $(SOURCES)
 
 types: $(READY_DEV)
-	$(BIN)/basedpyright --pythonpath $(BIN)/python
+	$(BIN)/basedpyright --warnings --pythonpath $(BIN)/python
 
 format: $(READY_DEV) ## rewrite the sources as the formatter and the linter want them
 	$(BIN)/ruff check --fix $(SOURCES)

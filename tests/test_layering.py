@@ -61,6 +61,7 @@ TABLE: dict[str, Row] = {
     "cli": row(
         "unicp errors settings records files numerics models reporting session testbed benchmarking",
         "typer rich torch numpy av PIL",
+        {"cli/common.py": "diffusers transformers"},  # their progress bars and log levels
     ),
     # src/unicp/__init__.py: the public names, loaded when asked for.
     API: row("errors settings records files models reporting session"),

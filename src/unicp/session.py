@@ -13,7 +13,7 @@ from typing import Any
 from torch import nn
 
 from unicp.errors import AttachmentError, SettingsError
-from unicp.execution.attachment import attach, detach, refuse_if_taken
+from unicp.execution.attachment import attach, attached_runner, detach, refuse_if_taken
 from unicp.execution.runner import Runner
 from unicp.files import save_trace
 from unicp.models.finder import map_model, transformers_of
@@ -22,7 +22,6 @@ from unicp.reporting.summary import Summary, summarise
 from unicp.settings import Settings, preset
 
 logger = logging.getLogger("unicp")
-_sessions: weakref.WeakKeyDictionary[nn.Module, Session] = weakref.WeakKeyDictionary()
 
 
 class Session:
@@ -59,11 +58,11 @@ class Session:
             for runner in self._runners:
                 attach(runner)
                 done.append(runner)
-                _sessions[runner.map.transformer] = self
+                # The model itself holds its session: a table here would keep both alive for ever.
+                runner.owner = self
         except BaseException:
             for runner in done:
                 detach(runner.map.transformer)
-                _sessions.pop(runner.map.transformer, None)
             raise
 
     def __enter__(self) -> Session:
@@ -77,9 +76,8 @@ class Session:
     def disable(self) -> None:
         """Takes UniCP off; outputs are bit-equal to those before it was enabled. The trace stays. May be repeated."""
         for runner in self._runners:
-            if _sessions.get(runner.map.transformer) is self:
+            if attached_runner(runner.map.transformer) is runner:
                 detach(runner.map.transformer)
-                del _sessions[runner.map.transformer]
             runner.reset()
         self._tell_if_nothing_was_saved()
 
@@ -139,11 +137,11 @@ def enable(target: Any, settings: str | Settings = "balanced", *, scheduler: Any
 
 def disable(target: Any) -> None:
     """Disables UniCP on a pipeline or transformer. Raises AttachmentError where it is not enabled."""
-    found = {_sessions.get(map_model(module).transformer) for module in transformers_of(target).values()} - {None}
-    if not found:
+    runners = [attached_runner(map_model(module).transformer) for module in transformers_of(target).values()]
+    sessions = {runner.owner for runner in runners if runner is not None}
+    if not sessions:
         raise AttachmentError("to disable UniCP", "it is not enabled here", "pass what was given to unicp.enable")
-    for session in found:
-        assert session is not None
+    for session in sessions:
         session.disable()
 
 

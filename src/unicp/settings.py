@@ -56,6 +56,13 @@ def _as_tuple(name: str, values: Any) -> tuple[Any, ...]:
     return tuple(values)
 
 
+def _plain(value: Any) -> Any:
+    """Lists for tuples, as JSON has them, so that what is read back compares equal to what was written."""
+    if isinstance(value, dict):
+        return {key: _plain(one) for key, one in value.items()}
+    return [_plain(one) for one in value] if isinstance(value, (list, tuple)) else value
+
+
 def _check_names(values: Iterable[str], kind: type) -> None:
     known = {field.name for field in dataclasses.fields(kind)}
     unknown = sorted(set(values) - known)
@@ -180,7 +187,7 @@ class Settings:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as written into traces; `from_dict` reads them back."""
-        return dataclasses.asdict(self)
+        return _plain(dataclasses.asdict(self))
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Settings:

@@ -7,7 +7,7 @@ import json
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,7 @@ from unicp.files import json_ready
 
 if TYPE_CHECKING:
     import numpy as np
-    from diffusers import DiffusionPipeline
+    from diffusers.pipelines.pipeline_utils import DiffusionPipeline
     from numpy.typing import NDArray
 
 DEFAULT_FPS = 16.0
@@ -113,10 +113,11 @@ def generate(prepared: Prepared, title: str, steps: int | None = None) -> Genera
 
 @contextmanager
 def waiting(what: str) -> Iterator[None]:
-    """A moving sign on stderr while something takes long."""
+    """A moving sign on stderr while something takes long; nothing where stderr is no terminal."""
     from rich.console import Console
 
-    with Console(stderr=True).status(f"{what} …"):
+    console = Console(stderr=True)
+    with console.status(f"{what} …") if console.is_terminal else nullcontext():
         yield
 
 
@@ -167,8 +168,11 @@ def _steps_bar(title: str, steps: int | None) -> Iterator[_StepsBar]:
         TimeRemainingColumn,
     )
 
+    console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True) as progress:
+    # Not a terminal: rich would write an empty line, which spoils "errors are one line".
+    hidden = not console.is_terminal
+    with Progress(*columns, TimeRemainingColumn(), console=console, transient=True, disable=hidden) as progress:
         yield _StepsBar(progress, title, steps)
 
 

@@ -58,10 +58,16 @@ class _InnerHook(ModelHook):
         return self.call(self.subject, self.fn_ref.original_forward, args, kwargs)
 
 
+def attached_runner(transformer: nn.Module) -> Runner | None:
+    """The runner whose hooks are on this transformer; None where UniCP is not on it."""
+    registry = getattr(transformer, "_diffusers_hook", None)
+    hook = None if registry is None else registry.hooks.get(ROOT_HOOK)
+    return hook.runner if isinstance(hook, _RootHook) else None
+
+
 def refuse_if_taken(transformer: nn.Module) -> None:
     """Raises AttachmentError where UniCP or another cache is on this transformer already."""
-    registry = getattr(transformer, "_diffusers_hook", None)
-    if registry is not None and ROOT_HOOK in registry.hooks:
+    if attached_runner(transformer) is not None:
         raise AttachmentError(
             "to enable UniCP", "it is enabled on this transformer already", "call unicp.disable(pipe) first"
         )

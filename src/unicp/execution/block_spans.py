@@ -15,6 +15,7 @@ from torch import Tensor
 from unicp.control.controller import Controller, Question
 from unicp.control.windows import Candidate, ErrorWindow, Position
 from unicp.execution.store import OutputStore
+from unicp.execution.unit_span import per_sample
 from unicp.models.finder import Block
 from unicp.numerics.error_measures import all_finite, relative_error, strided_sample
 from unicp.numerics.forecasting import extrapolate
@@ -61,7 +62,8 @@ class ResidualSpan:
         question = Question(moment, position, None, None, doubt)
         state.drift = None
         if state.probe is not None:
-            state.drift = relative_error(strided_sample(streams[0], PROBE), state.probe).tolist()
+            rows = relative_error(strided_sample(streams[0], PROBE), state.probe).tolist()
+            state.drift = per_sample(rows, moment.samples)
         question = Question(moment, position, state.drift, None, doubt)
         decision, candidate = self.controller.decide(state.window, question)
         if candidate is None:
@@ -85,10 +87,15 @@ class ResidualSpan:
             # Errors are measured on the video stream, the one that becomes the output.
             served = self._forecast(state, moment, position, residual, probe=True)[0]
             scale = strided_sample(after[0], PROBE) if self.settings.error_scale == "stream" else None
-            errors = relative_error(served, strided_sample(residual[0], PROBE), scale).tolist()
+            rows = relative_error(served, strided_sample(residual[0], PROBE), scale).tolist()
+            errors = per_sample(rows, moment.samples)
         state.window.observe(position, None if errors is None else {candidate: errors}, state.drift)
         state.drift, state.probe = None, strided_sample(before[0], PROBE)
         fits = self.store.put((self.name, moment.branch), residual, self.settings.order + 1, branches)
+        if not fits:
+            # What is not stored cannot be served: this branch starts anew.
+            self.store.drop((self.name, moment.branch))
+            del self._states[moment.branch]
         return errors, fits
 
     def _forecast(

@@ -7,7 +7,7 @@ the clean estimate, anchored on the sample at hand, over noise level, log-SNR or
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -105,6 +105,9 @@ class ModelSpan:
             branch.drift = None
             return Served(self.controller.decide(window, question)[0])
         candidate, _ = window.predict(position)
+        if not self._usable(candidate, moment, branch):
+            branch.drift = None
+            return Served(self.controller.decide(window, replace(question, doubt="level"))[0])
         output = self._forecast(moment, branch, candidate, position, sample)
         # One synchronisation for both questions: how far the sample has moved, and is the forecast finite?
         drift = self._drift(branch, sample)
@@ -223,9 +226,11 @@ class ModelSpan:
     def _usable(self, candidate: Candidate, moment: Moment, branch: _Branch) -> bool:
         if candidate.quantity == "output":
             return True
-        if self.schedule is None or self.schedule.level(moment.timestep) is None or None in branch.levels:
+        if self.schedule is None or self.schedule.level(moment.timestep) is None:
             return False
-        return is_invertible(candidate.quantity, self.schedule.prediction, self._level(moment))
+        quantity, kind = candidate.quantity, self.schedule.prediction
+        known = all(level is not None and is_invertible(quantity, kind, level, 0.0) for level in branch.levels)
+        return known and is_invertible(quantity, kind, self._level(moment))
 
     def _level(self, moment: Moment) -> NoiseLevel:
         level = None if self.schedule is None else self.schedule.level(moment.timestep)

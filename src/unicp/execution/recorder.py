@@ -12,12 +12,12 @@ from unicp.models.finder import ModelMap
 from unicp.numerics.operation_counts import OperationCounter
 from unicp.records import Action, Decision, Entry, Moment, Trace
 
-MODEL, STACK, TEXT = "model", "stack", "text keys"
+MODEL, STACK = "model", "stack"
 
 
 @dataclass(frozen=True)
 class Costs:
-    """Operations of one full call with certain shapes, in total and by block, unit and text projections."""
+    """Operations of one full call with certain shapes, in total and by block, unit and projection of the text."""
 
     total: int
     by_label: Mapping[str, int]
@@ -36,13 +36,14 @@ class Recorder:
         self._counts = counts
         self._known: dict[tuple[Any, ...], Costs] = {}
         self._entries: list[Entry] = []
+        self._text: list[str] = []
         self._shapes: tuple[Any, ...] = ()
         self._moment: Moment | None = None
         self._counter: OperationCounter | None = None
 
     def begin(self, moment: Moment, shapes: tuple[Any, ...]) -> None:
         """Opens the record of one call; `shapes` is what its costs depend on."""
-        self._moment, self._shapes, self._entries, self._counter = moment, shapes, [], None
+        self._moment, self._shapes, self._entries, self._text, self._counter = moment, shapes, [], [], None
 
     @property
     def is_counting(self) -> bool:
@@ -103,7 +104,11 @@ class Recorder:
         )
         self._entries.append(entry)
 
-    def finish(self, seconds: float, held: int, text_served: bool) -> None:
+    def note_text(self, name: str) -> None:
+        """Notes that this projection of the text was served from the store in the call under way."""
+        self._text.append(name)
+
+    def finish(self, seconds: float, held: int) -> None:
         """Closes the record: fills in operations and bytes, and appends the entries to the trace.
 
         The model's own entry gets what no other entry of the call covers, so that sums over a run are its totals.
@@ -113,15 +118,13 @@ class Recorder:
             entry.stored_bytes = held
             if entry.unit != MODEL:
                 entry.full_operations = self.full_operations(entry.unit)
-                entry.operations = self._executed(entry)
+                entry.operations = self._executed(entry) - self._text_saved(entry.unit)
                 inner += entry.full_operations
         for entry in self._entries:
             if entry.unit == MODEL:
                 entry.seconds = seconds
                 entry.full_operations = self.full_operations(MODEL) - inner
-                entry.operations = self._executed(entry)
-                if text_served:
-                    entry.operations -= min(entry.operations, self.full_operations(TEXT))
+                entry.operations = self._executed(entry) - self._text_saved(MODEL)
         self.trace.entries.extend(self._entries)
         self._entries = []
 
@@ -130,6 +133,12 @@ class Recorder:
         self.trace.counts[key] += 1
         if message not in self.trace.warnings:
             self.trace.warnings.append(message)
+
+    def _text_saved(self, unit: str) -> int:
+        """Operations of served projections of the text within `unit`, each of which is taken off once."""
+        inside = [name for name in self._text if unit in (MODEL, STACK) or name.startswith(f"{unit}.")]
+        self._text = [name for name in self._text if name not in inside]
+        return sum(self.full_operations(name) for name in inside)
 
     def _executed(self, entry: Entry) -> int:
         if Action(entry.action).served:

@@ -20,7 +20,7 @@ from unicp.control.controller import Controller, SliceReport
 from unicp.control.windows import Position
 from unicp.execution.block_spans import BlockCall, ResidualSpan, Streams
 from unicp.execution.model_span import ModelSpan, errors_as_lists
-from unicp.execution.recorder import MODEL, STACK, TEXT, Recorder
+from unicp.execution.recorder import MODEL, STACK, Recorder
 from unicp.execution.store import OutputStore
 from unicp.execution.text_keys import TextKeys
 from unicp.execution.trajectory import Trajectory
@@ -66,6 +66,7 @@ class Runner:
         self.units = {unit.name: UnitSpan(unit, settings, controller, self.store) for unit in model_map.units}
         self.recorder = Recorder(trace, model_map, self.units, counts)
         self._block_calls = {block.name: BlockCall(block) for block in model_map.blocks}
+        self.owner: Any = None  # the session, set once its hooks are on
         self._scheduler_of = scheduler_of
         self._scheduler: Any = None
         self._templates: dict[bool, Any] = {}
@@ -114,7 +115,7 @@ class Runner:
             output = self.recorder.execute(forward, args, kwargs)
             self.recorder.note(MODEL, Decision(Action.COMPUTE, 0.0, "outside spans"))
         held = self.store.bytes + self.text_keys.bytes + sum(span.bytes for span in self.units.values())
-        self.recorder.finish(time.perf_counter() - started, held, self.text_keys.may_serve)
+        self.recorder.finish(time.perf_counter() - started, held)
         if self._over_budget:
             self._coarsen()
         return output
@@ -172,10 +173,12 @@ class Runner:
     def block_call(self, block: Block, forward: Forward, args: Arguments, kwargs: Keywords) -> Any:
         """One call of one block."""
         now = self._now
-        if now is None or self.span in ("model", "unit"):
+        if now is None or self.span == "model":
             return forward(*args, **kwargs)
         streams = self._block_calls[block.name].streams(args, kwargs)
         self.store.note_stream(streams[0])
+        if self.span == "unit":
+            return forward(*args, **kwargs)
         run = self._one_block if self.span == "block" else self._stack_block
         return run(now, block, streams, lambda: forward(*args, **kwargs))
 
@@ -191,6 +194,7 @@ class Runner:
                 output = call()
             after = form.of_output(output)
             measured, fits = span.computed(now.moment, now.position, streams, after, self._branches)
+            self._count_non_finite(_has_non_finite(measured))
             self._over_budget |= not fits
         self.recorder.note(block.name, outcome.decision, measured, None, time.perf_counter() - started)
         return output
@@ -215,6 +219,7 @@ class Runner:
         if block.index == len(self.map.blocks) - 1:
             after = form.of_output(output)
             measured, fits = self.stack.computed(now.moment, now.position, now.before_stack, after, self._branches)
+            self._count_non_finite(_has_non_finite(measured))
             self._over_budget |= not fits
             self.recorder.note(STACK, decision, measured)
         return output
@@ -246,7 +251,7 @@ class Runner:
             full = self.recorder.full_operations(name)
             outcome = span.run(now.moment, now.position, call, entering, full, self._branches)
         self._over_budget |= not outcome.fits
-        self._count_non_finite(outcome.non_finite)
+        self._count_non_finite(outcome.non_finite or _has_non_finite(outcome.measured))
         self.recorder.note(name, outcome.decision, outcome.measured, None, time.perf_counter() - started)
         return outcome.output
 
@@ -254,8 +259,12 @@ class Runner:
         """One call of a projection that sees nothing but the text."""
         if self._now is None:
             return forward(*args, **kwargs)
-        with self.recorder.label(TEXT):
-            return self.text_keys.call(name, forward, args, kwargs)
+        served = self.text_keys.served
+        with self.recorder.label(name):
+            output = self.text_keys.call(name, forward, args, kwargs)
+        if self.text_keys.served > served:
+            self.recorder.note_text(name)
+        return output
 
     @property
     def _branches(self) -> int:
@@ -274,7 +283,11 @@ class Runner:
 
     def _count_non_finite(self, happened: bool) -> None:
         if happened:
-            self.recorder.warn("non-finite", "outputs with infinities or NaN: computed instead of served")
+            self.recorder.warn("non_finite", "outputs with infinities or NaN: computed instead of served")
+
+
+def _has_non_finite(errors: list[float] | None) -> bool:
+    return not all(math.isfinite(error) for error in errors or ())
 
 
 def _get_tensor(output: Any) -> Tensor | None:

@@ -42,7 +42,7 @@ class OutputStore:
 
     def put(self, key: Hashable, tensors: Sequence[Tensor], keep: int, branches: int) -> bool:
         """Stores one more output under `key`, keeping the last `keep`. False, and nothing stored, beyond the budget."""
-        held = self._points.setdefault(key, [])
+        held = self._points.get(key, [])
         dropped = held[: max(0, len(held) + 1 - keep)]
         kept = tuple(self._shelve(tensor) for tensor in tensors)
         after = self.bytes - _size(dropped) + _size([kept])

@@ -86,7 +86,9 @@ class Trajectory:
         self.text_unchanged = False
         if branch is None or text is None or branch.values is None:
             return True
-        if branch.text is not None and branch.text() is text and branch.version == _version(text):
+        # Tensors made in inference mode have no version: only their values tell whether they were written to.
+        known = branch.text is not None and branch.text() is text and branch.version is not None
+        if known and branch.version == _version(text):
             self.text_unchanged = True
             return True
         same = branch.values.shape == text.shape and branch.values.dtype == text.dtype

@@ -81,7 +81,7 @@ class UnitSpan:
         probe = None if entering is None else strided_sample(entering, PROBE)
         drift = None
         if probe is not None and state.probe is not None and probe.shape == state.probe.shape:
-            drift = relative_error(probe, state.probe).tolist()
+            drift = per_sample(relative_error(probe, state.probe).tolist(), moment.samples)
         report = slice_report([state.slicing], state.since_full, full_operations)
         decision, candidate = self.controller.decide(state.window, Question(moment, position, drift, report))
         non_finite = False
@@ -139,17 +139,17 @@ class UnitSpan:
         branches: int,
     ) -> tuple[list[float] | None, bool]:
         tensors = tuple(output) if isinstance(output, (tuple, list)) else (output,)
-        samples = moment.samples
         errors: list[float] | None = None
         if len(state.window.points) >= self.settings.order + 1:
             stored = [tuple(strided_sample(t, PROBE) for t in point[:1]) for point in self._stored(moment)]
             served = self._forecast(state, moment, position, stored)[0]
-            errors = relative_error(served, strided_sample(tensors[0], PROBE)).tolist()
+            rows = relative_error(served, strided_sample(tensors[0], PROBE)).tolist()
+            errors = per_sample(rows, moment.samples)
         candidate = state.window.candidates[0]
         state.window.observe(position, None if errors is None else {candidate: errors}, drift)
         state.probe = probe
         fits = self.store.put((self.unit.name, moment.branch), tensors, self.settings.order + 1, branches)
-        return (None if errors is None else _per_sample(errors, samples)), fits
+        return errors, fits
 
     def _forecast(
         self, state: _State, moment: Moment, position: Position, stored: list[tuple[Tensor, ...]]
@@ -177,9 +177,13 @@ def slice_report(states: list[SliceState], since_full: int, full_operations: int
     return SliceReport(errors, savings, since_full)
 
 
-def _per_sample(errors: list[float], samples: int) -> list[float]:
+def per_sample(errors: list[float], samples: int) -> list[float]:
     """Worst error of each sample, where a unit sees a sample as several rows (frames or positions in Latte)."""
     if len(errors) == samples or samples == 0 or len(errors) % samples:
         return errors
     rows = len(errors) // samples
-    return [max(errors[i * rows : (i + 1) * rows]) for i in range(samples)]
+    # NaN compares with nothing, so max() alone could hide one.
+    return [
+        math.nan if any(math.isnan(error) for error in group) else max(group)
+        for group in (errors[i * rows : (i + 1) * rows] for i in range(samples))
+    ]

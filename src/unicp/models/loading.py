@@ -12,7 +12,7 @@ from unicp.errors import FileFormatError, InputError, UnsupportedModelError
 from unicp.files import read_json
 
 if TYPE_CHECKING:
-    from diffusers import DiffusionPipeline
+    from diffusers.pipelines.pipeline_utils import DiffusionPipeline
     from torch import nn
 
 DEFAULTS_FILE = "unicp_defaults.json"
@@ -78,12 +78,12 @@ def load_pipeline(model: str | Path, dtype: str | None = None, device: Any = Non
         raise InputError(f"dtype {dtype!r}", f"known ones {', '.join(_DTYPES)}", "use one of them")
     check_model(model)
     import torch
-    from diffusers import DiffusionPipeline
+    from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
     place = _device(device)
     kind = getattr(torch, dtype or ("bfloat16" if place.type == "cuda" else "float32"))
     try:
-        pipe = DiffusionPipeline.from_pretrained(str(model), torch_dtype=kind)
+        pipe = DiffusionPipeline.from_pretrained(str(model), dtype=kind)
     except Exception as error:
         _raise_not_loaded(model, error)
     if not any(getattr(pipe, name, None) is not None for name in _TRANSFORMERS):
@@ -99,9 +99,11 @@ def load_outline(model: str | Path) -> Outline:
     check_model(model)
     import diffusers
     import torch
+    from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
     try:
-        index = dict(diffusers.DiffusionPipeline.load_config(str(model)))
+        loaded: Any = DiffusionPipeline.load_config(str(model))
+        index: dict[str, Any] = dict(loaded)
         transformers: dict[str, nn.Module] = {}
         for name, class_name in _transformer_classes(model, index).items():
             kind = getattr(diffusers, class_name, None)
@@ -112,7 +114,7 @@ def load_outline(model: str | Path) -> Outline:
             config = kind.load_config(str(model), subfolder=name)
             with torch.device("meta"):
                 transformers[name] = kind.from_config(config)
-        library, class_name = index.get("scheduler") or (None, None)
+        _, class_name = index.get("scheduler") or (None, None)
         kind = getattr(diffusers, class_name or "", None)
         scheduler = kind.from_pretrained(str(model), subfolder="scheduler") if kind is not None else None
     except UnsupportedModelError:
@@ -152,7 +154,8 @@ def sampler(pipe: Any, name: str) -> None:
         raise InputError(f"sampler {name!r}", f"known ones {', '.join(SAMPLERS)}", "use one of them")
     if name == "default":
         return
-    from diffusers import FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
+    from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
+    from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepScheduler
 
     from unicp.models.noise import read_schedule
 

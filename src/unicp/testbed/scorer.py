@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -85,7 +85,7 @@ def train_scorer(out: Path, seed: int = 0, steps: int = STEPS, batch: int = BATC
     weights = {name: value.half() for name, value in scorer.state_dict().items() if value.is_floating_point()}
     out.parent.mkdir(parents=True, exist_ok=True)
     part = part_beside(out)
-    save_file(weights, part)
+    part.write_bytes(save(weights))  # the library's own writing makes the file private to the user
     part.replace(out)
     return load_scorer(out)
 

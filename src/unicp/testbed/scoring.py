@@ -165,6 +165,7 @@ def _train(options: argparse.Namespace) -> None:
     torch.set_num_threads(1)  # sums in one order: the same weights on every run
     scorer = train_scorer(options.out, options.seed, options.steps)
     row = {**evaluate_real(scorer), "steps": options.steps, "scorer_seed": options.seed}
+    row["torch"] = torch.__version__
     record_scores(options.out.parent / SCORES_FILE, "real", row)
     _print(f"{row['clips']} held-out drawn clips", row["accuracy"])
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -9,6 +12,7 @@ from torch import nn
 from tests import tiny_models
 from tests.fake_models import noise
 from unicp.execution.text_keys import TextKeys, text_projections
+from unicp.models.finder import map_model
 from unicp.session import enable
 from unicp.settings import preset
 
@@ -74,26 +78,26 @@ def test_the_projections_of_an_attention_are_found_and_missing_ones_passed_over(
 
 
 @pytest.mark.parametrize("name", ["wan", "latte"])
-def test_a_run_with_stored_text_keys_is_bit_equal_and_calls_the_projections_once(name):
+def test_a_run_with_stored_text_keys_is_bit_equal_and_projects_once_per_branch(name):
     transformer = tiny_models.build(name)
     plain = tiny_models.denoise(transformer, name, steps=4)
-    projections = [
-        module
-        for unit in transformer.modules()
-        for key, module in text_projections(unit).items()
-        if key == "to_k" and module.in_features != 0
-    ]
-    calls = dict.fromkeys(projections, 0)
-    handles = [
-        module.register_forward_hook(lambda module, *_: calls.update({module: calls[module] + 1}))
-        for module in projections
-    ]
+    calls: Counter[str] = Counter()
+
+    def counting(key: str, forward: Any) -> Any:
+        def call(*args: Any) -> Any:
+            calls[key] += 1
+            return forward(*args)
+
+        return call
+
+    for unit in map_model(transformer).units:
+        if unit.text_keys:
+            for key, module in text_projections(unit.module).items():
+                module.forward = counting(f"{unit.name}.{key}", module.forward)
     with enable(transformer, preset("balanced", tolerance=0.0, text_keys_values=True)):
         assert torch.equal(tiny_models.denoise(transformer, name, steps=4), plain)
-    for handle in handles:
-        handle.remove()
-    # Module hooks stand outside the forward that is replaced: count operations instead of calls.
-    assert set(calls.values()) == {8}
+    assert len(calls) == 4
+    assert set(calls.values()) == {2}
 
 
 @pytest.mark.parametrize("name", ["wan", "latte"])

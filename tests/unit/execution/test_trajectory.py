@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import threading
 from typing import Any
 
@@ -117,7 +116,6 @@ def test_equal_text_in_a_new_tensor_is_the_same_run_and_known_unchanged(context)
     call(900, COND.clone(), context)
     assert not call.trajectory.text_unchanged
     for timestep in (800, 700):
-        gc.collect()
         call(timestep, COND.clone(), context)
         assert call.trajectory.text_unchanged
     assert call.runs == [0, 0, 0]

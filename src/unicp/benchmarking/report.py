@@ -1,0 +1,84 @@
+"""Writes the measured tables into the documents, or checks that they are what was measured.
+
+    python -m unicp.benchmarking.report            # rewrite README.md and docs/results.md
+    python -m unicp.benchmarking.report --check    # exit code 1 if a table differs from its rows
+
+A table stands between `<!-- table NAME -->` and `<!-- end -->`; NAME is a file of docs/results without its suffix and,
+after a colon, the sampler.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from unicp.benchmarking.rows import aggregate, markdown, read_rows
+from unicp.errors import InputError
+
+DOCUMENTS = ("README.md", "docs/results.md")
+RESULTS = Path("docs/results")
+_BLOCK = re.compile(r"<!-- table (\S+) -->\n.*?<!-- end -->", re.DOTALL)
+
+
+def fill(text: str, results: Path) -> str:
+    """The document with every marked table made anew. Raises InputError for a table without measured rows."""
+    return _BLOCK.sub(lambda match: f"<!-- table {match[1]} -->\n{_table(match[1], results)}\n<!-- end -->", text)
+
+
+def _table(name: str, results: Path) -> str:
+    stem, _, sampler = name.partition(":")
+    rows = [row for row in read_rows(results / f"{stem}.jsonl") if row.sampler == sampler]
+    if rows:
+        return markdown(_ordered(aggregate(rows)))
+    path = results / f"{stem}.json"
+    if not path.is_file():
+        raise InputError(f"table {name}", f"no rows in {results}", "run the benchmark that makes them")
+    record = json.loads(path.read_text(encoding="utf-8"))
+    return _plain_table(record["rows"])
+
+
+def _ordered(table: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Presets first, then windows and fewer steps, each by operations saved."""
+
+    def place(row: dict[str, Any]) -> tuple[int, float]:
+        kind = 2 if row["method"].endswith("steps") else 1 if "window" in row["method"] else 0
+        return kind, row["operations"]
+
+    return sorted(table, key=place)
+
+
+def _plain_table(rows: list[dict[str, Any]]) -> str:
+    names = list(rows[0])
+    lines = ["| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
+    for row in rows:
+        cells = (f"{value:.4g}" if isinstance(value, float) else str(value) for value in row.values())
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def main() -> int:
+    """The command line; see the module's docstring."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true")
+    options = parser.parse_args()
+    stale = []
+    for name in DOCUMENTS:
+        path = Path(name)
+        before = path.read_text(encoding="utf-8")
+        after = fill(before, RESULTS)
+        if before != after:
+            stale.append(name)
+            if not options.check:
+                path.write_text(after, encoding="utf-8")
+    if stale and options.check:
+        print(f"tables differ from the measured rows in {', '.join(stale)}: run python -m unicp.benchmarking.report")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,299 @@
+"""What every family must hold under every kind of span. A new family is covered by being in `tiny_models.NAMES`."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
+from torch import Tensor, nn
+
+from tests import tiny_models
+from unicp.models.finder import map_model
+from unicp.records import Action, Trace
+from unicp.session import Session, enable
+from unicp.settings import Settings, preset
+
+STEPS = 7
+# Room for every unit, so that no coarser span takes over.
+KINDS: dict[str, Settings] = {
+    "model": preset("balanced", store_factor=64.0),
+    "stack": preset("balanced", span="stack", store_factor=64.0),
+    "block": preset("balanced", span="block", store_factor=64.0),
+    "unit": preset(
+        "balanced",
+        span="unit",
+        roles=("self", "spatial", "temporal", "joint", "cross", "feed_forward"),
+        store_factor=64.0,
+    ),
+    "paper": preset("paper"),
+}
+CASES = [
+    (name, kind)
+    for name in tiny_models.NAMES
+    for kind in KINDS
+    if kind != "stack" or not map_model(tiny_models.build(name)).stack_refusal
+]
+every_case = pytest.mark.parametrize(("name", "kind"), CASES)
+every_name = pytest.mark.parametrize("name", tiny_models.NAMES)
+
+
+@functools.cache
+def model(name: str) -> nn.Module:
+    """One transformer for all tests: what UniCP leaves behind on it would show."""
+    return tiny_models.build(name)
+
+
+@functools.cache
+def plain(name: str, **run: Any) -> Tensor:
+    return tiny_models.denoise(tiny_models.build(name), name, **({"steps": STEPS} | run))
+
+
+def settings(kind: str, **changes: Any) -> Settings:
+    return Settings(**(KINDS[kind].__dict__ | changes))
+
+
+def generous(kind: str, **changes: Any) -> Settings:
+    return settings(kind, **({"tolerance": 0.5, "weighting": "uniform"} | changes))
+
+
+@functools.cache
+def fresh(name: str, kind: str, **run: Any) -> Tensor:
+    """The first run of a new session on a new model, with a generous tolerance."""
+    transformer = tiny_models.build(name)
+    with enable(transformer, generous(kind)):
+        return tiny_models.denoise(transformer, name, **({"steps": STEPS} | run))
+
+
+def denoise(name: str, **run: Any) -> Tensor:
+    return tiny_models.denoise(model(name), name, **({"steps": STEPS} | run))
+
+
+def served(trace: Trace) -> int:
+    return sum(Action(entry.action).served for entry in trace.entries)
+
+
+def tensors_held(session: Session) -> list[str]:
+    """Paths of all tensors that the session holds, apart from the model's and the scheduler's own."""
+    left_out = {"map", "schedule", "_scheduler", "_scheduler_of", "unit", "block", "_schedule"}
+    seen: set[int] = set()
+
+    def walk(value: Any, path: str) -> Iterator[str]:
+        if id(value) in seen or isinstance(value, (nn.Module, str, type)):
+            return
+        seen.add(id(value))
+        if isinstance(value, Tensor):
+            yield path
+        elif isinstance(value, dict):
+            for key, one in value.items():
+                yield from walk(one, f"{path}[{key!r}]")
+        elif isinstance(value, (list, tuple, set)):
+            for index, one in enumerate(value):
+                yield from walk(one, f"{path}[{index}]")
+        elif type(value).__module__.startswith("unicp"):
+            for key, one in vars(value).items():
+                if key not in left_out:
+                    yield from walk(one, f"{path}.{key}")
+
+    return list(walk(session._runners, "session"))
+
+
+@every_case
+def test_tolerance_zero_is_bit_equal_and_so_is_the_model_afterwards(name, kind):
+    with enable(model(name), settings(kind, tolerance=0.0)) as session:
+        assert torch.equal(denoise(name), plain(name))
+    assert served(session.trace) == 0
+    assert torch.equal(denoise(name), plain(name))
+
+
+@every_case
+def test_a_generous_tolerance_serves_and_stays_finite_and_close(name, kind):
+    with enable(model(name), generous(kind)) as session:
+        output = denoise(name)
+    assert served(session.trace) > 0
+    assert torch.isfinite(output).all()
+    assert float((output - plain(name)).norm() / plain(name).norm()) < 0.5
+    assert not torch.equal(output, plain(name))
+    assert torch.equal(denoise(name), plain(name)), "not as before after disabling"
+
+
+@torch.no_grad()
+def follow(name: str, seeds: tuple[int, ...], context: bool = False) -> dict[int, list[Tensor]]:
+    """Branches that share nothing but the model: each one has a sample, a text and a path of its own."""
+    outputs: dict[int, list[Tensor]] = {seed: [] for seed in seeds}
+    for step in range(STEPS):
+        for seed in seeds:
+            arguments = tiny_models.inputs(name, seed=seed, timestep=1000.0 - 100 * step)
+            arguments["hidden_states"] = arguments["hidden_states"] * (1 - 0.05 * step)
+            if context:
+                with model(name).cache_context(f"branch {seed}"):
+                    outputs[seed].append(model(name)(**arguments)[0])
+            else:
+                outputs[seed].append(model(name)(**arguments)[0])
+    return outputs
+
+
+@pytest.mark.parametrize("context", [False, True])
+@every_case
+def test_no_branch_is_ever_served_from_another(name, kind, context):
+    # Fixed windows: what is served does not depend on what the other branch does, so each must be as if alone.
+    fixed = settings(kind, tolerance=1.0, every=2)
+    alone: dict[int, list[Tensor]] = {}
+    for seed in (0, 1):
+        with enable(model(name), fixed):
+            alone |= follow(name, (seed,), context)
+    with enable(model(name), fixed) as session:
+        together = follow(name, (0, 1), context)
+    assert served(session.trace) > 0
+    for seed in (0, 1):
+        for step, (one, other) in enumerate(zip(together[seed], alone[seed], strict=True)):
+            assert torch.equal(one, other), f"branch {seed}, step {step}"
+    assert not torch.equal(together[0][-1], together[1][-1])
+
+
+@every_name
+def test_exact_reuse_gives_each_branch_its_own_last_output(name):
+    reuse = settings("model", tolerance=1.0, order=0, quantities=("output",), every=3)
+    with enable(model(name), reuse) as session:
+        outputs = follow(name, (0, 1))
+    for seed in (0, 1):
+        entries = [entry for entry in session.trace.entries if entry.branch == f"call{seed}"]
+        actions = [entry.action for entry in entries]
+        assert actions == ["compute", "compute", "reuse", "reuse", "compute", "reuse", "reuse"]
+        for step, action in enumerate(actions):
+            if action == "reuse":
+                assert torch.equal(outputs[seed][step], outputs[seed][step - 1])
+
+
+@every_case
+def test_with_and_without_cache_context_the_result_is_the_same(name, kind):
+    with enable(model(name), generous(kind)):
+        output = denoise(name, use_cache_context=True)
+    assert torch.equal(output, fresh(name, kind))
+
+
+@every_case
+def test_nothing_is_held_after_a_reset_and_after_leaving(name, kind):
+    session = enable(model(name), generous(kind))
+    try:
+        denoise(name)
+        assert not session.is_empty and tensors_held(session)
+        session.reset()
+        assert session.is_empty and tensors_held(session) == []
+        assert torch.equal(denoise(name), fresh(name, kind))
+    finally:
+        session.disable()
+    assert session.is_empty and tensors_held(session) == []
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+@every_case
+def test_after_an_error_inside_the_model_nothing_is_held_and_the_next_run_is_a_first_one(name, kind, error):
+    calls = iter(range(10**6))
+
+    def fail(*_: Any) -> None:
+        if next(calls) == 5:
+            raise error("in mid-run")
+
+    with enable(model(name), generous(kind)) as session:
+        handle = map_model(model(name)).blocks[-1].module.register_forward_pre_hook(fail)
+        try:
+            with pytest.raises(error):
+                denoise(name)
+        finally:
+            handle.remove()
+        assert session.is_empty and tensors_held(session) == []
+        assert torch.equal(denoise(name), fresh(name, kind))
+    assert torch.equal(denoise(name), plain(name))
+
+
+@every_case
+def test_a_run_leaves_nothing_to_the_next_one_with_another_prompt_batch_or_length(name, kind):
+    runs: list[dict[str, Any]] = [{}, {"seed": 7}, {"batch": 2}, {"steps": 9}, {"branches": 1}, {}]
+    with enable(model(name), generous(kind)) as session:
+        for run in runs:
+            assert torch.equal(denoise(name, **run), fresh(name, kind, **run)), run
+    assert {entry.run for entry in session.trace.entries} == set(range(len(runs)))
+
+
+@every_case
+def test_errors_are_given_per_sample_of_a_batch(name, kind):
+    with enable(model(name), generous(kind)) as session:
+        denoise(name, batch=2)
+    measured = [entry.measured for entry in session.trace.entries if entry.measured is not None]
+    predicted = [entry.predicted for entry in session.trace.entries if entry.predicted is not None]
+    assert measured and predicted
+    assert {len(errors) for errors in measured} == {2}
+    assert {len(errors) for errors in predicted} == {2}
+    assert any(first != second for first, second in measured)
+
+
+@pytest.mark.parametrize("kind", list(KINDS))
+@pytest.mark.parametrize("name", ["wan", "hunyuan_video"])
+def test_a_changed_resolution_opens_a_new_run(name, kind):
+    def first_outputs(width: int, steps: int = 4) -> list[Tensor]:
+        arguments = tiny_models.inputs(name)
+        arguments["hidden_states"] = arguments["hidden_states"][..., :width]
+        return [model(name)(**arguments | {"timestep": torch.tensor([900.0 - step])})[0] for step in range(steps)]
+
+    with enable(model(name), generous(kind)):
+        alone = first_outputs(4)
+    with enable(model(name), generous(kind)):
+        first_outputs(8)
+        for one, other in zip(first_outputs(4), alone, strict=True):
+            assert torch.equal(one, other)
+
+
+class Pipe:
+    """The least of a pipeline: a transformer and a scheduler."""
+
+    def __init__(self, transformer: nn.Module):
+        self.transformer = transformer
+        self.scheduler = FlowMatchEulerDiscreteScheduler()
+
+
+@every_case
+def test_a_pipeline_object_tells_its_scheduler(name, kind):
+    pipe = Pipe(model(name))
+    expected = plain(name, scheduler=FlowMatchEulerDiscreteScheduler())
+    with enable(pipe, settings(kind, tolerance=0.0)):
+        assert torch.equal(denoise(name, scheduler=pipe.scheduler), expected)
+    with enable(pipe, generous(kind)) as session:
+        output = denoise(name, scheduler=pipe.scheduler)
+    assert served(session.trace) > 0
+    assert all(entry.sigma is not None for entry in session.trace.entries)
+    assert float((output - expected).norm() / expected.norm()) < 0.5
+    last = [entry for entry in session.trace.entries if entry.step == STEPS - 1 and entry.unit != "model"]
+    assert all(entry.why == "last" for entry in last if kind != "model")
+
+
+@every_case
+def test_outputs_have_the_kind_that_was_asked_for_also_when_served(name, kind):
+    outputs: dict[bool, list[Tensor]] = {}
+    for as_dict in (False, True):
+        outputs[as_dict] = []
+        with enable(model(name), generous(kind, every=2)) as session, torch.no_grad():
+            for step in range(STEPS):
+                arguments = tiny_models.inputs(name, timestep=900.0 - 10 * step) | {"return_dict": as_dict}
+                output = model(name)(**arguments)
+                assert isinstance(output, tuple) is not as_dict
+                outputs[as_dict].append(output.sample if as_dict else output[0])
+        assert served(session.trace) > 0
+    for one, other in zip(outputs[False], outputs[True], strict=True):
+        assert torch.equal(one, other)
+
+
+@every_case
+def test_operations_in_the_trace_are_within_those_of_the_plain_model(name, kind):
+    with enable(model(name), generous(kind)) as session:
+        denoise(name)
+    entries = session.trace.entries
+    assert all(0 <= entry.operations <= entry.full_operations for entry in entries)
+    calls = [(entry.step, entry.branch) for entry in entries if entry.unit == "model"]
+    totals = {
+        call: sum(entry.full_operations for entry in entries if (entry.step, entry.branch) == call) for call in calls
+    }
+    assert len(set(totals.values())) == 1 and min(totals.values()) > 0

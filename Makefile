@@ -21,7 +21,7 @@ TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARA
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help setup setup-dev demo test check format-check lint types format train clean
+.PHONY: help setup setup-dev demo test check format-check lint types format train bench impact overhead figures clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -58,7 +58,19 @@ format: $(READY_DEV) ## rewrite the sources as the formatter and the linter want
 train: $(READY) ## train the test-bed from nothing (long; continues where it was stopped)
 	$(BIN)/python -m unicp.testbed.training --out build/testbed
 
-# `make figures` and `make bench` go here.
+bench: $(READY_DEV) ## measure presets, fixed windows and fewer steps (hours; continues where it was stopped)
+	$(BIN)/python -m unicp.benchmarking.presets --sampler unipc --out docs/results/presets.jsonl
+	$(BIN)/python -m unicp.benchmarking.presets --sampler euler --out docs/results/presets.jsonl
+	$(BIN)/python -m unicp.benchmarking.report
+
+impact: $(READY_DEV) ## measure what an error at each noise level does to the final latent
+	$(BIN)/python -m unicp.benchmarking.impact --out docs/results/impact.json
+
+overhead: $(READY_DEV) ## measure what deciding and recording cost
+	$(BIN)/python -m unicp.benchmarking.overhead --out docs/results/overhead.json
+
+figures: $(READY_DEV) ## measure and draw the change of attention outputs over steps
+	$(BIN)/python -m unicp.benchmarking.attention_change --prompts 16 --seeds 2 --out docs/results/attention_change.json --figure docs/img/u_shape.png
 
 # --- set-up
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
-from diffusers import WanPipeline
+from diffusers.pipelines.wan.pipeline_wan import WanPipeline
 
 from tests import tiny_models
 from unicp.testbed import components
@@ -30,12 +31,14 @@ def save(folder: Path) -> Path:
         torch.manual_seed(0)
         autoencoder = components.build_autoencoder().eval()
     channels = components.LATENT_CHANNELS
-    WanPipeline(
-        tokenizer=tokenizer,
-        text_encoder=components.build_text_encoder(len(tokenizer)),
-        vae=autoencoder,
-        transformer=tiny_models.wan(in_channels=channels, out_channels=channels, text_dim=components.TEXT_WIDTH),
-        scheduler=components.build_scheduler(),
-    ).save_pretrained(folder)
+    # Wan's annotations name its usual parts, its checkpoints others.
+    parts: dict[str, Any] = {
+        "tokenizer": tokenizer,
+        "text_encoder": components.build_text_encoder(len(tokenizer)),
+        "vae": autoencoder,
+        "transformer": tiny_models.wan(in_channels=channels, out_channels=channels, text_dim=components.TEXT_WIDTH),
+        "scheduler": components.build_scheduler(),
+    }
+    WanPipeline(**parts).save_pretrained(folder)
     (folder / "unicp_defaults.json").write_text(json.dumps(DEFAULTS))
     return folder

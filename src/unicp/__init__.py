@@ -1,8 +1,8 @@
 """UniCP: training-free acceleration of diffusers video pipelines by caching and slicing under one error rule.
 
-    with unicp.enable(pipe, "balanced") as session:
-        video = pipe(prompt).frames
-    print(session.summary())
+with unicp.enable(pipe, "balanced") as session:
+    video = pipe(prompt).frames
+print(session.summary())
 """
 
 from __future__ import annotations

@@ -107,7 +107,7 @@ class Session:
             runs = len({entry.run for entry in entries})
             steps = max(entry.step for entry in entries) + 1
             logger.warning(
-                "UniCP skipped nothing: asked: %s; found: %d run(s) of up to %d steps in which every call was computed; "
+                "UniCP skipped nothing: asked: %s; found: %d run(s) of up to %d steps, every call computed; "
                 "do: raise the tolerance or use more steps (%s)",
                 self.trace.preset or "custom settings",
                 runs,

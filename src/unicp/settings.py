@@ -121,10 +121,10 @@ class Slicing:
 class Settings:
     """What may be served instead of computed, and how much error that may cause.
 
-    tolerance: largest predicted error of a served output at a step of average impact: root mean square of
-        (served - true) over all positions of a sample, relative to the root mean square of the true
-        output (`error_scale="own"`) or of the residual stream it is added to ("stream"; the model's output
-        has no stream and always uses its own size). 0 serves nothing: the output is bit-equal.
+    tolerance: largest sum of predicted errors over the steps that one window serves, at a step of average impact.
+        An error is the root mean square of (served - true) over all positions of a sample, relative to the root mean
+        square of the true output (`error_scale="own"`) or of the residual stream it is added to ("stream"; for spans
+        "stack" and "block", the others have no stream at hand and use their own size). 0 serves nothing: bit-equal.
     span: what is served as one: the "model" output, the whole "stack" of blocks, each "block", or each "unit".
     roles: which units, for span "unit".
     order: 0 reuses the last stored output, 1 forecasts from the last two.
@@ -133,6 +133,8 @@ class Settings:
     weighting: "impact" divides the tolerance by the built-in impact of an error at that noise level on the
         final latent, "uniform" does not.
     max_window: most steps in a row that stored outputs may serve.
+    max_reach: farthest a forecast may reach beyond its newer point, in distances between its two points (steps). The
+        noise of the points grows with it; 1 makes windows widen by one step at a time.
     every: a fixed window instead of an error-aware one: compute every so many steps, whatever the error. None = off.
         It is the baseline that error-aware windows must beat.
     first, last: how many steps at the start and the end of a run are always computed.
@@ -151,6 +153,7 @@ class Settings:
     weighting: Weighting = "impact"
     error_scale: ErrorScale = "stream"
     max_window: int = 4
+    max_reach: float = 1.0
     every: int | None = None
     first: int = 2
     last: int = 1
@@ -174,6 +177,7 @@ class Settings:
         _check_choice("weighting", self.weighting, get_args(Weighting))
         _check_choice("error_scale", self.error_scale, get_args(ErrorScale))
         _check_integer("max_window", self.max_window, 1)
+        _check_number("max_reach", self.max_reach)
         if self.every is not None:
             _check_integer("every", self.every, 1)
         _check_integer("first", self.first, 1)

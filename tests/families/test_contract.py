@@ -49,7 +49,11 @@ def model(name: str) -> nn.Module:
 
 @functools.cache
 def plain(name: str, **run: Any) -> Tensor:
-    return tiny_models.denoise(tiny_models.build(name), name, **({"steps": STEPS} | run))
+    return tiny_models.denoise(tiny_models.build(name), name, **_run(run))
+
+
+def _run(changes: dict[str, Any]) -> dict[str, Any]:
+    return {"steps": STEPS} | changes
 
 
 def settings(kind: str, **changes: Any) -> Settings:
@@ -65,11 +69,11 @@ def fresh(name: str, kind: str, **run: Any) -> Tensor:
     """The first run of a new session on a new model, with a generous tolerance."""
     transformer = tiny_models.build(name)
     with enable(transformer, generous(kind)):
-        return tiny_models.denoise(transformer, name, **({"steps": STEPS} | run))
+        return tiny_models.denoise(transformer, name, **_run(run))
 
 
 def denoise(name: str, **run: Any) -> Tensor:
-    return tiny_models.denoise(model(name), name, **({"steps": STEPS} | run))
+    return tiny_models.denoise(model(name), name, **_run(run))
 
 
 def served(trace: Trace) -> int:
@@ -129,7 +133,7 @@ def follow(name: str, seeds: tuple[int, ...], context: bool = False) -> dict[int
             arguments = tiny_models.inputs(name, seed=seed, timestep=1000.0 - 100 * step)
             arguments["hidden_states"] = arguments["hidden_states"] * (1 - 0.05 * step)
             if context:
-                with model(name).cache_context(f"branch {seed}"):
+                with model(name).cache_context(f"branch {seed}"):  # type: ignore[operator]
                     outputs[seed].append(model(name)(**arguments)[0])
             else:
                 outputs[seed].append(model(name)(**arguments)[0])

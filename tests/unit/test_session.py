@@ -28,8 +28,11 @@ GENEROUS = preset("balanced", tolerance=0.5, weighting="uniform")
 
 
 class Pipe:
+    transformer: Any = None
+    transformer_2: Any = None
+
     def __init__(self, **transformers: Any):
-        self.scheduler = FlowMatchEulerDiscreteScheduler()
+        self.scheduler: Any = FlowMatchEulerDiscreteScheduler()
         for name, transformer in transformers.items():
             setattr(self, name, transformer)
 

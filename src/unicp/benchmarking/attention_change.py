@@ -61,6 +61,7 @@ def main() -> None:
     parser.add_argument("--model", default=str(folder()))
     parser.add_argument("--sampler", default="unipc", choices=["unipc", "euler"])
     parser.add_argument("--prompts", type=int, default=4)
+    parser.add_argument("--skip", type=int, default=0, help="how many held-out prompts to leave out first")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--frames", type=int)
     parser.add_argument("--out", type=Path, default=Path("build/bench/attention_change.json"))
@@ -68,7 +69,7 @@ def main() -> None:
     options = parser.parse_args()
     bench = Bench(options.model, options.sampler, options.frames)
     changes = Changes(bench.pipe)
-    for index, scene in enumerate(held_out_scenes()[: options.prompts]):
+    for index, scene in enumerate(held_out_scenes()[options.skip : options.skip + options.prompts]):
         for seed in range(options.seeds):
             bench.clip(scene.caption, 1000 * seed + index)
             changes.end_run()

@@ -123,7 +123,9 @@ def measure(bench: Bench, methods: list[Method], sampler_name: str, prompt: str,
         )
         append_row(out, row)
         saved = row.full_operations / max(1, operations)
-        print(f"{sampler_name} {prompt} #{seed} {method.name}: {saved:.2f}x {row.psnr:.1f} dB {seconds:.1f} s", flush=True)
+        print(
+            f"{sampler_name} {prompt} #{seed} {method.name}: {saved:.2f}x {row.psnr:.1f} dB {seconds:.1f} s", flush=True
+        )
 
 
 def main() -> None:

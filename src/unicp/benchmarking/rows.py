@@ -55,7 +55,9 @@ def read_rows(path: Path) -> list[Row]:
         except (TypeError, ValueError) as error:
             if number == len(lines):
                 continue
-            raise FileFormatError(f"rows in {path}", f"line {number} is damaged ({error})", "delete that line") from None
+            raise FileFormatError(
+                f"rows in {path}", f"line {number} is damaged ({error})", "delete that line"
+            ) from None
     return rows
 
 

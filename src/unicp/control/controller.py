@@ -65,6 +65,8 @@ class Controller:
             return "window" if window.served >= settings.every - 1 else ""
         if window.served >= settings.max_window:
             return "window"
+        if window.reach(question.position) > settings.max_reach:
+            return "reach"
         return ""
 
     def decide(self, window: ErrorWindow, question: Question) -> tuple[Decision, Candidate | None]:

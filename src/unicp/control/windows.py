@@ -54,14 +54,23 @@ class ErrorWindow:
         """True once enough outputs are stored and an error has been measured."""
         return len(self.points) >= self.order + 1 and bool(self.factors)
 
-    def growth(self, candidate: Candidate, position: Position) -> float:
-        """How far serving at `position` reaches: h, or h * (h + g) for a forecast. Never negative."""
-        axis = candidate.abscissa
-        reach = abs(position[axis] - self.points[-1][axis])
+    def growth(self, position: Position) -> float:
+        """How far serving at `position` reaches, in steps: h, or h * (h + g) for a forecast. Never negative.
+
+        Steps measure it for every abscissa: the first log-SNR is nearly infinite, and would make any reach look short.
+        """
+        reach = abs(position["step"] - self.points[-1]["step"])
         if self.order == 0 or len(self.points) < 2:
             return reach
-        gap = abs(self.points[-1][axis] - self.points[-2][axis])
+        gap = abs(self.points[-1]["step"] - self.points[-2]["step"])
         return reach * (reach + gap)
+
+    def reach(self, position: Position) -> float:
+        """How far `position` lies beyond the newest point, in gaps between the last two (of steps); 0 for reuse."""
+        if self.order == 0 or len(self.points) < 2:
+            return 0.0
+        gap = abs(self.points[-1]["step"] - self.points[-2]["step"])
+        return abs(position["step"] - self.points[-1]["step"]) / gap if gap else math.inf
 
     def predict(self, position: Position, drift: Sequence[float] | None = None) -> tuple[Candidate, list[float]]:
         """The candidate with the smallest predicted error (worst sample), and that error for each sample.
@@ -69,8 +78,9 @@ class ErrorWindow:
         drift: relative change of the span's input since the last computation, per sample; None = not known.
         """
         best: tuple[Candidate, list[float]] | None = None
+        growth = self.growth(position)
         for candidate, factors in self.factors.items():
-            errors = [factor * self.growth(candidate, position) for factor in factors]
+            errors = [factor * growth for factor in factors]
             if best is None or _worst(errors) < _worst(best[1]):
                 best = candidate, errors
         if best is None:
@@ -100,8 +110,9 @@ class ErrorWindow:
         errors is None where nothing could have been served yet. Closes the window.
         """
         if errors:
+            growth = self.growth(position)
             for candidate, values in errors.items():
-                self._learn(candidate, position, values)
+                self._learn(candidate, growth, values)
         if drift is not None and self.points:
             distance = abs(position["step"] - self.points[-1]["step"])
             if distance > 0:
@@ -109,8 +120,7 @@ class ErrorWindow:
         self.points = [*self.points, position][-(self.order + 1) :]
         self.served, self.spent = 0, 0.0
 
-    def _learn(self, candidate: Candidate, position: Position, values: Sequence[float]) -> None:
-        growth = self.growth(candidate, position)
+    def _learn(self, candidate: Candidate, growth: float, values: Sequence[float]) -> None:
         if not all(math.isfinite(value) for value in values) or growth <= 0:
             self.factors.pop(candidate, None)
             return

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from diffusers.hooks import HookRegistry, ModelHook
@@ -115,13 +116,36 @@ def detach(transformer: nn.Module) -> None:
             continue
         for name in HOOKS:
             if name in registry.hooks:
-                registry.remove_hook(name, recurse=False)
-                _forget_forward(module)
+                hook = registry.hooks[name]
+                with _inside_accelerate(module, getattr(hook, "wrapped", None)):
+                    registry.remove_hook(name, recurse=False)
+                    _forget_forward(module)
     HookRegistry.check_if_exists_or_initialize(transformer).invalidate_child_registries_cache()
 
 
 def _register(module: nn.Module, hook: ModelHook, name: str) -> None:
-    HookRegistry.check_if_exists_or_initialize(module).register_hook(hook, name)
+    registry = HookRegistry.check_if_exists_or_initialize(module)
+    inner = None if registry.hooks else module.__dict__.get("_old_forward")
+    with _inside_accelerate(module, inner):
+        registry.register_hook(hook, name)
+        hook.wrapped = module.forward  # type: ignore[attr-defined]
+
+
+@contextmanager
+def _inside_accelerate(module: nn.Module, inner: Any) -> Iterator[None]:
+    """Lets the registry work on `inner`, if that is the forward that a hook of accelerate calls, not on that hook.
+
+    A pipeline with offloading takes accelerate's hooks off and puts them on again after each of its calls; what
+    stands outside them would be lost then, what stands inside stays.
+    """
+    if inner is None or module.__dict__.get("_old_forward") is not inner:
+        yield
+        return
+    outer, module.forward = module.forward, inner
+    try:
+        yield
+    finally:
+        module._old_forward, module.forward = module.forward, outer
 
 
 def _forget_forward(module: nn.Module) -> None:

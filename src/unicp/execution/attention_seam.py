@@ -1,4 +1,4 @@
-"""PCAS at the attention call itself: after normalisation and rotary embedding, so that one mechanism serves every model.
+"""PCAS at the attention call itself: after normalisation and rotary embedding, so that one mechanism fits every model.
 
 The seam is a torch function mode around the attention module; it catches `scaled_dot_product_attention`, which every
 native backend of diffusers ends in. A backend of its own kernels, or a compiled block, does not pass here: then

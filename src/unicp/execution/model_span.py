@@ -228,6 +228,9 @@ class ModelSpan:
             return True
         if self.schedule is None or self.schedule.level(moment.timestep) is None:
             return False
+        if any(output.shape != sample.shape for output, sample in self.store.get(("model", moment.branch))):
+            # A learned variance, or a sample with a conditioning image: no estimate of its noise can be had.
+            return False
         quantity, kind = candidate.quantity, self.schedule.prediction
         known = all(level is not None and is_invertible(quantity, kind, level, 0.0) for level in branch.levels)
         return known and is_invertible(quantity, kind, self._level(moment))

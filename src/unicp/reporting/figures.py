@@ -28,7 +28,7 @@ def draw_attention_change(record: dict[str, Any], path: Path) -> None:
 
 
 def draw_trade_off(table: Sequence[dict[str, Any]], path: Path, title: str) -> None:
-    """Worst-tenth and mean PSNR against operations saved, one marker a method (rows of `benchmarking.rows.aggregate`)."""
+    """Mean and worst-tenth PSNR against operations saved, one marker a method (`benchmarking.rows.aggregate`)."""
     plt = _pyplot()
     figure, panels = plt.subplots(1, 2, figsize=(9.6, 4.2), dpi=150, sharey=True)
     groups = {"steps": ("fewer steps", "#9a6324"), "window": ("fixed windows", "#4363d8")}

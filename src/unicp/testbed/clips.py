@@ -49,6 +49,7 @@ class Scene:
 
     @property
     def caption(self) -> str:
+        """The sentence that says the four attributes and nothing else."""
         return (
             f"a {ATTRIBUTES['colour'][self.colour]} {GLYPHS[self.glyph]} moving "
             f"{ATTRIBUTES['motion'][self.motion]} on a {BACKGROUNDS[self.background]} background"

@@ -82,7 +82,8 @@ identity of digits.
 | scheduler | `UniPCMultistepScheduler` | flow prediction, shift {shift:g} |
 
 `{weights_file}` is no part of the pipeline: it is the classifier that reads glyph, colour, motion and background from a
-clip. It was trained on drawn clips only, never on generated ones.
+clip. It was trained on drawn clips only, never on generated ones. It must choose one of the words above for each
+attribute, so a misshapen glyph counts as the one it resembles most.
 
 ## Training
 
@@ -126,7 +127,7 @@ def write_card(folder: Path, time: str = TRAINING_TIME) -> Path:
     def millions(model: Any) -> str:
         return f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} million parameters"
 
-    transformer = components.build_transformer()
+    transformer: Any = components.build_transformer()
     config = transformer.config
     heads = f"{config.num_layers} blocks, {config.num_attention_heads} heads of {config.attention_head_dim}"
     tokens = _tokens(clips.LONG_FRAMES, components)

@@ -104,7 +104,9 @@ def _read_scorer(path: Path) -> Scorer:
     if not path.is_file():
         do = "run python -m unicp.testbed.scoring train"
         raise InputError(f"the scorer's weights in {path}", "no such file", do)
-    scorer = Scorer()
+    # Reading a file must not move the random numbers of whoever reads it.
+    with torch.random.fork_rng(devices=[]):
+        scorer = Scorer()
     weights = {name: value.float() for name, value in load_file(path).items()}
     counters = {name: value for name, value in scorer.state_dict().items() if not value.is_floating_point()}
     scorer.load_state_dict({**counters, **weights})

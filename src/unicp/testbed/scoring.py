@@ -63,13 +63,14 @@ def generate_clips(
 
 def load_pipeline(model: Path, sampler: str = "unipc", device: str = "cpu") -> Any:
     """The pipeline in `model` in float32, with Wan's own sampler or Euler at the same shift of the noise levels."""
-    from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler
+    from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+    from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 
     from unicp.testbed.components import FLOW_SHIFT
 
     if not (model / "model_index.json").is_file():
         raise InputError(f"the pipeline in {model}", "no model_index.json", "name a folder saved by the training")
-    pipe = DiffusionPipeline.from_pretrained(model, torch_dtype=torch.float32)
+    pipe = DiffusionPipeline.from_pretrained(model, dtype=torch.float32)
     if sampler == "euler":
         pipe.scheduler = FlowMatchEulerDiscreteScheduler(shift=FLOW_SHIFT)
     pipe.set_progress_bar_config(disable=True)

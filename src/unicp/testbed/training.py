@@ -194,6 +194,7 @@ class Log:
         self.begin = time.monotonic()
 
     def step(self, stage: Stage, step: int, loss: float, note: str = "") -> None:
+        """One step: `note` is printed behind the smoothed loss."""
         self.mean = loss if self.mean is None or step == 0 else 0.97 * self.mean + 0.03 * loss
         if step % 20 == 0 or step == stage.steps - 1:
             seconds = time.monotonic() - self.begin
@@ -250,6 +251,7 @@ def _resume(path: Path, **parts: Any) -> dict[str, Any]:
 
 
 def main(arguments: Iterator[str] | None = None) -> None:
+    """The command line; see the module's docstring."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("build/testbed"), help="working folder with checkpoints")
     parser.add_argument("--save", type=Path, help="where to write the finished pipeline (default: OUT/pipeline)")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import av
 import pytest
 from typer.testing import CliRunner
 
+import unicp
 from tests import tiny_pipeline
 from unicp.cli import common
 from unicp.cli.inspect_model import _ranges
@@ -196,5 +198,6 @@ def test_help_and_version():
 
 def test_help_loads_nothing_heavy():
     code = "import sys, unicp.cli.main; print([m for m in ('torch', 'diffusers', 'av', 'numpy') if m in sys.modules])"
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    environment = os.environ | {"PYTHONPATH": str(Path(unicp.__file__).parents[1])}
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
     assert result.stdout.strip() == "[]"

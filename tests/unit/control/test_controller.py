@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from unicp.control.controller import Controller, Question, SliceReport
-from unicp.control.windows import Candidate, ErrorWindow
+from unicp.control.windows import Candidate, ErrorWindow, Position
 from unicp.records import Action, Decision, Moment
 from unicp.settings import Settings, Slicing
 
@@ -57,7 +57,7 @@ def actions(controller: Controller, steps: int, error: float) -> str:
     window, done = controller.new_window((STEP,)), ""
     for step in range(steps):
         decision = decide(controller, window, question(step, steps))
-        position = {"step": float(step)}
+        position: Position = {"step": float(step)}
         if decision.action.served:
             assert decision.predicted is not None
             window.serve(max(decision.predicted))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from tests import tiny_models
 from unicp.errors import AttachmentError, UnsupportedModelError
 from unicp.execution.attachment import HOOKS
 from unicp.session import disable, enable
-from unicp.settings import Settings, Slicing, preset
+from unicp.settings import Slicing, preset
 
 SPANS = {
     "model": preset("balanced"),
@@ -182,13 +183,48 @@ def test_a_hook_of_accelerate_that_was_there_before_works_on_and_stays(wan, kind
     hook = Shift()
     add_hook_to_module(wan, hook)
     shifted = output(wan)
-    with enable(wan, Settings(**SPANS[kind].__dict__ | {"tolerance": 0.0})) as session:
+    with enable(wan, replace(SPANS[kind], tolerance=0.0)) as session:
         assert torch.equal(output(wan), shifted)
         assert session.trace.entries
     assert torch.equal(output(wan), shifted)
     assert hook.calls == 3
     remove_hook_from_module(wan)
     assert not torch.equal(output(wan), shifted)
+
+
+@pytest.mark.parametrize("kind", SPANS)
+def test_offloading_that_is_put_on_anew_after_each_call_leaves_it_enabled(wan, kind):
+    # What enable_model_cpu_offload does at the end of every call of a pipeline.
+    add_hook_to_module(wan, Shift())
+    shifted = output(wan)
+    session = enable(wan, replace(SPANS[kind], tolerance=0.0))
+    seen = []
+    for _ in range(3):
+        assert torch.equal(output(wan), shifted)
+        seen.append(len(session.trace.entries))
+        remove_hook_from_module(wan)
+        add_hook_to_module(wan, Shift())
+    assert 0 < seen[0] < seen[1] < seen[2]
+    session.disable()
+    assert hooks(wan) == []
+    assert torch.equal(output(wan), shifted)
+    remove_hook_from_module(wan)
+    # Accelerate puts the forward it found back as an attribute of the instance.
+    assert own_forwards(wan) in ([], [""])
+    assert not torch.equal(output(wan), shifted)
+
+
+@pytest.mark.parametrize("kind", SPANS)
+def test_offloading_put_on_after_enabling_stays_after_disabling(wan, kind):
+    plain = output(wan)
+    session = enable(wan, replace(SPANS[kind], tolerance=0.0))
+    add_hook_to_module(wan, hook := Shift())
+    shifted = output(wan)
+    assert session.trace.entries and hook.calls == 1
+    session.disable()
+    assert torch.equal(output(wan), shifted) and hook.calls == 2
+    remove_hook_from_module(wan)
+    assert torch.equal(output(wan), plain)
 
 
 class Doubling(ModelHook):

@@ -22,14 +22,14 @@ SHAPE = (2, 2, 20, 16)
 SLICING = Slicing(widths=(8, 16))
 
 
-def attention(seed: int = 0) -> Tensor:
-    query, key, value = (noise(seed + part, *SHAPE) for part in range(3))
-    return F.scaled_dot_product_attention(query, key, value)
+def attention(seed: int = 0, heads: int = 2, causal: bool = False) -> Tensor:
+    query, key, value = (noise(seed + part, 2, heads, 20, 16) for part in range(3))
+    return F.scaled_dot_product_attention(query, key, value, is_causal=causal)
 
 
 def observed(slicing: Slicing = SLICING, call: Any = attention) -> SliceState:
     state = SliceState()
-    _, caught = run_full(call, state, slicing, slicing.widths)
+    _, caught = run_full(call, state, slicing, slicing.widths_for(16))
     assert caught
     return state
 
@@ -91,7 +91,7 @@ def test_a_mask_reaches_the_sliced_attention():
     [
         (lambda: torch.ones(3), "no attention call"),
         (lambda: attention() + attention(5), "two attention calls"),
-        (lambda: F.scaled_dot_product_attention(*(noise(p, *SHAPE) for p in range(3)), is_causal=True), "causal"),
+        (lambda: attention(causal=True), "causal"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -114,7 +114,7 @@ def test_other_heads_than_those_observed_are_computed_in_full():
     state = observed()
 
     def wider() -> Tensor:
-        return F.scaled_dot_product_attention(*(noise(part, 2, 3, 20, 16) for part in range(3)))
+        return attention(heads=3)
 
     assert torch.equal(run_sliced(wider, state, 8), wider())
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from tests import tiny_models
 from tests.fake_models import FakeTransformer, noise
 from unicp.control.controller import Controller
+from unicp.control.windows import Position
 from unicp.execution.block_spans import BlockCall, ResidualSpan
 from unicp.execution.store import OutputStore
 from unicp.models.finder import map_model
@@ -34,7 +35,8 @@ def span(**changes: Any) -> ResidualSpan:
 
 
 def call(residual: ResidualSpan, step: int, before: tuple[Tensor, ...], after: tuple[Tensor, ...], **more: Any) -> Any:
-    at, where = moment(step, **more), {"step": float(step), "sigma": 1.0 - 0.1 * step}
+    at = moment(step, **more)
+    where: Position = {"step": float(step), "sigma": 1.0 - 0.1 * step}
     outcome, served = residual.decide(at, where, before)
     if served is not None:
         return outcome, served

@@ -33,7 +33,7 @@ class Loop:
     """Calls a span the way the runner does; `model(sample, sigma)` is the truth."""
 
     def __init__(self, set_to: Settings, model: Any, scheduler: Any = None):
-        self.scheduler = flow_scheduler(STEPS) if scheduler is None else scheduler
+        self.scheduler: Any = flow_scheduler(STEPS) if scheduler is None else scheduler
         self.schedule = read_schedule(self.scheduler)
         self.store = OutputStore(set_to)
         self.span = ModelSpan(set_to, Controller(set_to), self.store, self.schedule)

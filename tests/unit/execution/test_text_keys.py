@@ -72,7 +72,7 @@ def test_clearing_forgets_the_keys():
 
 
 def test_the_projections_of_an_attention_are_found_and_missing_ones_passed_over():
-    attention = tiny_models.wan().blocks[0].attn2
+    attention: Any = tiny_models.wan().blocks[0].attn2
     assert {"to_k", "to_v"} <= set(text_projections(attention))
     assert text_projections(nn.Identity()) == {}
 

@@ -196,7 +196,7 @@ def test_timesteps_may_be_numbers_or_tensors(timestep):
 
 
 def test_step_and_steps_come_from_the_schedule():
-    scheduler = flow_scheduler(5)
+    scheduler: Any = flow_scheduler(5)
     call = Calls(Trajectory(read_schedule(scheduler)))
     # The first two steps are left out, as image-to-image pipelines do.
     moments = [call(timestep)[0] for timestep in scheduler.timesteps[2:]]

@@ -9,7 +9,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, DiffusionPipeline, FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
+from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepScheduler
 
 from tests import tiny_pipeline
 from unicp.errors import FileFormatError, InputError, UniCPError, UnsupportedModelError
@@ -144,7 +147,7 @@ def test_samplers_keep_the_shift():
     assert pipe.scheduler.config["flow_shift"] == FLOW_SHIFT
     pipe.scheduler.set_timesteps(8)
     before.set_timesteps(8)
-    assert torch.equal(pipe.scheduler.sigmas, before.sigmas)
+    assert torch.equal(torch.as_tensor(pipe.scheduler.sigmas), torch.as_tensor(before.sigmas))
 
 
 def test_samplers_of_a_model_without_flow():

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import subprocess
 import sys
+from pathlib import Path
+from typing import Any
 
 import pytest
 
+import unicp
 from unicp.records import Entry, Trace
 from unicp.reporting.summary import align, decision_map, summarise
 
@@ -32,10 +36,9 @@ def entry(letter: str, step: int, branch: str = "cond", **changes) -> Entry:
     return Entry(**(values | changes))
 
 
-def trace(*entries: Entry, **changes) -> Trace:
-    return Trace(
-        "WanTransformer3DModel", "cpu", "float32", {}, **({"preset": "balanced"} | changes), entries=[*entries]
-    )
+def trace(*entries: Entry, **changes: Any) -> Trace:
+    values: dict[str, Any] = {"preset": "balanced"} | changes
+    return Trace("WanTransformer3DModel", "cpu", "float32", {}, **values, entries=[*entries])
 
 
 @pytest.fixture
@@ -141,5 +144,6 @@ def test_align():
 
 def test_reports_need_no_torch():
     code = "import sys, unicp.reporting.summary, unicp.files; print('torch' in sys.modules)"
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    environment = os.environ | {"PYTHONPATH": str(Path(unicp.__file__).parents[1])}
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
     assert result.stdout.strip() == "False"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -51,13 +52,14 @@ def test_the_text_encoder_is_the_same_whenever_it_is_built():
 def test_prompts_are_encoded_as_the_pipeline_does(length: int):
     tokenizer = components.build_tokenizer()
     encoder = components.build_text_encoder(len(tokenizer))
-    pipe = WanPipeline(
-        tokenizer=tokenizer,
-        text_encoder=encoder,
-        vae=components.build_autoencoder(),
-        scheduler=components.build_scheduler(),
-        transformer=components.build_transformer(),
-    )
+    parts: dict[str, Any] = {
+        "tokenizer": tokenizer,
+        "text_encoder": encoder,
+        "vae": components.build_autoencoder(),
+        "scheduler": components.build_scheduler(),
+        "transformer": components.build_transformer(),
+    }
+    pipe = WanPipeline(**parts)
     prompts = [CAPTION, "", "a ring"]
     theirs = pipe._get_t5_prompt_embeds(prompts, max_sequence_length=length)
     ours = components.encode_prompts(tokenizer, encoder, prompts, length)
@@ -69,7 +71,7 @@ def test_prompts_are_encoded_as_the_pipeline_does(length: int):
 @pytest.mark.parametrize(("frames", "latent_frames"), [(1, 1), (9, 5), (41, 21)])
 def test_the_autoencoder_halves_time_and_quarters_space(frames: int, latent_frames: int):
     torch.manual_seed(0)
-    model = components.build_autoencoder().eval()
+    model: Any = components.build_autoencoder().eval()
     with torch.no_grad():
         latents = model.encode(torch.rand(1, 3, frames, clips.HEIGHT, clips.WIDTH)).latent_dist.mean
         restored = model.decode(latents).sample
@@ -87,7 +89,7 @@ def test_latents_are_normalised_per_channel():
 
 def test_the_transformer_keeps_the_shape_and_starts_at_zero():
     torch.manual_seed(0)
-    model = components.build_transformer()
+    model: Any = components.build_transformer()
     assert model.config.attention_head_dim == 64
     latents = torch.randn(2, components.LATENT_CHANNELS, 5, 16, 24)
     with torch.no_grad():
@@ -97,7 +99,7 @@ def test_the_transformer_keeps_the_shape_and_starts_at_zero():
 
 
 def test_a_saved_pipeline_is_loaded_by_plain_diffusers_and_runs(saved: Path):
-    pipe = DiffusionPipeline.from_pretrained(saved)
+    pipe: Any = DiffusionPipeline.from_pretrained(saved)
     assert type(pipe) is WanPipeline
     assert isinstance(pipe.scheduler, UniPCMultistepScheduler)
     assert pipe.scheduler.config.flow_shift == components.FLOW_SHIFT

@@ -142,4 +142,4 @@ def test_the_log_and_the_scenes_of_a_run(
     assert all(0 < row["loss"] < 10 and row["seconds"] >= 0 for row in rows)
     assert "frames 1/2 loss" in capsys.readouterr().out
     assert len(drawn) == 2 * 2 + 2 * 1
-    assert not set(drawn) & set(clips.held_out_scenes())
+    assert set(drawn) <= set(clips.training_scenes())

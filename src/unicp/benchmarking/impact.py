@@ -40,6 +40,7 @@ class Injection:
         self.errors: list[float] = []
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """The transformer's forward with `return_dict=False`."""
         (output,) = self.forward(*args, **kwargs)
         step = len(self.history) // BRANCHES
         if step == self.step:

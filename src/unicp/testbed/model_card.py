@@ -50,12 +50,16 @@ from diffusers import DiffusionPipeline
 pipe = DiffusionPipeline.from_pretrained("path/to/this/folder")
 frames = pipe(
     "{caption}",
-    height={height}, width={width}, num_frames={num_frames}, num_inference_steps={num_inference_steps},
-    guidance_scale={guidance_scale}, max_sequence_length={max_sequence_length},
+    height={height},
+    width={width},
+    num_frames={num_frames},
+    num_inference_steps={num_inference_steps},
+    guidance_scale={guidance_scale},
+    max_sequence_length={max_sequence_length},
 ).frames[0]
 ```
 
-These settings are also in `{defaults_file}`; {short} frames work as well, and are five times cheaper.
+These settings are also in `{defaults_file}`; {short} frames work as well, at a quarter of the tokens.
 
 ## What it knows
 

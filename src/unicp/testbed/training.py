@@ -49,6 +49,7 @@ DENOISER = (
     Stage("frames", 1600, 32, 1, 1.5e-3, 0.001192381685),
     Stage("short", 1800, 8, 9, 1.2e-3, 5e-4),
     Stage("long", 450, 4, 41, 5e-4, 1e-5),
+    Stage("long again", 800, 5, 41, 6e-4, 1e-5),
 )
 
 

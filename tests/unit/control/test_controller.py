@@ -43,7 +43,7 @@ def learnt(controller: Controller, error: float, upto: int = 4, drift: float | N
     window = controller.new_window((STEP,))
     for step in range(upto):
         known = len(window.points) > controller.settings.order
-        errors = {STEP: [error * window.growth(STEP, {"step": float(step)})]} if known else None
+        errors = {STEP: [error * window.growth({"step": float(step)})]} if known else None
         window.observe({"step": float(step)}, errors, None if drift is None or not step else [drift])
     return window
 
@@ -63,7 +63,7 @@ def actions(controller: Controller, steps: int, error: float) -> str:
             window.serve(max(decision.predicted))
         else:
             known = len(window.points) > controller.settings.order
-            window.observe(position, {STEP: [error * window.growth(STEP, position)]} if known else None)
+            window.observe(position, {STEP: [error * window.growth(position)]} if known else None)
         done += "s" if decision.action.served else "c"
     return done
 
@@ -131,6 +131,23 @@ def test_a_window_serves_no_more_steps_than_allowed():
         assert decide(controller, window, question(step)).action.served
         window.serve(0.0)
     assert decide(controller, window, question(6)).why == "window"
+
+
+@pytest.mark.parametrize(("max_reach", "why"), [(0.5, "reach"), (1.0, "within"), (1.5, "within")])
+def test_a_forecast_reaches_no_farther_than_allowed(max_reach, why):
+    controller = Controller(settings(order=1, tolerance=1e9, max_reach=max_reach))
+    assert decide(controller, learnt(controller, 0.01), question(4)).why == why
+
+
+def test_with_a_reach_of_one_windows_of_a_forecast_widen_by_one_step_at_a_time():
+    # Gaps between computed steps of 1, 1, 2, 3, 4: the last one is cut short by the longest window of 3.
+    controller = Controller(settings(order=1, tolerance=1e9, max_reach=1.0, last=0))
+    assert actions(controller, 17, 0.0) == "ccc" + "s" + "c" + "ss" + "c" + "sss" + "c" + "sss" + "c" + "s"
+
+
+def test_reuse_has_no_reach_to_be_limited():
+    controller = Controller(settings(tolerance=1e9, max_reach=0.0))
+    assert decide(controller, learnt(controller, 0.01), question(4)).why == "within"
 
 
 def test_an_outside_doubt_computes_and_is_the_reason():

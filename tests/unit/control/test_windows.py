@@ -57,11 +57,21 @@ def test_a_forecast_over_a_wider_gap_is_trusted_less():
     assert window.predict(at(6))[1] == pytest.approx([0.03 * 1 * (1 + 3)])
 
 
-def test_growth_is_measured_on_the_candidates_own_variable():
+def test_growth_is_measured_in_steps_whatever_the_variable_of_the_forecast():
     window = ErrorWindow((SIGMA,), 0)
     window.observe(at(0, 1.0), None)
     window.observe(at(1, 0.9), {SIGMA: [0.05]})
-    assert window.predict(at(2, 0.6))[1] == pytest.approx([0.15])
+    assert window.predict(at(3, 0.6))[1] == pytest.approx([0.1])
+
+
+def test_reach_is_the_distance_in_gaps_between_the_two_points():
+    window = forecast()
+    assert [window.reach(at(step)) for step in (3, 4)] == [1.0, 2.0]
+    window.observe(at(6), None)
+    assert [window.reach(at(step)) for step in (8, 10)] == [0.5, 1.0]
+    window.observe(at(6), None)
+    assert window.reach(at(7)) == math.inf
+    assert reuse().reach(at(9)) == 0.0
 
 
 def test_order_0_needs_one_point_and_a_measurement():
@@ -225,8 +235,8 @@ def test_predictions_are_never_negative_never_nan_and_grow_with_the_distance(ord
 
 @given(st.floats(0, 1e-300), st.floats(0, 1e300))
 def test_extreme_but_finite_measurements_never_predict_nan(distance, error):
-    window = ErrorWindow((SIGMA,), 0)
-    window.observe(at(0, 0.0), None)
-    window.observe(at(1, distance), {SIGMA: [error]}, [0.1])
+    window = ErrorWindow((STEP,), 0)
+    window.observe(at(0), None)
+    window.observe(at(distance), {STEP: [error]}, [0.1])
     if window.ready:
-        assert not math.isnan(window.predict(at(2, distance), [0.1])[1][0])
+        assert not math.isnan(window.predict(at(distance), [0.1])[1][0])

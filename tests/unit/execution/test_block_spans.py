@@ -22,7 +22,7 @@ from unicp.settings import Settings
 
 def settings(**changes: Any) -> Settings:
     plain: dict[str, Any] = {"tolerance": 1e6, "order": 0, "weighting": "uniform", "last": 0, "span": "block"}
-    return Settings(**(plain | {"text_keys_values": False, "store_factor": 64.0} | changes))
+    return Settings(**(plain | {"max_reach": 9, "text_keys_values": False, "store_factor": 64.0} | changes))
 
 
 def moment(step: int, branch: str = "cond") -> Moment:

@@ -25,7 +25,7 @@ SHAPE = (2, 3, 4)
 
 
 def settings(**changes: Any) -> Settings:
-    plain: dict[str, Any] = {"tolerance": 1.0, "weighting": "uniform", "max_window": 2, "last": 0}
+    plain: dict[str, Any] = {"tolerance": 1.0, "weighting": "uniform", "max_window": 2, "max_reach": 9, "last": 0}
     return Settings(**(plain | changes))
 
 

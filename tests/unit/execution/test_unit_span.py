@@ -35,7 +35,14 @@ class Attention(nn.Module):
 
 
 def settings(**changes: Any) -> Settings:
-    plain: dict[str, Any] = {"tolerance": 1e6, "order": 0, "weighting": "uniform", "last": 0, "max_window": 2}
+    plain: dict[str, Any] = {
+        "tolerance": 1e6,
+        "order": 0,
+        "weighting": "uniform",
+        "last": 0,
+        "max_window": 2,
+        "max_reach": 9,
+    }
     return Settings(**(plain | changes))
 
 

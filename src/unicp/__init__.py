@@ -36,7 +36,19 @@ _HOMES = {
     "Slicing": "settings",
     "preset": "settings",
 }
-__all__ = [*_HOMES, "__version__"]
+__all__ = [
+    "Session",
+    "Settings",
+    "Slicing",
+    "Summary",
+    "Trace",
+    "UniCPError",
+    "__version__",
+    "disable",
+    "enable",
+    "load_trace",
+    "preset",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -267,6 +267,16 @@ def test_operations_written_down_are_those_really_executed(name, span, kept):
     assert sum(entry.operations for entry in session.trace.entries) == executed.total
 
 
+def test_what_stored_text_keys_save_is_taken_off_the_unit_that_would_have_projected_them():
+    settings = preset("balanced", tolerance=0.0, span="unit", store_factor=64.0, text_keys_values=True)
+    transformer = tiny_models.wan()
+    with enable(transformer, settings) as session:
+        Loop(transformer, "wan").run()
+    for entry in session.trace.entries:
+        saves = entry.unit.endswith("attn2") and entry.step > 0
+        assert (entry.operations < entry.full_operations) is saves, entry
+
+
 def test_a_sliced_run_writes_down_fewer_operations_at_its_width():
     slicing = unicp.Slicing(widths=(8,), tolerance=9.0, min_saving=-0.0)
     transformer = tiny_models.cogvideox()

@@ -77,14 +77,17 @@ class ErrorWindow:
 
         drift: relative change of the span's input since the last computation, per sample; None = not known.
         """
+        if not self.factors:
+            raise RuntimeError("predict() before any measurement")
+        if not self.factors:
+            raise RuntimeError("predict() before any measurement")
         best: tuple[Candidate, list[float]] | None = None
         growth = self.growth(position)
         for candidate, factors in self.factors.items():
             errors = [factor * growth for factor in factors]
             if best is None or _worst(errors) < _worst(best[1]):
                 best = candidate, errors
-        if best is None:
-            raise RuntimeError("predict() before any measurement")
+        assert best is not None
         if drift is None:
             return best
         # Not error * inf: that is not a number where the learnt error is 0.

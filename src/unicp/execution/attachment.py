@@ -145,7 +145,7 @@ def _inside_accelerate(module: nn.Module, inner: Any) -> Iterator[None]:
     try:
         yield
     finally:
-        module._old_forward, module.forward = module.forward, outer
+        module.__dict__["_old_forward"], module.forward = module.forward, outer
 
 
 def _forget_forward(module: nn.Module) -> None:

@@ -89,7 +89,7 @@ class UnitSpan:
             served = self._forecast(state, moment, position, self._stored(moment))
             if all(bool(all_finite(tensor)) for tensor in served):
                 state.window.serve(max(decision.predicted or (0.0,)) + state.base_error)
-                return UnitOutcome(decision, served if len(served) > 1 else served[0])
+                return UnitOutcome(decision, served[0] if len(served) == 1 else served)
             non_finite = True
             decision = Decision(Action.COMPUTE, decision.tolerance, "non-finite", decision.predicted)
         output = self.compute(moment.branch, call, decision.width if decision.action is Action.SLICE else None)

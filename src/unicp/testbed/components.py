@@ -5,6 +5,8 @@ Nothing here is special to UniCP: the saved folder loads with plain `DiffusionPi
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanTransformer3DModel
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
@@ -97,7 +99,8 @@ def build_transformer() -> WanTransformer3DModel:
     torch.nn.init.xavier_uniform_(model.patch_embedding.weight.data.flatten(1))
     torch.nn.init.zeros_(model.proj_out.weight)
     with torch.no_grad():
-        for block in model.blocks:
+        blocks: Any = model.blocks
+        for block in blocks:
             for weight in (block.attn1.to_out[0].weight, block.attn2.to_out[0].weight, block.ffn.net[2].weight):
                 weight.mul_(0.3)
             block.scale_shift_table[:, [2, 5]] += 1.0
@@ -124,6 +127,7 @@ def encode_prompts(
 
 def normalise_latents(autoencoder: AutoencoderKLWan, latents: Tensor) -> Tensor:
     """Raw latents (B, C, T, H, W) to zero mean and unit variance per channel, as `WanPipeline` expects them."""
-    mean = torch.tensor(autoencoder.config.latents_mean).view(1, -1, 1, 1, 1)
-    std = torch.tensor(autoencoder.config.latents_std).view(1, -1, 1, 1, 1)
+    config: Any = autoencoder.config
+    mean = torch.tensor(config.latents_mean).view(1, -1, 1, 1, 1)
+    std = torch.tensor(config.latents_std).view(1, -1, 1, 1, 1)
     return (latents - mean) / std

@@ -49,14 +49,14 @@ DENOISER = (
     Stage("frames", 1600, 32, 1, 1.5e-3, 0.001192381685),
     Stage("short", 1800, 8, 9, 1.2e-3, 5e-4),
     Stage("long", 450, 4, 41, 5e-4, 1e-5),
-    Stage("long again", 800, 5, 41, 6e-4, 1e-5),
+    Stage("long again", 650, 5, 41, 6e-4, 1e-5),
 )
 
 
 def train_autoencoder(out: Path, log: Log, stages: tuple[Stage, ...] = AUTOENCODER) -> AutoencoderKLWan:
     """Absolute plus squared error on random frames, then clips; then measures the latents' mean and deviation."""
     torch.manual_seed(0)
-    model = components.build_autoencoder()
+    model: Any = components.build_autoencoder()
     optimisers = _Optimisers(model, lambda name, p: p.ndim >= 4)
     done = _resume(out / "autoencoder.pt", model=model, **optimisers.parts)["step"]
     scenes = clips.training_scenes()
@@ -91,7 +91,7 @@ def train_autoencoder(out: Path, log: Log, stages: tuple[Stage, ...] = AUTOENCOD
     return model
 
 
-def train_denoiser(out: Path, autoencoder: AutoencoderKLWan, log: Log, stages: tuple[Stage, ...] = DENOISER) -> Any:
+def train_denoiser(out: Path, autoencoder: Any, log: Log, stages: tuple[Stage, ...] = DENOISER) -> Any:
     """Flow matching (velocity = noise - clean) with 10 % dropped captions. Returns the averaged transformer."""
     torch.manual_seed(1)
     tokenizer = components.build_tokenizer()
@@ -141,17 +141,16 @@ def train_denoiser(out: Path, autoencoder: AutoencoderKLWan, log: Log, stages: t
 
 
 def save_pipeline(folder: Path, autoencoder: AutoencoderKLWan, transformer: Any) -> None:
-    """Writes the folder that `DiffusionPipeline.from_pretrained` loads, weights as bfloat16 safetensors."""
+    """Writes the folder that `DiffusionPipeline.from_pretrained` loads, weights as float16 safetensors."""
     tokenizer = components.build_tokenizer()
-    encoder = components.build_text_encoder(len(tokenizer))
-    pipe = WanPipeline(
-        tokenizer=tokenizer,
-        text_encoder=encoder.to(torch.float16),
-        vae=copy.deepcopy(autoencoder).to(torch.float16),
-        transformer=copy.deepcopy(transformer).to(torch.float16),
-        scheduler=components.build_scheduler(),
-    )
-    pipe.save_pretrained(folder)
+    parts: dict[str, Any] = {
+        "text_encoder": components.build_text_encoder(len(tokenizer)),
+        "vae": copy.deepcopy(autoencoder),
+        "transformer": copy.deepcopy(transformer),
+    }
+    halves = {name: part.to(torch.float16) for name, part in parts.items()}
+    others: dict[str, Any] = {"tokenizer": tokenizer, "scheduler": components.build_scheduler()}
+    WanPipeline(**halves, **others).save_pretrained(folder)
 
 
 class _Optimisers:
@@ -204,7 +203,7 @@ class Log:
             self.file.write(json.dumps(row) + "\n")
 
 
-def _decode_unclamped(model: AutoencoderKLWan, latents: Tensor) -> Tensor:
+def _decode_unclamped(model: Any, latents: Tensor) -> Tensor:
     # `decode` clamps to [-1, 1], which has no gradient outside: train on the value before it.
     clamp, torch.clamp = torch.clamp, lambda x, *args, **kwargs: x  # type: ignore[assignment]
     try:

@@ -239,6 +239,25 @@ def test_a_sample_that_is_not_finite_is_computed():
     assert not loop.served
 
 
+@pytest.mark.parametrize("span", ["model", "stack", "block", "unit"])
+def test_one_infinity_where_no_error_is_measured_is_found_before_serving(span):
+    # Errors are measured on a sample of the values; the second of many is never among them.
+    set_to = settings(span=span, roles=("feed_forward",), order=0, quantities=("output",), store_factor=64.0)
+    transformer = FakeTransformer()
+    with enable(transformer, set_to) as session:
+        for step in range(7):
+            sample = 1 + 0.01 * step + torch.zeros(1, 60, 200)
+            if step == 1:
+                sample[0, 0, 1] = math.inf
+            output = transformer(sample, torch.tensor([1000.0 - step]), return_dict=False)[0]
+            assert bool(torch.isfinite(output).all()) is (step != 1)
+    entries = [entry for entry in session.trace.entries if entry.why != "outside spans"]
+    assert [entry.action for entry in entries if entry.step == 2] == ["compute"]
+    assert [entry.why for entry in entries if entry.step == 2] == ["non-finite"]
+    assert session.trace.counts["non_finite"] >= 1
+    assert any(entry.action == "reuse" for entry in entries if entry.step > 2)
+
+
 @pytest.mark.parametrize("budget", [0, 100, 400, 10**6])
 def test_the_guidance_difference_keeps_to_the_budget_too(budget):
     loop_settings = settings(guidance=True, store_bytes=budget, tolerance=0.5)

@@ -219,9 +219,9 @@ PRESETS: dict[str, Settings] = {
         slicing=Slicing(widths=(0.5,), tolerance=1.0, basis="pca", correction=False),
         store_factor=64.0,
     ),
-    "quality": Settings(tolerance=0.02),
-    "balanced": Settings(tolerance=0.05),
-    "fast": Settings(tolerance=0.15),
+    "quality": Settings(tolerance=0.05, first=4, max_window=6),
+    "balanced": Settings(tolerance=0.2, first=4, max_window=6),
+    "fast": Settings(tolerance=2.0, first=4, max_window=6),
 }
 
 

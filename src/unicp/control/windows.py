@@ -79,8 +79,6 @@ class ErrorWindow:
         """
         if not self.factors:
             raise RuntimeError("predict() before any measurement")
-        if not self.factors:
-            raise RuntimeError("predict() before any measurement")
         best: tuple[Candidate, list[float]] | None = None
         growth = self.growth(position)
         for candidate, factors in self.factors.items():

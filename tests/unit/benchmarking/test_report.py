@@ -1,0 +1,28 @@
+from pathlib import Path
+
+import pytest
+
+from unicp.benchmarking.report import DOCUMENTS, RESULTS, fill
+from unicp.benchmarking.rows import Row, append_row
+from unicp.errors import InputError
+
+ROOT = Path(__file__).parents[3]
+
+
+def test_a_marked_table_is_made_from_its_rows(tmp_path):
+    append_row(tmp_path / "presets.jsonl", Row("fast", "unipc", "a", 0, 30, 35.0, 25, 100, 1.0, 3.0))
+    text = fill("before\n<!-- table presets:unipc -->\nold\n<!-- end -->\nafter", tmp_path)
+    assert "| fast | 1 | 4.00x | 3.00x | 1.0 | 35.0 dB | 35.0 dB |" in text
+    assert "old" not in text and text.startswith("before") and text.endswith("after")
+
+
+def test_a_table_without_rows_is_an_error(tmp_path):
+    with pytest.raises(InputError):
+        fill("<!-- table presets:unipc -->\n<!-- end -->", tmp_path)
+
+
+def test_the_tables_in_the_documents_are_those_that_were_measured():
+    for name in DOCUMENTS:
+        text = (ROOT / name).read_text(encoding="utf-8")
+        assert "<!-- table" in text, name
+        assert fill(text, ROOT / RESULTS) == text, f"{name}: run python -m unicp.benchmarking.report"

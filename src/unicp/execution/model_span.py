@@ -143,6 +143,10 @@ class ModelSpan:
         """
         branch = self.branches[moment.branch]
         position = self.position(moment)
+        if output.shape != sample.shape:
+            # A learned variance, or a sample with a conditioning image: no estimate of its parts can be had.
+            outputs = (Candidate("output", candidate.abscissa) for candidate in branch.window.candidates)
+            branch.window.candidates = tuple(dict.fromkeys(outputs))
         errors = self._measure(moment, branch, position, sample, output)
         self._follow_guidance(moment, position, output)
         self._store(moment, branch, position, sample, output, errors)
@@ -227,9 +231,6 @@ class ModelSpan:
         if candidate.quantity == "output":
             return True
         if self.schedule is None or self.schedule.level(moment.timestep) is None:
-            return False
-        if any(output.shape != sample.shape for output, sample in self.store.get(("model", moment.branch))):
-            # A learned variance, or a sample with a conditioning image: no estimate of its noise can be had.
             return False
         quantity, kind = candidate.quantity, self.schedule.prediction
         known = all(level is not None and is_invertible(quantity, kind, level, 0.0) for level in branch.levels)

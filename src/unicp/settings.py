@@ -204,8 +204,8 @@ class Settings:
         return cls(**values)
 
 
-# One way to forecast throughout a run: switching between several lost 3 to 5 dB at equal operations, and the noise
-# estimate over log-SNR did best with both samplers (docs/results.md).
+# One way to forecast throughout a run: switching between several lost 2 to 5 dB (docs/results.md), and the noise
+# estimate cannot be served at the first steps, where errors hurt most.
 _MODEL_SPAN = Settings(quantities=("noise",), abscissas=("log_snr",), first=4, max_window=6)
 
 PRESETS: dict[str, Settings] = {

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ import unicp
 from unicp.benchmarking.rows import PSNR_CAP, Row, aggregate, append_row, markdown, read_rows
 from unicp.errors import InputError
 from unicp.models.loading import generation_defaults, load_pipeline, sampler
+from unicp.numerics import fidelity
 from unicp.settings import Settings, preset
 from unicp.testbed import folder
 from unicp.testbed.clips import held_out_scenes
@@ -84,8 +84,7 @@ class Bench:
 
 def psnr(clip: Tensor, reference: Tensor) -> float:
     """Decibels over all values of two clips in [0, 1], at most `PSNR_CAP`."""
-    error = (clip.double() - reference.double()).square().mean().item()
-    return PSNR_CAP if error == 0 else min(PSNR_CAP, -10 * math.log10(error))
+    return min(PSNR_CAP, fidelity.psnr(clip, reference).total)
 
 
 def measure(bench: Bench, methods: list[Method], sampler_name: str, prompt: str, seed: int, out: Path) -> None:

@@ -13,7 +13,7 @@ from torch import nn
 from unicp.errors import AttachmentError, UnsupportedModelError
 from unicp.execution.runner import Runner
 from unicp.execution.text_keys import text_projections
-from unicp.models.finder import Block, Unit
+from unicp.models.finder import Unit
 from unicp.settings import Settings
 
 ROOT_HOOK = "unicp_model"
@@ -177,8 +177,3 @@ def _hooked_units(runner: Runner) -> list[Unit]:
             raise UnsupportedModelError("sliced attention", reasons or "no attention", "use Slicing() (off)")
         wanted += [unit for unit in sliceable if unit.name not in known]
     return wanted
-
-
-def hooked_blocks(runner: Runner) -> tuple[Block, ...]:
-    """The blocks that may be served."""
-    return runner.map.blocks if runner.settings.span != "model" else ()

@@ -9,7 +9,7 @@ from unicp.settings import Weighting
 
 # Relative impact on the final latent of the same relative error in the model's output, by normalised noise level; mean
 # over the probed steps 1. Rounded from an injection run on a half-trained test-bed with UniPC
-# (`python -m unicp.benchmarking.impact --frames 9 --prompts 1`); to be measured again on the shipped one (`make impact`).
+# (`python -m unicp.benchmarking.impact --frames 9 --prompts 1`); to be renewed on the shipped one (`make impact`).
 # Early errors steer the run; those of the middle are mended by the steps after them; those of the last steps stay.
 IMPACT: tuple[tuple[float, float], ...] = (
     (0.00, 1.0),

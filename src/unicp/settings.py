@@ -137,6 +137,8 @@ class Settings:
         noise of the points grows with it; 1 makes windows widen by one step at a time.
     every: a fixed window instead of an error-aware one: compute every so many steps, whatever the error. None = off.
         It is the baseline that error-aware windows must beat.
+    computed_steps: a fixed schedule: compute exactly these steps, counted from 0, and the first ones that a forecast
+        needs, whatever the error. None = off. Not together with `every`.
     first, last: how many steps at the start and the end of a run are always computed.
     guidance: also forecast the guidance difference, so that the second branch is served at computed steps.
     text_keys_values: keep keys and values of the text between steps (lossless).
@@ -155,6 +157,7 @@ class Settings:
     max_window: int = 4
     max_reach: float = 1.0
     every: int | None = None
+    computed_steps: tuple[int, ...] | None = None
     first: int = 2
     last: int = 1
     guidance: bool = False
@@ -180,6 +183,13 @@ class Settings:
         _check_number("max_reach", self.max_reach)
         if self.every is not None:
             _check_integer("every", self.every, 1)
+        if self.computed_steps is not None:
+            object.__setattr__(self, "computed_steps", _as_tuple("computed_steps", self.computed_steps))
+            for step in self.computed_steps:
+                _check_integer("computed_steps", step, 0)
+            if self.every is not None:
+                found = f"every={self.every} as well"
+                raise SettingsError("a fixed schedule (computed_steps)", found, "give one of the two")
         _check_integer("first", self.first, 1)
         _check_integer("last", self.last, 0)
         _check_choice("store_dtype", self.store_dtype, get_args(StoreDtype))

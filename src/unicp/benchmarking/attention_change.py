@@ -16,11 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unicp.benchmarking.presets import STEPS, Bench
+from unicp.benchmarking.harness import Harness
+from unicp.benchmarking.suites import SPLITS, STEPS, models, prompts_of
 from unicp.models.finder import map_model
 from unicp.numerics.error_measures import relative_error
-from unicp.testbed import folder
-from unicp.testbed.clips import held_out_scenes
 
 BRANCHES = 2
 
@@ -58,22 +57,22 @@ class Changes:
 def main() -> None:
     """The command line; see the module's docstring."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default=str(folder()))
+    parser.add_argument("--model", default=str(models()["glyphs"]))
     parser.add_argument("--sampler", default="unipc", choices=["unipc", "euler"])
     parser.add_argument("--prompts", type=int, default=4)
-    parser.add_argument("--skip", type=int, default=0, help="how many held-out prompts to leave out first")
+    parser.add_argument("--split", default="table", choices=SPLITS)
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--frames", type=int)
     parser.add_argument("--out", type=Path, default=Path("build/bench/attention_change.json"))
     parser.add_argument("--figure", type=Path)
     options = parser.parse_args()
-    bench = Bench(options.model, options.sampler, options.frames)
-    changes = Changes(bench.pipe)
-    for index, scene in enumerate(held_out_scenes()[options.skip : options.skip + options.prompts]):
+    harness = Harness(options.model, options.sampler, STEPS, frames=options.frames)
+    changes = Changes(harness.pipe)
+    for index, prompt in enumerate(prompts_of(options.split)[: options.prompts]):
         for seed in range(options.seeds):
-            bench.clip(scene.caption, 1000 * seed + index)
+            harness.seconds(prompt, 1000 * seed + index, STEPS)
             changes.end_run()
-            print(f"{scene.caption} #{seed}", flush=True)
+            print(f"{prompt} #{seed}", flush=True)
     for handle in changes.handles:
         handle.remove()
     table = (changes.sums / changes.runs).tolist()

@@ -14,10 +14,9 @@ import statistics
 from pathlib import Path
 
 import unicp
-from unicp.benchmarking.presets import Bench
+from unicp.benchmarking.harness import Harness
+from unicp.benchmarking.suites import models, prompts_of
 from unicp.settings import preset
-from unicp.testbed import folder
-from unicp.testbed.clips import held_out_scenes
 
 TOKENS_PER_LATENT_FRAME = 96
 
@@ -30,18 +29,18 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--out", type=Path, default=Path("build/bench/overhead.json"))
     options = parser.parse_args()
-    prompt = held_out_scenes()[0].caption
+    prompt = prompts_of("table")[0]
     forced = preset("balanced", tolerance=0.0, text_keys_values=False)
     rows = []
     for frames in options.frames:
-        bench = Bench(folder(), "unipc", frames)
-        bench.clip(prompt, 0, 2)
+        harness = Harness(models()["glyphs"], "unipc", options.steps, frames=frames)
+        harness.seconds(prompt, 0, 2)
         pairs = []
         for repeat in range(options.repeats):
-            _, plain = bench.clip(prompt, repeat, options.steps)
-            with unicp.enable(bench.pipe, forced):
-                bench.clip(prompt, repeat, 1)  # operations are counted in the first call ever of a shape
-                _, watched = bench.clip(prompt, repeat, options.steps)
+            plain = harness.seconds(prompt, repeat, options.steps)
+            with unicp.enable(harness.pipe, forced):
+                harness.seconds(prompt, repeat, 1)  # operations are counted in the first call ever of a shape
+                watched = harness.seconds(prompt, repeat, options.steps)
             pairs.append((plain, watched))
         ratios = sorted(watched / plain - 1 for plain, watched in pairs)
         row = {

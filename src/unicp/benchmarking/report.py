@@ -16,7 +16,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from unicp.benchmarking.rows import aggregate, markdown, read_rows
+from unicp.benchmarking.rows import read_rows
+from unicp.benchmarking.statistics import Group, group_rows, markdown
 from unicp.errors import InputError
 
 DOCUMENTS = ("README.md", "docs/results.md")
@@ -33,7 +34,7 @@ def _table(name: str, results: Path) -> str:
     stem, _, sampler = name.partition(":")
     rows = [row for row in read_rows(results / f"{stem}.jsonl") if row.sampler == sampler]
     if rows:
-        return markdown(_ordered(aggregate(rows)))
+        return markdown(_ordered(group_rows(rows)))
     path = results / f"{stem}.json"
     if not path.is_file():
         raise InputError(f"table {name}", f"no rows in {results}", "run the benchmark that makes them")
@@ -41,14 +42,14 @@ def _table(name: str, results: Path) -> str:
     return _plain_table(record["rows"])
 
 
-def _ordered(table: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Presets first, then windows and fewer steps, each by operations saved."""
+def _ordered(groups: list[Group]) -> list[Group]:
+    """UniCP first, then windows, then everything else; each method by operations saved."""
 
-    def place(row: dict[str, Any]) -> tuple[int, float]:
-        kind = 2 if row["method"].endswith("steps") else 1 if "window" in row["method"] else 0
-        return kind, row["operations"]
+    def place(group: Group) -> tuple[int, str, float]:
+        kind = 0 if group.method == "UniCP" else 1 if group.method == "fixed window" else 2
+        return kind, group.method, 0.0 if group.reason else group.operations
 
-    return sorted(table, key=place)
+    return sorted(groups, key=place)
 
 
 def _plain_table(rows: list[dict[str, Any]]) -> str:

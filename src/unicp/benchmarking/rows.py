@@ -1,114 +1,138 @@
-"""Measured rows on disk: one JSON line per method, prompt and seed; a killed run continues where it was."""
+"""Measured rows on disk: one JSON line per method, setting, prompt and seed; a killed run continues where it was."""
 
 from __future__ import annotations
 
 import json
 import math
-import statistics
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from unicp.errors import FileFormatError
+from unicp.errors import FileFormatError, InputError
 
-PSNR_CAP = 100.0  # equal outputs have no finite PSNR
+PLAIN = "plain"
+_NUMBERS = ("operations", "full_operations", "seconds", "plain_seconds")
 
 
 @dataclass(frozen=True)
 class Row:
-    """One accelerated (or shortened) run against the plain run of the same prompt, seed and sampler.
+    """One run of a method against the plain run of the same model, sampler, prompt and seed.
 
-    psnr: decibels over all pixels of the clip, peak 1. operations: executed by the model, two per multiply-add.
-    seconds: the whole pipeline call. model_seconds: inside the transformer.
+    suite, model, sampler, prompt, seed: what was asked; sampler is that of the plain run. method: the family
+    ("diffusers FirstBlockCache"), setting: what its sweep varies ("threshold 0.08"). steps: of this run.
+    reason: why the method cannot run here; then all numbers are 0.
+    operations: executed inside the transformer, two per multiply-add; full_operations: by the plain run.
+    seconds: the whole pipeline call; model_seconds: inside the transformer. peak_bytes: most memory of the
+    process above that before the call; cache_bytes: tensors alive shortly before the last step beyond those of the
+    plain run. work: operations of each step as a share of a plain step.
+    fidelity: numbers against the plain clip by name (`clip_metrics`), and adherence to the prompt.
+    environment: versions, device, commit: what is needed to run this row again.
     """
 
-    method: str
+    suite: str
+    model: str
     sampler: str
+    method: str
+    setting: str
     prompt: str
     seed: int
     steps: int
-    psnr: float
-    operations: int
-    full_operations: int
-    seconds: float
-    plain_seconds: float
+    reason: str = ""
+    operations: int = 0
+    full_operations: int = 0
+    seconds: float = 0.0
+    plain_seconds: float = 0.0
+    model_seconds: float = 0.0
+    plain_model_seconds: float = 0.0
     peak_bytes: int = 0
+    plain_peak_bytes: int = 0
+    cache_bytes: int = 0
+    work: list[float] = field(default_factory=list)
+    fidelity: dict[str, float] = field(default_factory=dict)
+    environment: dict[str, Any] = field(default_factory=dict)
 
     @property
-    def key(self) -> tuple[str, str, str, int]:
+    def key(self) -> tuple[str, str, str, str, str, int]:
         """What makes a row the same measurement."""
-        return self.method, self.sampler, self.prompt, self.seed
+        return self.model, self.sampler, self.method, self.setting, self.prompt, self.seed
+
+    @property
+    def name(self) -> str:
+        """Method and setting in one string."""
+        return f"{self.method} {self.setting}".strip()
+
+    @property
+    def measured(self) -> bool:
+        """False for a row that only says why the method cannot run."""
+        return not self.reason
 
 
 def read_rows(path: Path) -> list[Row]:
-    """All whole rows of a file; a last line that was cut off by a kill is not one. [] if there is no file."""
+    """All whole rows of a file; a last line that was cut off by a kill is not one. [] if there is no file.
+
+    Raises FileFormatError for a damaged line before the last one.
+    """
     if not path.exists():
         return []
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise FileFormatError(f"rows in {path}", f"not readable ({error})", "name a file of rows") from None
     rows: list[Row] = []
-    lines = path.read_text(encoding="utf-8").split("\n")
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
-            rows.append(Row(**json.loads(line)))
+            rows.append(_parse(line))
         except (TypeError, ValueError) as error:
+            # Every whole row ends with a line break, so only what stands behind the last one can be half a row.
             if number == len(lines):
                 continue
-            raise FileFormatError(
-                f"rows in {path}", f"line {number} is damaged ({error})", "delete that line"
-            ) from None
+            found = f"line {number} is damaged ({error})"
+            raise FileFormatError(f"rows in {path}", found, "delete that line") from None
     return rows
 
 
+def _parse(line: str) -> Row:
+    values = json.loads(line, parse_constant=_refuse)
+    if not isinstance(values, dict):
+        raise ValueError("not an object")
+    values["fidelity"] = {k: math.nan if v is None else float(v) for k, v in values.get("fidelity", {}).items()}
+    row = Row(**values)
+    for name in _NUMBERS:
+        number = getattr(row, name)
+        if isinstance(number, bool) or not isinstance(number, (int, float)) or number < 0:
+            raise ValueError(f"{name} is {number!r}")
+    if row.measured and (row.full_operations == 0 or row.seconds == 0 or row.plain_seconds == 0):
+        raise ValueError("a measured row without operations or seconds")
+    return row
+
+
+def _refuse(constant: str) -> float:
+    raise ValueError(f"{constant} is no JSON")
+
+
 def append_row(path: Path, row: Row) -> None:
-    """Adds one row, flushed to disk."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    text = path.read_text(encoding="utf-8") if path.exists() else ""
-    start = "" if not text or text.endswith("\n") else "\n"
-    with path.open("a", encoding="utf-8") as file:
-        file.write(start + json.dumps(asdict(row)) + "\n")
-        file.flush()
+    """Adds one row in one write, after removing what a kill left of a half-written one. Raises InputError."""
+    values = asdict(row)
+    values["fidelity"] = {k: None if math.isnan(v) else round(v, 5) for k, v in row.fidelity.items()}
+    defaults = {f.name: f.default for f in fields(Row)}
+    values = {k: v for k, v in values.items() if v != defaults.get(k) and v not in ({}, [])}
+    line = (json.dumps(values, allow_nan=False) + "\n").encode()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("ab") as file:
+            end = file.tell()
+            if end:
+                whole = _whole_bytes(path)
+                if whole < end:
+                    file.truncate(whole)
+            file.write(line)
+            file.flush()
+    except OSError as error:
+        raise InputError(f"to write {path}", str(error), "choose another file") from None
 
 
-def worst_tenth(values: Sequence[float]) -> float:
-    """Mean of the lowest tenth of the values (at least one)."""
-    count = max(1, math.ceil(len(values) / 10))
-    return statistics.fmean(sorted(values)[:count])
-
-
-def aggregate(rows: Iterable[Row]) -> list[dict[str, Any]]:
-    """One dict per method and sampler, in order of appearance: operations and seconds saved (ratios of sums), PSNR."""
-    groups: dict[tuple[str, str], list[Row]] = {}
-    for row in rows:
-        groups.setdefault((row.method, row.sampler), []).append(row)
-    table: list[dict[str, Any]] = []
-    for (method, sampler), members in groups.items():
-        decibels = [row.psnr for row in members]
-        table.append(
-            {
-                "method": method,
-                "sampler": sampler,
-                "clips": len(members),
-                "operations": sum(r.full_operations for r in members) / max(1, sum(r.operations for r in members)),
-                "seconds": sum(r.plain_seconds for r in members) / sum(r.seconds for r in members),
-                "seconds_each": statistics.fmean(r.seconds for r in members),
-                "psnr_mean": statistics.fmean(decibels),
-                "psnr_worst_tenth": worst_tenth(decibels),
-                "psnr_min": min(decibels),
-                "peak_bytes": max(r.peak_bytes for r in members),
-            }
-        )
-    return table
-
-
-def markdown(table: Iterable[dict[str, Any]]) -> str:
-    """The aggregate as a Markdown table."""
-    head = "| method | clips | operations saved | seconds saved | seconds a clip | PSNR mean | worst tenth |\n"
-    lines = [head + "|---|---|---|---|---|---|---|"]
-    for row in table:
-        lines.append(
-            f"| {row['method']} | {row['clips']} | {row['operations']:.2f}x | {row['seconds']:.2f}x | "
-            f"{row['seconds_each']:.1f} | {row['psnr_mean']:.1f} dB | {row['psnr_worst_tenth']:.1f} dB |"
-        )
-    return "\n".join(lines)
+def _whole_bytes(path: Path) -> int:
+    """Bytes up to and with the last line break."""
+    return path.read_bytes().rfind(b"\n") + 1

@@ -133,7 +133,7 @@ def say(text: str) -> None:
 
 def write(frames: Any, path: Path, fps: float) -> None:
     """Writes the video and says where; tells of a codec that is not the usual one."""
-    from unicp.cli.video import write_video
+    from unicp.reporting.video import write_video
 
     with waiting(f"writing {path}"):
         codec = write_video(frames, path, fps)

@@ -87,9 +87,9 @@ def compare(
 def _run(request: Request) -> _Comparison:
     import unicp
     from unicp.cli import common
-    from unicp.cli.video import side_by_side
     from unicp.files import save_trace
     from unicp.numerics.fidelity import psnr
+    from unicp.reporting.video import side_by_side
 
     assert request.settings is not None
     prepared = common.prepare(request)

@@ -8,9 +8,11 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from unicp.cli.bench import bench
 from unicp.cli.compare import compare
 from unicp.cli.generate import generate
 from unicp.cli.inspect_model import inspect_model
+from unicp.cli.report import report
 from unicp.errors import UniCPError
 from unicp.files import package_version
 
@@ -60,6 +62,8 @@ app = typer.Typer(
 app.command("generate")(generate)
 app.command("compare")(compare)
 app.command("inspect")(inspect_model)
+app.command("bench")(bench)
+app.command("report")(report)
 
 
 def _print_version(wanted: bool) -> None:

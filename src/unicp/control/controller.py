@@ -55,6 +55,10 @@ class Controller:
         moment, settings = question.moment, self.settings
         if question.doubt:
             return question.doubt
+        if settings.computed_steps is not None:
+            if moment.step in settings.computed_steps:
+                return "schedule"
+            return "" if window.ready else "learning"
         if moment.step < settings.first:
             return "first"
         if moment.steps is not None and moment.step >= moment.steps - settings.last:
@@ -83,7 +87,7 @@ class Controller:
             worst = window.spent + max(errors, default=0.0)
             # Tolerance 0 serves nothing, even where the prediction is 0.
             if tolerance > 0:
-                options.append(Option(serve, 0.0, 0.0 if self.settings.every else worst, tolerance))
+                options.append(Option(serve, 0.0, 0.0 if self._is_fixed else worst, tolerance))
             calm = max(window.predict(question.position)[1], default=0.0)
             refusal = "spike" if window.spent + calm <= tolerance < worst else "tolerance"
         options += self._slices(question)
@@ -91,6 +95,11 @@ class Controller:
         if chosen.action is serve:
             return Decision(serve, tolerance, "within", predicted), candidate
         return Decision(chosen.action, tolerance, refusal, predicted, chosen.width), None
+
+    @property
+    def _is_fixed(self) -> bool:
+        """A window or schedule that no error closes."""
+        return self.settings.every is not None or self.settings.computed_steps is not None
 
     def slice_or_compute(self, decision: Decision, question: Question) -> Decision:
         """A decision to compute, turned into a slice where one is allowed."""

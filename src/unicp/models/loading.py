@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 DEFAULTS_FILE = "unicp_defaults.json"
-SAMPLERS = ("default", "euler", "unipc")
+SAMPLERS = ("default", "euler", "unipc", "dpm")
 
 _INDEX = "model_index.json"
 _DTYPES = ("float32", "bfloat16", "float16")
@@ -145,7 +145,7 @@ def generation_defaults(model: str | Path) -> dict[str, Any]:
 
 
 def sampler(pipe: Any, name: str) -> None:
-    """Swaps the scheduler of a pipeline: "euler" (flow models only), "unipc", or "default" = leave it.
+    """Swaps the scheduler of a pipeline: "euler" (flow models only), "unipc", "dpm" (DPM-Solver++), "default" = none.
 
     The shift of the noise levels stays as it is. Raises InputError for another name, and for Euler on a model
     that was not trained for flow matching.
@@ -154,10 +154,13 @@ def sampler(pipe: Any, name: str) -> None:
         raise InputError(f"sampler {name!r}", f"known ones {', '.join(SAMPLERS)}", "use one of them")
     if name == "default":
         return
+    from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
     from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
     from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepScheduler
 
     from unicp.models.noise import read_schedule
+
+    multistep: Any = DPMSolverMultistepScheduler if name == "dpm" else UniPCMultistepScheduler
 
     config = dict(pipe.scheduler.config)
     schedule = read_schedule(pipe.scheduler)
@@ -167,12 +170,12 @@ def sampler(pipe: Any, name: str) -> None:
     if not is_flow:
         if name == "euler":
             found = f"a {type(pipe.scheduler).__name__}, not known to be one of flow matching"
-            raise InputError("sampler 'euler'", found, "use the sampler default or unipc")
-        pipe.scheduler = UniPCMultistepScheduler.from_config(pipe.scheduler.config)
+            raise InputError("sampler 'euler'", found, "use the sampler default, unipc or dpm")
+        pipe.scheduler = multistep.from_config(pipe.scheduler.config)
     elif name == "euler":
         pipe.scheduler = FlowMatchEulerDiscreteScheduler(num_train_timesteps=train_steps, shift=shift)
     else:
-        pipe.scheduler = UniPCMultistepScheduler(
+        pipe.scheduler = multistep(
             num_train_timesteps=train_steps,
             prediction_type="flow_prediction",
             use_flow_sigmas=True,

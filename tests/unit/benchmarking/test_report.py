@@ -2,17 +2,18 @@ from pathlib import Path
 
 import pytest
 
+from tests.unit.benchmarking.test_rows import row
 from unicp.benchmarking.report import DOCUMENTS, RESULTS, fill
-from unicp.benchmarking.rows import Row, append_row
+from unicp.benchmarking.rows import append_row
 from unicp.errors import InputError
 
 ROOT = Path(__file__).parents[3]
 
 
 def test_a_marked_table_is_made_from_its_rows(tmp_path):
-    append_row(tmp_path / "presets.jsonl", Row("fast", "unipc", "a", 0, 30, 35.0, 25, 100, 1.0, 3.0))
+    append_row(tmp_path / "presets.jsonl", row("fast", 35.0, operations=25, plain_seconds=3.0))
     text = fill("before\n<!-- table presets:unipc -->\nold\n<!-- end -->\nafter", tmp_path)
-    assert "| fast | 1 | 4.00x | 3.00x | 1.0 | 35.0 dB | 35.0 dB |" in text
+    assert "| UniCP fast | 1 | 4.00x | 3.00x | 1.0 | 35.0 dB | 35.0 dB |" in text
     assert "old" not in text and text.startswith("before") and text.endswith("after")
 
 

@@ -1,34 +1,63 @@
 import json
+import math
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from unicp.benchmarking.rows import Row, aggregate, append_row, markdown, read_rows, worst_tenth
-from unicp.errors import FileFormatError
+from unicp.benchmarking.rows import Row, append_row, read_rows
+from unicp.errors import FileFormatError, InputError
 
 
-def row(method="balanced", psnr=40.0, operations=50, seconds=1.0, prompt="a", seed=0, sampler="unipc"):
-    return Row(method, sampler, prompt, seed, 30, psnr, operations, 100, seconds, 2.0, 7)
+def row(setting="balanced", psnr=40.0, **changes) -> Row:
+    values = {
+        "suite": "presets",
+        "model": "glyphs",
+        "sampler": "unipc",
+        "method": "UniCP",
+        "setting": setting,
+        "prompt": "a",
+        "seed": 0,
+        "steps": 30,
+        "operations": 50,
+        "full_operations": 100,
+        "seconds": 1.0,
+        "plain_seconds": 2.0,
+        "fidelity": {"psnr": psnr},
+    }
+    return Row(**{**values, **changes})
 
 
 def test_rows_come_back_as_written(tmp_path):
     path = tmp_path / "deep" / "rows.jsonl"
-    rows = [row(), row("fast", 35.5)]
+    rows = [row(), row("fast", 35.5, work=[1.0, 0.0], environment={"torch": "2"}), row("x", reason="no such block")]
     for one in rows:
         append_row(path, one)
     assert read_rows(path) == rows
+
+
+def test_what_is_not_a_number_survives_as_such_and_the_file_stays_json(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    append_row(path, row(psnr=math.nan))
+    assert math.isnan(read_rows(path)[0].fidelity["psnr"])
+    assert "NaN" not in path.read_text()
 
 
 def test_no_file_has_no_rows(tmp_path):
     assert read_rows(tmp_path / "none.jsonl") == []
 
 
-def test_a_last_line_cut_off_by_a_kill_is_no_row_and_the_next_row_is_whole(tmp_path):
-    path = tmp_path / "rows.jsonl"
+@given(st.integers(1, 400))
+def test_a_file_cut_anywhere_loses_at_most_its_last_row_and_goes_on_whole(tmp_path_factory, cut):
+    path = tmp_path_factory.mktemp("rows") / "rows.jsonl"
     append_row(path, row())
-    path.write_text(path.read_text() + json.dumps({"method": "fast"})[:-5])
-    assert read_rows(path) == [row()]
+    first = path.stat().st_size
+    append_row(path, row("fast"))
+    whole = path.read_bytes()
+    path.write_bytes(whole[: max(first, len(whole) - cut)])
+    assert read_rows(path)[0] == row()
+    append_row(path, row("quality"))
+    assert read_rows(path) == [row(), row("quality")]
 
 
 def test_a_damaged_line_in_the_middle_is_one_clear_error(tmp_path):
@@ -39,32 +68,22 @@ def test_a_damaged_line_in_the_middle_is_one_clear_error(tmp_path):
         read_rows(path)
 
 
-def test_the_worst_tenth_of_twenty_is_the_mean_of_the_two_lowest():
-    assert worst_tenth([float(n) for n in range(20)]) == 0.5
+@pytest.mark.parametrize("changes", [{"operations": -1}, {"seconds": "1"}, {"seconds": 0}, {"new_field": 1}])
+def test_rows_that_cannot_be_are_refused(tmp_path, changes):
+    path = tmp_path / "rows.jsonl"
+    append_row(path, row())
+    values = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps(values) + "\n")
+    with pytest.raises(FileFormatError):
+        read_rows(path)
 
 
-@given(st.lists(st.floats(0, 100), min_size=1, max_size=50))
-def test_the_worst_tenth_is_never_above_the_mean(values):
-    assert worst_tenth(values) <= sum(values) / len(values) + 1e-9
+def test_a_place_that_cannot_be_written_is_one_line(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError):
+        append_row(tmp_path / "file" / "rows.jsonl", row())
 
 
-def test_aggregation_divides_sums():
-    table = aggregate([row(operations=25, seconds=0.5), row(operations=75, seconds=1.5, psnr=20.0, seed=1)])
-    assert len(table) == 1
-    assert table[0]["operations"] == 2.0
-    assert table[0]["seconds"] == 2.0
-    assert table[0]["psnr_mean"] == 30.0
-    assert table[0]["psnr_worst_tenth"] == 20.0
-
-
-def test_methods_and_samplers_are_kept_apart():
-    table = aggregate([row(), row("fast"), row(sampler="euler")])
-    assert [(r["method"], r["sampler"]) for r in table] == [
-        ("balanced", "unipc"),
-        ("fast", "unipc"),
-        ("balanced", "euler"),
-    ]
-
-
-def test_markdown_has_a_line_per_method():
-    assert "| balanced | 1 | 2.00x | 2.00x | 1.0 | 40.0 dB | 40.0 dB |" in markdown(aggregate([row()]))
+def test_the_key_tells_settings_samplers_and_models_apart():
+    keys = {row().key, row("fast").key, row(sampler="euler").key, row(model="film").key, row(seed=1).key}
+    assert len(keys) == 5

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from unicp.cli import video
-from unicp.cli.video import side_by_side, write_video
 from unicp.errors import InputError
+from unicp.reporting import video
+from unicp.reporting.video import side_by_side, write_video
 
 
 def moving_square(frames: int = 4, height: int = 32, width: int = 48) -> np.ndarray:

@@ -183,6 +183,13 @@ def test_fixed_windows_give_exactly_their_pattern_whatever_the_error(every, erro
     assert actions(controller, 20, error) == "cc" + body + "c"
 
 
+@pytest.mark.parametrize("error", [0.0, 1e6])
+def test_a_fixed_schedule_is_followed_whatever_the_error(error):
+    # Two steps are computed in any case, which is all that reuse must learn from.
+    controller = Controller(settings(computed_steps=(0, 4, 5, 9), max_window=1))
+    assert actions(controller, 12, error) == "ccssccssscss"
+
+
 def test_a_larger_tolerance_serves_no_less():
     patterns = [actions(Controller(settings(tolerance=t)), 30, 0.05) for t in (0.0, 0.04, 0.06, 0.2, 10.0)]
     served = [pattern.count("s") for pattern in patterns]

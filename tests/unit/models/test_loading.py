@@ -11,6 +11,7 @@ import pytest
 import torch
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepScheduler
 
@@ -145,6 +146,10 @@ def test_samplers_keep_the_shift():
     sampler(pipe, "unipc")
     assert isinstance(pipe.scheduler, UniPCMultistepScheduler)
     assert pipe.scheduler.config["flow_shift"] == FLOW_SHIFT
+    sampler(pipe, "dpm")
+    assert isinstance(pipe.scheduler, DPMSolverMultistepScheduler)
+    assert pipe.scheduler.config["flow_shift"] == FLOW_SHIFT
+    sampler(pipe, "unipc")
     pipe.scheduler.set_timesteps(8)
     before.set_timesteps(8)
     assert torch.equal(torch.as_tensor(pipe.scheduler.sigmas), torch.as_tensor(before.sigmas))

@@ -14,8 +14,8 @@ from diffusers import AutoencoderKLWan
 from diffusers.models.attention_dispatch import _AttentionBackendRegistry
 from torch import nn
 
-from unicp.testbed import clips, components, training
-from unicp.testbed.training import Log, Stage
+from unicp.testbed import clips, components, training, training_loop
+from unicp.testbed.training_loop import Log, Stage
 
 AUTOENCODER = (Stage("pictures", 2, 2, 1, 5e-3, 1e-3), Stage("clips", 2, 1, 3, 2e-3, 1e-5))
 DENOISER = (Stage("frames", 2, 2, 1, 1e-3, 1e-3), Stage("short", 2, 1, 3, 1e-3, 1e-4))
@@ -48,7 +48,7 @@ def logging(folder: Path, kill_after: int = 1_000) -> Iterator[Log]:
 
 @pytest.fixture(autouse=True)
 def _every_step_is_saved(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", -1.0)
+    monkeypatch.setattr(training_loop, "CHECKPOINT_SECONDS", -1.0)
     # The latents' mean and deviation are measured on up to 96 of these.
     scenes = clips.training_scenes()[:6]
     monkeypatch.setattr(clips, "training_scenes", lambda: scenes)

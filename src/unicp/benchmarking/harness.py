@@ -1,0 +1,339 @@
+"""Runs methods on a pipeline and measures every one of them in the same way, from outside.
+
+Operations are counted from what the transformer really executes (`OperationCounter` is on in every run, the plain
+ones too), seconds around the whole pipeline call, memory from the process, cached bytes from the tensors that are
+alive. A method is never asked what it did.
+"""
+
+from __future__ import annotations
+
+import gc
+import inspect
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from unicp.benchmarking.methods import Bench, CannotRunError, Method, plain
+from unicp.benchmarking.rows import Row, append_row, read_rows
+from unicp.models.loading import generation_defaults, load_pipeline, sampler
+from unicp.numerics.operation_counts import OperationCounter
+
+PACKAGES = ("unicp", "torch", "diffusers", "transformers", "cache-dit")
+WARM_UP_STEPS = 2
+Fidelity = Callable[["Clip", "Clip", str], dict[str, float]]
+Say = Callable[[str], None]
+
+
+@dataclass
+class Clip:
+    """What one run gave and cost. frames: (frames, height, width, 3) in [0, 1]; latent: the last one."""
+
+    frames: Tensor
+    latent: Tensor | None
+    seconds: float
+    model_seconds: float
+    operations: int
+    step_operations: list[int] = field(default_factory=list)
+    peak_bytes: int = 0
+    alive_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class Case:
+    """One prompt and seed."""
+
+    prompt: str
+    seed: int
+
+
+class Harness:
+    """A loaded pipeline under one sampler, and the defaults it is run with.
+
+    calibration: prompts for methods that calibrate, disjoint from those of the table.
+    """
+
+    def __init__(
+        self,
+        model: str | Path,
+        sampler_name: str,
+        steps: int,
+        calibration: tuple[str, ...] = (),
+        frames: int | None = None,
+        device: Any = None,
+    ):
+        self.sampler, self.steps = sampler_name, steps
+        self.pipe: Any = load_pipeline(model, device=device)
+        sampler(self.pipe, sampler_name)
+        self.pipe.set_progress_bar_config(disable=True)
+        self.options = self._options(generation_defaults(model), frames)
+        self.bench = Bench(self.pipe, steps, self.latent, calibration)
+        self.environment = environment(self.pipe)
+
+    def _options(self, defaults: dict[str, Any], frames: int | None) -> dict[str, Any]:
+        known = inspect.signature(type(self.pipe).__call__).parameters
+        defaults = {k: v for k, v in defaults.items() if k not in ("num_inference_steps", "fps")}
+        if frames is not None:
+            defaults["num_frames"] = frames
+        if "num_frames" in defaults and "num_frames" not in known:
+            defaults["video_length"] = defaults.pop("num_frames")
+        return {k: v for k, v in defaults.items() if k in known}
+
+    def latent(self, prompt: str, seed: int) -> Tensor:
+        """The final latent of one run, not decoded."""
+        return torch.as_tensor(self._call(prompt, seed, self.steps, output="latent").frames)
+
+    def _call(self, prompt: str, seed: int, steps: int, callback: Any = None, output: str = "np") -> Any:
+        generator = torch.Generator("cpu").manual_seed(seed)
+        options = dict(self.options)
+        if callback is not None:
+            options["callback_on_step_end"] = callback
+        return self.pipe(prompt, num_inference_steps=steps, generator=generator, output_type=output, **options)
+
+    def warm_up(self, prompt: str) -> None:
+        """A short run that nobody counts: first calls load kernels."""
+        self._call(prompt, 0, WARM_UP_STEPS)
+
+    def seconds(self, prompt: str, seed: int, steps: int) -> float:
+        """Seconds of one clip with nothing watching it."""
+        begin = time.perf_counter()
+        self._call(prompt, seed, steps)
+        return time.perf_counter() - begin
+
+    def run(self, case: Case, steps: int) -> Clip:
+        """One clip with whatever is attached to the pipeline now."""
+        watch = _Watch(self.pipe.transformer, steps)
+        gc.collect()
+        with watch, _peak_memory(self.pipe) as peak:
+            begin = time.perf_counter()
+            out = self._call(case.prompt, case.seed, steps, watch.step_end)
+            seconds = time.perf_counter() - begin - watch.own_seconds
+        frames = torch.as_tensor(out.frames[0]).float()
+        return Clip(
+            frames=frames,
+            latent=watch.latent,
+            seconds=seconds,
+            model_seconds=watch.model_seconds,
+            operations=watch.counter.total,
+            step_operations=watch.step_operations,
+            peak_bytes=peak[0],
+            alive_bytes=watch.alive_bytes,
+        )
+
+    def run_method(self, method: Method, case: Case) -> Clip:
+        """One clip under a method, which is taken off again. Raises CannotRunError."""
+        with method.attach(self.bench):
+            return self.run(case, method.steps or self.steps)
+
+
+def measure_case(
+    harness: Harness,
+    suite: str,
+    model: str,
+    methods: Iterable[Method],
+    case: Case,
+    out: Path,
+    fidelity: Fidelity,
+    say: Say,
+    keep: Callable[[Row, Clip], None] | None = None,
+) -> None:
+    """All methods on one prompt and seed that have no row in `out` yet, the plain run first.
+
+    fidelity: numbers of a clip against the plain one and the prompt. keep: called with every clip that was made.
+    """
+    known = {row.key for row in read_rows(out)}
+    methods = [plain(), *(m for m in methods if m.family != plain().family)]
+    missing = [m for m in methods if (model, harness.sampler, m.family, m.setting, case.prompt, case.seed) not in known]
+    if not missing:
+        return
+    harness.warm_up(case.prompt)
+    reference = harness.run_method(plain(), case)
+    for method in missing:
+        row, clip = _measure(harness, suite, model, method, case, reference, fidelity)
+        append_row(out, row)
+        if keep is not None and clip is not None:
+            keep(row, clip)
+        say(_line(row))
+
+
+def _measure(
+    harness: Harness, suite: str, model: str, method: Method, case: Case, reference: Clip, fidelity: Fidelity
+) -> tuple[Row, Clip | None]:
+    steps = method.steps or harness.steps
+    about: dict[str, Any] = {
+        "suite": suite,
+        "model": model,
+        "sampler": harness.sampler,
+        "method": method.family,
+        "setting": method.setting,
+        "prompt": case.prompt,
+        "seed": case.seed,
+        "steps": steps,
+        "environment": harness.environment,
+    }
+    try:
+        if method.prepare is not None:
+            method.prepare(harness.bench)
+        clip = reference if method.family == plain().family else harness.run_method(method, case)
+    except CannotRunError as error:
+        return Row(**about, reason=str(error)), None
+    except Exception as error:  # a peer that crashes is a result, not the end of the sweep
+        if method.family.startswith(("UniCP", "fixed window")):
+            raise
+        return Row(**about, reason=f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"), None
+    full_step = reference.operations / max(1, len(reference.step_operations))
+    row = Row(
+        **about,
+        operations=clip.operations,
+        full_operations=reference.operations,
+        seconds=clip.seconds,
+        plain_seconds=reference.seconds,
+        model_seconds=clip.model_seconds,
+        plain_model_seconds=reference.model_seconds,
+        peak_bytes=clip.peak_bytes,
+        plain_peak_bytes=reference.peak_bytes,
+        cache_bytes=max(0, clip.alive_bytes - reference.alive_bytes),
+        work=[round(n / full_step, 3) for n in clip.step_operations],
+        fidelity=fidelity(clip, reference, case.prompt),
+    )
+    return row, clip
+
+
+def _line(row: Row) -> str:
+    start = f"{row.sampler} {row.prompt} #{row.seed} {row.name}: "
+    if not row.measured:
+        return f"{start}cannot run: {row.reason}"
+    saved, psnr = row.full_operations / max(1, row.operations), row.fidelity.get("psnr", float("nan"))
+    return f"{start}{saved:.2f}x {psnr:.1f} dB {row.seconds:.1f} s"
+
+
+class _Watch:
+    """Counts and times the calls of a transformer, and looks at what is alive before the last step."""
+
+    def __init__(self, transformer: torch.nn.Module, steps: int):
+        self.transformer, self.steps = transformer, steps
+        self.counter = OperationCounter()
+        self.model_seconds = self.own_seconds = 0.0
+        self.step_operations: list[int] = []
+        self.alive_bytes = 0
+        self.latent: Tensor | None = None
+        self._begin = 0.0
+        self._handles: list[Any] = []
+
+    def __enter__(self) -> _Watch:
+        self._handles = [
+            self.transformer.register_forward_pre_hook(self._before),
+            self.transformer.register_forward_hook(self._after, always_call=True),
+        ]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+    def _before(self, *_: Any) -> None:
+        self._begin = time.perf_counter()
+        self.counter.__enter__()
+
+    def _after(self, *_: Any) -> None:
+        self.counter.__exit__(None, None, None)
+        self.model_seconds += time.perf_counter() - self._begin
+
+    def step_end(self, pipe: Any, index: int, timestep: Any, values: dict[str, Any]) -> dict[str, Any]:
+        """The callback of diffusers."""
+        begin = time.perf_counter()
+        self.step_operations.append(self.counter.total - sum(self.step_operations))
+        if index + 1 == max(1, self.steps - 1):
+            self.alive_bytes = _alive_bytes()
+        if index + 1 >= self.steps:
+            self.latent = values["latents"].detach().float().cpu().clone()
+        self.own_seconds += time.perf_counter() - begin
+        return values
+
+
+def _alive_bytes() -> int:
+    """Bytes of all tensors that are alive, each storage once."""
+    storages: dict[int, int] = {}
+    for thing in gc.get_objects():
+        if issubclass(type(thing), Tensor):
+            storage = thing.untyped_storage()
+            storages[storage.data_ptr()] = storage.nbytes()
+    return sum(storages.values())
+
+
+@contextmanager
+def _peak_memory(pipe: Any) -> Iterator[list[int]]:
+    """Gives a list whose one number, afterwards, is the peak above what was in use before; 0 where not known."""
+    found = [0]
+    device = next(pipe.transformer.parameters()).device
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        yield found
+        found[0] = torch.cuda.max_memory_allocated(device) - before
+        return
+    before = _reset_peak()
+    yield found
+    found[0] = 0 if before is None else max(0, _status("VmHWM") - before)
+
+
+def _reset_peak() -> int | None:
+    """Linux forgets the peak of a process when 5 is written here. None where that cannot be done."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+        return _status("VmRSS")
+    except (OSError, ValueError):
+        return None
+
+
+def _status(name: str) -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(name + ":"):
+            return int(line.split()[1]) * 1024
+    raise ValueError(name)
+
+
+def environment(pipe: Any) -> dict[str, Any]:
+    """Versions, device, dtype, threads and commit: what is needed to run a row again."""
+    parameter = next(pipe.transformer.parameters())
+    found: dict[str, Any] = {"device": _device_name(parameter.device), "dtype": str(parameter.dtype)[6:]}
+    found["threads"] = torch.get_num_threads()
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    commit = _commit()
+    return {**found, "commit": commit} if commit else found
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        name = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        name = platform.processor() or platform.machine()
+    return f"{name}, {os.cpu_count()} cores"
+
+
+def _commit() -> str:
+    """Short hash of the working tree's commit, with "+" where files differ; "" outside a repository."""
+    folder = Path(__file__).parent
+    try:
+        run = {"cwd": folder, "capture_output": True, "text": True, "check": True, "timeout": 20}
+        commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], **run).stdout.strip()
+        changed = subprocess.run(["git", "status", "--porcelain", "-uno", "--", "."], **run).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return commit + ("+" if changed else "")

@@ -1,0 +1,136 @@
+"""The tables of who keeps most at a speed and who is fastest at a fidelity."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from unicp.benchmarking.html.comparison import (
+    COSTS,
+    FIDELITIES,
+    SPEEDS,
+    WORTHS,
+    Comparison,
+    Points,
+    at_each_fidelity,
+    at_each_speed,
+    fastest_at,
+    fidelity_at,
+    ratio,
+    sweeps,
+    verdict,
+)
+from unicp.benchmarking.html.markup import MISSING, number, scroll, signed, speed, tag, text_tag
+from unicp.benchmarking.html.parts import BASELINE, OURS, Part
+
+Sweeps = Mapping[str, Mapping[str, Points]]  # by worth, then by family
+
+
+def best_at_speed(part: Part) -> str:
+    """Both tables of one part: by operations saved and by seconds saved, each with its sentence."""
+    return "".join(_speed_table(part, cost) for cost in COSTS)
+
+
+def best_at_fidelity(part: Part) -> str:
+    """Largest speed-up of UniCP, its baseline and the best peer at each mean PSNR."""
+    found = {cost: sweeps(part, COSTS[cost], WORTHS["mean"]) for cost in COSTS}
+    results = {cost: at_each_fidelity(families) for cost, families in found.items()}
+    groups = "".join(text_tag("th", f"{cost} saved", colspan="5", scope="colgroup") for cost in COSTS)
+    names = "".join(
+        text_tag("th", name, scope="col", class_=look)
+        for name, look in (
+            (OURS, "first"),
+            (BASELINE, None),
+            ("best peer", None),
+            ("which", "word"),
+            ("UniCP : peer", None),
+        )
+    )
+    head = tag("tr", tag("th", "mean PSNR", rowspan="2", scope="col") + groups) + tag("tr", names * len(COSTS))
+    body = []
+    for index, fidelity in enumerate(FIDELITIES):
+        cells = text_tag("th", f"{fidelity:g} dB", scope="row")
+        for cost, rows in results.items():
+            window = fastest_at(found[cost].get(BASELINE, ()), fidelity)
+            cells += _fidelity_cells(rows[index], window)
+        body.append(tag("tr", cells))
+    label = f"Speed-up at equal fidelity, {part.name}"
+    return scroll(label, tag("table", tag("thead", head) + tag("tbody", "".join(body)), class_="compact"))
+
+
+def _fidelity_cells(one: Comparison, window: float | None) -> str:
+    cells = text_tag("td", speed(one.ours), class_="num ours-cell first") + text_tag("td", speed(window), class_="num")
+    cells += text_tag("td", speed(one.peer), class_="num") + text_tag("td", one.peer_name or MISSING, class_="word")
+    worse = one.ours is None and one.peer is not None
+    lost = worse or (one.ours is not None and one.peer is not None and round(one.ours / one.peer, 2) < 1)
+    return cells + text_tag("td", ratio(one), class_=f"num {'lost' if lost else 'won' if one.margin else ''}".strip())
+
+
+def _speed_table(part: Part, cost: str) -> str:
+    found = {worth: sweeps(part, COSTS[cost], value) for worth, value in WORTHS.items()}
+    results = {worth: at_each_speed(families) for worth, families in found.items()}
+    reach = text_tag("th", "sweep", rowspan="2", scope="col", title="slowest to fastest setting that nothing beats")
+    groups = "".join(text_tag("th", f"{at:g}x", colspan="2", scope="colgroup") for at in SPEEDS)
+    names = (text_tag("th", "mean", scope="col", class_="first") + text_tag("th", "worst tenth", scope="col")) * len(
+        SPEEDS
+    )
+    head = tag("tr", text_tag("th", "family", rowspan="2", scope="col") + reach + groups) + tag("tr", names)
+    best = {(w, i): _best(found[w], at) for w in WORTHS for i, at in enumerate(SPEEDS)}
+    body = "".join(_family_row(family, found, best) for family in _ordered(part, found["mean"]))
+    foot = _margin_row(results) + _peer_row(results)
+    table = tag("table", tag("thead", head) + tag("tbody", body) + tag("tfoot", foot), class_="compact")
+    label = f"Best fidelity by {cost} saved, {part.name}"
+    heading = text_tag("h4", f"By {cost} saved")
+    return heading + text_tag("p", verdict(results, cost), class_="verdict") + scroll(label, table)
+
+
+def _ordered(part: Part, found: Mapping[str, Points]) -> Sequence[str]:
+    """Ours first, then peers by their fidelity at 2x and their reach, best first."""
+    ours = [name for name in part.families if name in (OURS, BASELINE)]
+    peers = [name for name in part.families if name not in ours]
+
+    def worth(name: str) -> tuple[float, float]:
+        value = fidelity_at(found[name], 2.0)
+        reach = found[name][-1][0] if found[name] else 0.0
+        return (-1.0 if value is None else value, reach)
+
+    return [*ours, *sorted(peers, key=worth, reverse=True)]
+
+
+def _best(found: Mapping[str, Points], at: float) -> float | None:
+    values = [value for points in found.values() if (value := fidelity_at(points, at)) is not None]
+    return max(values, default=None)
+
+
+def _family_row(family: str, found: Sweeps, best: Mapping[tuple[str, int], float | None]) -> str:
+    points = found["mean"][family]
+    span = f"{speed(points[0][0])} to {speed(points[-1][0])}" if points else MISSING
+    cells = text_tag("th", family, scope="row") + text_tag("td", span, class_="num muted")
+    for index, at in enumerate(SPEEDS):
+        for worth in WORTHS:
+            points = found[worth][family]
+            value = fidelity_at(points, at)
+            shown = number(value) + ("†" if value is not None and at < points[0][0] else "")
+            top = value is not None and value == best[worth, index]
+            classes = "num" + (" first" if worth == "mean" else "") + (" best" if top else "")
+            cells += text_tag("td", shown, class_=classes)
+    return tag("tr", cells, class_="ours-row" if family == OURS else "base-row" if family == BASELINE else None)
+
+
+def _margin_row(results: Mapping[str, Sequence[Comparison]]) -> str:
+    cells = text_tag("th", "UniCP over the best peer, dB", scope="row") + tag("td")
+    for index in range(len(SPEEDS)):
+        for worth, rows in results.items():
+            one = rows[index]
+            look = "lost" if one.lost else "won" if one.margin is not None and not one.level else ""
+            shown = MISSING if one.margin is None else signed(one.margin)
+            cells += text_tag("td", shown, class_=f"num {look}{' first' if worth == 'mean' else ''}")
+    return tag("tr", cells, class_="margin")
+
+
+def _peer_row(results: Mapping[str, Sequence[Comparison]]) -> str:
+    cells = text_tag("th", "the best peer", scope="row") + tag("td")
+    for index in range(len(SPEEDS)):
+        for worth, rows in results.items():
+            name = rows[index].peer_name or MISSING
+            cells += text_tag("td", name, class_="word small" + (" first" if worth == "mean" else ""))
+    return tag("tr", cells, class_="peers")

@@ -1,0 +1,123 @@
+"""Rows sorted for the report: one part per model and sampler, families in a fixed order, failures apart."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from unicp.benchmarking.rows import PLAIN, Row, read_rows
+from unicp.benchmarking.statistics import Group, group_rows
+from unicp.errors import InputError
+
+OURS, BASELINE = "UniCP", "fixed window"
+COLOURS, SHAPES = 5, 4
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A setting that could not run on `count` of `clips` clips."""
+
+    name: str
+    reason: str
+    count: int
+    clips: int
+
+
+@dataclass(frozen=True)
+class Part:
+    """Everything of one model and sampler. groups: with measured rows only. plain: None where it has no row."""
+
+    model: str
+    sampler: str
+    plain: Group | None
+    groups: tuple[Group, ...]
+    failures: tuple[Failure, ...]
+
+    @property
+    def name(self) -> str:
+        """What a heading says."""
+        return f"{self.model}, sampler {self.sampler}"
+
+    @property
+    def families(self) -> dict[str, list[Group]]:
+        """Groups by family: UniCP first, then fixed windows, then the others as they appear."""
+        found: dict[str, list[Group]] = {}
+        for group in sorted(self.groups, key=lambda g: _rank(g.method)):
+            found.setdefault(group.method, []).append(group)
+        return found
+
+
+@dataclass(frozen=True)
+class Style:
+    """How a family is drawn. colour: a CSS class; shape: 0 circle, 1 square, 2 triangle, 3 diamond."""
+
+    index: int
+    colour: str
+    shape: int
+
+
+def is_peer(family: str) -> bool:
+    """True for what is neither UniCP nor its own baseline."""
+    return family not in (OURS, BASELINE, PLAIN)
+
+
+def load_rows(files: Sequence[Path]) -> list[Row]:
+    """All rows of the files; of two rows of the same measurement the later one. Raises InputError, FileFormatError."""
+    found: dict[tuple[object, ...], Row] = {}
+    for file in files:
+        if not file.is_file():
+            raise InputError(f"rows in {file}", "no such file", "name a file that `unicp bench` wrote")
+        for row in read_rows(file):
+            found[row.key] = row
+    if not found:
+        names = ", ".join(str(file) for file in files) or "no file"
+        raise InputError("a report of measured rows", f"no rows in {names}", "measure first: unicp bench quick")
+    return list(found.values())
+
+
+def split(rows: Iterable[Row]) -> list[Part]:
+    """One part per model and sampler, in order of appearance."""
+    apart: dict[tuple[str, str], list[Group]] = {}
+    for group in group_rows(rows):
+        apart.setdefault((group.model, group.sampler), []).append(group)
+    return [_part(model, sampler, groups) for (model, sampler), groups in apart.items()]
+
+
+def styles(parts: Iterable[Part]) -> dict[str, Style]:
+    """One style per family, the same in every figure."""
+    names = sorted({name: None for part in parts for name in part.families}, key=_rank)
+    found: dict[str, Style] = {}
+    peers = 0
+    for index, name in enumerate(names):
+        if is_peer(name):
+            found[name] = Style(index, f"c{peers % COLOURS}", (peers // COLOURS) % SHAPES)
+            peers += 1
+        else:
+            found[name] = Style(index, "ours" if name == OURS else "base", 0)
+    return found
+
+
+def _part(model: str, sampler: str, groups: list[Group]) -> Part:
+    measured: list[Group] = []
+    failures: list[Failure] = []
+    plain: Group | None = None
+    for group in groups:
+        # A method may end with an error on one clip only; the others are still measured.
+        good = tuple(row for row in group.rows if row.measured)
+        bad = [row for row in group.rows if not row.measured]
+        if bad:
+            reasons = dict.fromkeys(row.reason for row in bad)
+            failures.append(Failure(group.name, "; ".join(reasons), len(bad), len(group.rows)))
+        if not good:
+            continue
+        if group.method == PLAIN:
+            plain = dataclasses.replace(group, rows=good)
+        else:
+            measured.append(dataclasses.replace(group, rows=good))
+    return Part(model, sampler, plain, tuple(measured), tuple(failures))
+
+
+def _rank(family: str) -> int:
+    return {OURS: 0, BASELINE: 1}.get(family, 2)

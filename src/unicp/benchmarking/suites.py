@@ -1,0 +1,136 @@
+"""Which methods a suite measures, and on which prompts.
+
+Prompts: the first two held-out ones were seen while the presets were tuned, so tables begin after them; tuning uses
+the 40th to the 59th; methods that calibrate use the last four.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+
+from unicp.benchmarking.methods import Method, fewer_steps, fixed_window, other_sampler, unicp_method, with_preset
+from unicp.benchmarking.peers import cache_dit_methods, diffusers_methods
+from unicp.benchmarking.step_schedule import schedule_methods
+from unicp.errors import InputError
+from unicp.settings import Settings, Slicing, preset
+from unicp.testbed import folder
+from unicp.testbed.clips import held_out_scenes
+
+STEPS = 30
+SPLITS = {"table": slice(2, 40), "tuning": slice(40, 60), "calibration": slice(60, 64)}
+
+
+@dataclass(frozen=True)
+class Suite:
+    """Methods and how many prompts, seeds and frames they are measured on; frames None = the model's own."""
+
+    methods: tuple[Method, ...]
+    about: str
+    prompts: int = 16
+    seeds: int = 2
+    frames: int | None = None
+
+
+def prompts_of(split: str) -> tuple[str, ...]:
+    """Captions of one split of the held-out prompts."""
+    return tuple(scene.caption for scene in held_out_scenes()[SPLITS[split]])
+
+
+def models() -> dict[str, Path]:
+    """Names of the shipped test-beds."""
+    return {"glyphs": folder()}
+
+
+def suite(name: str) -> Suite:
+    """A suite by name. Raises InputError."""
+    known = {"presets": _presets, "quick": _quick, "peers": _peers, "ablation": _ablation, "paper": _paper}
+    if name not in known:
+        raise InputError(f"suite {name!r}", f"the suites {', '.join(known)}", "name one of them")
+    return known[name]()
+
+
+def _presets() -> Suite:
+    named = [with_preset(name) for name in ("quality", "balanced", "fast", "paper")]
+    windows = [fixed_window(n) for n in (2, 3)]
+    fewer = [fewer_steps(n) for n in (15, 10)]
+    return Suite((*named, *windows, *fewer), "the presets, fixed windows and fewer steps")
+
+
+def _quick() -> Suite:
+    named = [with_preset(name) for name in ("quality", "balanced", "fast")]
+    peers = [m for m in diffusers_methods() if m.name in ("diffusers FirstBlockCache threshold 0.1",)]
+    peers += [m for m in diffusers_methods() if m.name == "diffusers TaylorSeer order 1 interval 2"]
+    methods = (*named, fixed_window(2), fewer_steps(15), *peers)
+    return Suite(methods, "a few methods on short clips", prompts=2, seeds=1, frames=9)
+
+
+def _peers() -> Suite:
+    ours = [with_preset("balanced", tolerance=t) for t in (0.04, 0.08, 0.15, 0.25, 0.5, 1.0, 2.0)]
+    windows = [fixed_window(n) for n in (2, 3, 4, 5)]
+    fewer = [fewer_steps(n) for n in (20, 15, 12, 10, 8, 7)]
+    others = [other_sampler(name, n) for name in ("unipc", "dpm", "euler") for n in (20, 15, 12, 10, 8)]
+    methods = (
+        *ours,
+        *windows,
+        *schedule_methods(),
+        *fewer,
+        *others,
+        *diffusers_methods(),
+        *cache_dit_methods(),
+    )
+    return Suite(methods, "every accelerator that diffusers users can install, each with its sweep")
+
+
+def _ablation() -> Suite:
+    base = preset("balanced")
+    methods = [with_preset("balanced"), fixed_window(2), fixed_window(3)]
+    for weighting in ("uniform",):
+        methods.append(with_preset("balanced", weighting=weighting))
+    methods.append(with_preset("balanced", order=0))
+    for quantity in ("output", "clean", "noise"):
+        for abscissa in ("sigma", "log_snr", "step"):
+            if (quantity, abscissa) != ("noise", "log_snr"):
+                changed = dataclasses.replace(base, quantities=(quantity,), abscissas=(abscissa,))
+                methods.append(unicp_method(f"balanced, {quantity} over {abscissa}", changed))
+    chosen = dataclasses.replace(base, quantities=("output", "noise", "clean"), abscissas=("sigma", "log_snr"))
+    methods.append(unicp_method("balanced, best quantity at each window", chosen))
+    for span in ("stack", "block", "unit"):
+        methods.append(unicp_method(f"balanced, span {span}", dataclasses.replace(base, span=span)))
+    methods.append(with_preset("balanced", guidance=True))
+    methods += _slicing_ablation(base)
+    return Suite(tuple(methods), "each part of the method on and off", prompts=8, seeds=1)
+
+
+def _slicing_ablation(base: Settings) -> list[Method]:
+    found = []
+    for basis in ("pca", "centred_pca", "kq_svd"):
+        for correction in (False, True):
+            slicing = Slicing(widths=(0.5,), tolerance=1.0, basis=basis, correction=correction)
+            name = f"balanced + half width, {basis}{', corrected' if correction else ''}"
+            found.append(unicp_method(name, dataclasses.replace(base, slicing=slicing)))
+    careful = Slicing(widths=(0.25, 0.5, 0.75), tolerance=0.05, basis="kq_svd", correction=True)
+    found.append(unicp_method("balanced + DWS within 0.05", dataclasses.replace(base, slicing=careful)))
+    return found
+
+
+def _paper() -> Suite:
+    paper = preset("paper")
+    no_slicing = Slicing(widths=())
+    never = dataclasses.replace(paper, tolerance=1e-9)  # windows that never open: slicing alone
+    methods = [unicp_method("paper", paper)]
+    for tolerance in (0.05, 0.1, 0.2, 0.4):
+        changed = dataclasses.replace(paper, tolerance=tolerance)
+        methods.append(
+            unicp_method(f"paper, caching alone {tolerance}", dataclasses.replace(changed, slicing=no_slicing))
+        )
+        methods.append(unicp_method(f"paper, caching and slicing {tolerance}", changed))
+    for window in (2, 3, 4):
+        fixed = dataclasses.replace(paper, every=window, slicing=no_slicing)
+        methods.append(unicp_method(f"paper's units, fixed window {window}", fixed))
+    for width in (0.75, 0.5, 0.25):
+        slicing = dataclasses.replace(paper.slicing, widths=(width,))
+        methods.append(unicp_method(f"paper, slicing alone {width}", dataclasses.replace(never, slicing=slicing)))
+    methods.append(with_preset("balanced"))
+    return Suite(tuple(methods), "the paper's claims one by one", prompts=8, seeds=1)

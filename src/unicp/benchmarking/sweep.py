@@ -1,0 +1,85 @@
+"""A whole sweep: every method of a suite on every prompt and seed, resumable, clip by clip."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from unicp.benchmarking.clip_metrics import FAST, measure_clip
+from unicp.benchmarking.harness import Case, Clip, Harness, measure_case
+from unicp.benchmarking.methods import Method
+from unicp.benchmarking.rows import PLAIN, Row
+from unicp.benchmarking.suites import prompts_of
+from unicp.testbed.clips import all_scenes
+from unicp.testbed.scorer import Scorer, load_scorer, score_clips
+
+FAST_METRICS, ALL_METRICS = "fast", "all"
+CLIP_FPS = 16.0
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What is to be measured. prompts: texts; prompt i with seed s starts from noise of seed 1000 s + first + i.
+
+    first: the place of the first prompt, so that a sweep may be continued with further prompts. metrics: "all" or
+    "fast" (those that cost milliseconds). clips: a folder to keep every clip in, or None.
+    """
+
+    suite: str
+    model: str
+    folder: str | Path
+    sampler: str
+    steps: int
+    prompts: tuple[str, ...]
+    seeds: int
+    methods: tuple[Method, ...]
+    out: Path
+    frames: int | None = None
+    metrics: str = ALL_METRICS
+    clips: Path | None = None
+
+
+def run(sweep: Sweep, say: Callable[[str], None]) -> None:
+    """Measures what has no row yet; `say` is given a line for each new row."""
+    harness = Harness(sweep.folder, sweep.sampler, sweep.steps, prompts_of("calibration"), sweep.frames)
+    fidelity = Fidelity(sweep.metrics)
+    keep = None if sweep.clips is None else _keeper(sweep.clips)
+    for index, prompt in enumerate(sweep.prompts):
+        for seed in range(sweep.seeds):
+            case = Case(prompt, 1000 * seed + index)
+            measure_case(harness, sweep.suite, sweep.model, sweep.methods, case, sweep.out, fidelity, say, keep)
+
+
+class Fidelity:
+    """All numbers of a clip: against the plain clip, and against the prompt where it is one of the test-bed's."""
+
+    def __init__(self, metrics: str = ALL_METRICS):
+        self.metrics = FAST if metrics == FAST_METRICS else None
+        self.scenes = {scene.caption: scene for scene in all_scenes()}
+        self.scorer: Scorer | None = None
+
+    def __call__(self, clip: Clip, reference: Clip, prompt: str) -> dict[str, float]:
+        """Numbers by name; adherence is 1 or 0 for each attribute."""
+        found = measure_clip(clip.frames, reference.frames, clip.latent, reference.latent, self.metrics)
+        scene = self.scenes.get(prompt)
+        if scene is not None and tuple(clip.frames.shape[1:3]) == (64, 96):
+            self.scorer = self.scorer or load_scorer()
+            right = score_clips(clip.frames[None], [scene], self.scorer)
+            found |= {f"adherence_{name}": float(values[0]) for name, values in right.items()}
+        return found
+
+
+def clip_file(row: Row) -> str:
+    """The name of a kept clip."""
+    words = f"{row.model} {row.sampler} {row.name or PLAIN} {row.prompt} {row.seed}"
+    return "".join(letter if letter.isalnum() or letter in ".-" else "_" for letter in words) + ".mp4"
+
+
+def _keeper(folder: Path) -> Callable[[Row, Clip], None]:
+    from unicp.reporting.video import write_video
+
+    def keep(row: Row, clip: Clip) -> None:
+        write_video(clip.frames.numpy(), folder / clip_file(row), CLIP_FPS)
+
+    return keep

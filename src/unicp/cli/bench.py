@@ -1,0 +1,148 @@
+"""`unicp bench`: methods side by side on the same model, prompts, seeds and machine; one row of results each."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from unicp.cli import options
+from unicp.errors import InputError
+from unicp.files import check_writable
+from unicp.models.loading import SAMPLERS, check_model
+
+if TYPE_CHECKING:
+    from unicp.benchmarking.sweep import Sweep
+
+ALL, FAST = "all", "fast"
+
+SuiteArgument = Annotated[str, typer.Argument(metavar="SUITE", help="presets, quick, peers, ablation or paper.")]
+ModelOption = Annotated[str, typer.Option(metavar="NAME_OR_PATH", help="A test-bed, or the folder of a pipeline.")]
+StepsOption = Annotated[int, typer.Option(metavar="N", help="Steps of the reference.")]
+PromptsOption = Annotated[int | None, typer.Option(metavar="N", help="How many prompts [default: the suite's].")]
+SeedsOption = Annotated[int | None, typer.Option(metavar="N", help="Seeds per prompt [default: the suite's].")]
+SplitOption = Annotated[str, typer.Option(metavar="NAME", help="Prompts: table, tuning or calibration.")]
+PromptsFileOption = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="Prompts of your own, one a line, instead of the test-bed's.")
+]
+MethodOption = Annotated[
+    list[str] | None,
+    typer.Option("--method", metavar="NAME", help="Only this one (repeat for more): a name of the suite or a preset."),
+]
+RowsOption = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="Rows, as JSON lines [default: build/bench/SUITE-MODEL.jsonl].")
+]
+ClipsOption = Annotated[Path | None, typer.Option(metavar="FOLDER", help="Also keep every clip as a video.")]
+FastOption = Annotated[bool, typer.Option("--fast-metrics", help="Leave out the slower metrics (VMAF, deep features).")]
+
+
+def bench(
+    suite: SuiteArgument = "quick",
+    model: ModelOption = "glyphs",
+    sampler: options.SamplerOption = "default",
+    steps: StepsOption = 30,
+    prompts: PromptsOption = None,
+    seeds: SeedsOption = None,
+    frames: options.FramesOption = None,
+    split: SplitOption = "table",
+    prompts_file: PromptsFileOption = None,
+    method: MethodOption = None,
+    out: RowsOption = None,
+    clips: ClipsOption = None,
+    fast_metrics: FastOption = False,
+) -> None:
+    """Measure methods side by side: operations, seconds, memory and fidelity against the plain run of the same seed.
+
+    Stopped at any moment, the same command goes on where it was. Ends with a table.
+
+    \b
+    Examples:
+      unicp bench quick
+      unicp bench peers --sampler euler --out peers.jsonl
+      unicp bench presets --method balanced --method "fewer steps 15" --prompts 2 --seeds 1
+      unicp bench presets --method 'balanced {"tolerance": 0.1}' --split tuning --prompts 4
+    """
+    _check(prompts, seeds, steps, frames, sampler)
+
+    from unicp.benchmarking import suites, sweep
+    from unicp.benchmarking.methods import parse_method
+
+    chosen = suites.suite(suite)
+    folder = suites.models().get(model, Path(model))
+    check_model(folder)
+    name = model if model in suites.models() else Path(model).name
+    methods = [parse_method(text, list(chosen.methods)) for text in method] if method else list(chosen.methods)
+    plan = sweep.Sweep(
+        suite=suite,
+        model=name,
+        folder=folder,
+        sampler=sampler,
+        steps=steps,
+        prompts=_prompts(prompts_file, split, chosen.prompts if prompts is None else prompts, prompts is not None),
+        seeds=chosen.seeds if seeds is None else seeds,
+        methods=tuple(methods),
+        out=_rows_file(out, f"{suite}-{name}.jsonl"),
+        frames=frames or chosen.frames,
+        metrics=FAST if fast_metrics else ALL,
+        clips=clips,
+    )
+    _run(plan, chosen.about)
+
+
+def _check(prompts: int | None, seeds: int | None, steps: int, frames: int | None, sampler: str) -> None:
+    for flag, value in (("--prompts", prompts), ("--seeds", seeds), ("--steps", steps), ("--frames", frames)):
+        if value is not None and value < 1:
+            raise InputError(f"{flag} {value}", "not a positive number", "use 1 or more")
+    if sampler not in SAMPLERS:
+        raise InputError(f"--sampler {sampler!r}", f"known ones {', '.join(SAMPLERS)}", "use one of them")
+
+
+def _rows_file(out: Path | None, default: str) -> Path:
+    rows = out or Path("build/bench") / default
+    if out is None:
+        rows.parent.mkdir(parents=True, exist_ok=True)
+    if not rows.exists():
+        check_writable(rows)
+    return rows
+
+
+def _run(plan: Sweep, about: str) -> None:
+    from unicp.benchmarking import sweep
+    from unicp.benchmarking.rows import read_rows
+    from unicp.benchmarking.statistics import group_rows, markdown
+
+    known = read_rows(plan.out)  # a damaged file is told before anything runs
+    if plan.clips is not None:
+        plan.clips.mkdir(parents=True, exist_ok=True)
+    total = len(plan.prompts) * plan.seeds * (len(plan.methods) + 1)
+    typer.echo(f"{plan.suite}: {about}; {total} runs, {len(known)} rows in {plan.out} already", err=True)
+    sweep.run(plan, typer.echo)
+    mine = [row for row in read_rows(plan.out) if row.model == plan.model and row.sampler == plan.sampler]
+    typer.echo(markdown(group_rows(mine)))
+
+
+def _prompts(file: Path | None, split: str, count: int, is_asked: bool) -> tuple[str, ...]:
+    """The first `count` prompts; fewer are an error only if that many were asked for."""
+    texts = _read_prompts(file) if file is not None else _prompts_of(split)
+    if count > len(texts) and is_asked:
+        raise InputError(f"--prompts {count}", f"{len(texts)} prompts", "ask for fewer")
+    return texts[:count]
+
+
+def _prompts_of(split: str) -> tuple[str, ...]:
+    from unicp.benchmarking import suites
+
+    if split not in suites.SPLITS:
+        raise InputError(f"--split {split!r}", f"the splits {', '.join(suites.SPLITS)}", "name one of them")
+    return suites.prompts_of(split)
+
+
+def _read_prompts(file: Path) -> tuple[str, ...]:
+    try:
+        texts = tuple(line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip())
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"--prompts-file {file}", str(error), "name a text file") from None
+    if not texts:
+        raise InputError(f"--prompts-file {file}", "no prompts in it", "write one prompt a line")
+    return texts

@@ -1,0 +1,188 @@
+"""Real film for the third test-bed: clips of Big Buck Bunny, cut at its shots, with captions measured from the pixels.
+
+    python -m unicp.testbed.film_data --out build/film/clips.npz       # fetches 58 MB from PyPI, then about a minute
+
+Big Buck Bunny is (c) 2008 Blender Foundation, www.bigbuckbunny.org, licence CC BY 3.0. The whole film lies in the
+source distribution of the package moviepy, so it reaches a machine that sees package registries only. The
+captions are ours: light, colour and motion are measured on each clip, so a generated clip can be measured alike.
+Shots, not clips, are divided between training and test: clips of one shot look alike.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import subprocess
+import sys
+import tarfile
+import tempfile
+import zipfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from unicp.errors import InputError
+
+PACKAGE = "moviepy==2.2.1"
+_ARCHIVE = "moviepy-2.2.1/docs/_static/medias/getting_started/moviepy_10_minutes/moviepy_10_minutes.zip"
+_FILM = "moviepy_10_minutes/resources/bbb.mp4"
+
+HEIGHT, WIDTH, FRAMES, FPS = 96, 160, 33, 12
+SOURCE_FPS = 24
+CREDITS = 570.0  # seconds: titles roll from here on
+OVERLAP = 17  # frames between the beginnings of clips of one shot, at FPS
+CUT = 0.11  # mean absolute change of a 36 x 64 grey frame, of the range 0 to 1, that is taken for a cut
+TEST_SHARE = 5  # every fifth shot is for tests
+
+LIGHTS = ("dark", "dim", "bright")
+COLOURS = ("green", "blue", "brown", "grey")
+MOTIONS = ("still", "slow", "fast")
+ATTRIBUTES: dict[str, tuple[str, ...]] = {"light": LIGHTS, "colour": COLOURS, "motion": MOTIONS}
+
+
+@dataclass(frozen=True)
+class Clips:
+    """Clips and where they are from. frames: (N, 33, 96, 160, 3) bytes; shot: (N,) numbers; captions: N sentences."""
+
+    frames: NDArray[np.uint8]
+    shot: NDArray[np.int64]
+    captions: tuple[str, ...]
+
+    @property
+    def is_test(self) -> NDArray[np.bool_]:
+        """Which clips are of a shot that training never sees."""
+        return self.shot % TEST_SHARE == TEST_SHARE - 1
+
+
+def describe(clip: Tensor) -> dict[str, int]:
+    """Light, colour and motion of a clip (frames, height, width, 3) in [0, 1], as indices into `ATTRIBUTES`.
+
+    light: mean brightness. colour: the hue of the mean pixel, "grey" where its saturation is low. motion: root mean
+    square change between neighbouring frames, over all pixels.
+    """
+    mean = clip.float().mean((0, 1, 2))
+    brightness = float(mean.mean())
+    light = 0 if brightness < 0.30 else 1 if brightness < 0.45 else 2
+    red, green, blue = mean.tolist()
+    spread = (max(mean.tolist()) - min(mean.tolist())) / max(1e-6, max(mean.tolist()))
+    colour = 3 if spread < 0.12 else 0 if green >= max(red, blue) else 1 if blue >= red else 2
+    change = float(clip.float().diff(dim=0).square().mean().sqrt())
+    motion = 0 if change < 0.02 else 1 if change < 0.055 else 2
+    return {"light": light, "colour": colour, "motion": motion}
+
+
+def caption(attributes: dict[str, int]) -> str:
+    """The sentence that says the three attributes: "a bright green scene with fast motion"."""
+    words = {name: ATTRIBUTES[name][index] for name, index in attributes.items()}
+    return f"a {words['light']} {words['colour']} scene with {words['motion']} motion"
+
+
+def fetch_film(folder: Path) -> Path:
+    """The film as an mp4 in `folder`, taken from the source distribution of moviepy. Raises InputError."""
+    path = folder / "bbb.mp4"
+    if path.exists():
+        return path
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder) as place:
+        command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--no-binary", "moviepy", "-d", place]
+        done = subprocess.run([*command, PACKAGE], capture_output=True, text=True, check=False)
+        archives = list(Path(place).glob("moviepy-*.tar.gz"))
+        if done.returncode or not archives:
+            found = " ".join(done.stderr.split())[-200:] or "no source distribution"
+            raise InputError(f"the film, from {PACKAGE} on PyPI", found, "try again where pip can reach PyPI")
+        with tarfile.open(archives[0]) as tar:
+            member = tar.extractfile(_ARCHIVE)
+            assert member is not None
+            inner = zipfile.ZipFile(io.BytesIO(member.read()))
+        part = path.with_suffix(".part")
+        part.write_bytes(inner.read(_FILM))
+        part.replace(path)
+    return path
+
+
+def read_frames(film: Path) -> Iterator[NDArray[np.uint8]]:
+    """Every frame before the credits, (96, 160, 3) bytes: cut to 5:3 around the middle and shrunk."""
+    with av.open(str(film)) as container:
+        stream = container.streams.video[0]
+        stream.thread_type = "AUTO"
+        for frame in container.decode(stream):
+            if frame.time is not None and frame.time >= CREDITS:
+                return
+            height = frame.height
+            width = height * WIDTH // HEIGHT
+            left = (frame.width - width) // 2
+            picture = frame.to_ndarray(format="rgb24")[:, left : left + width]
+            pixels = torch.from_numpy(np.ascontiguousarray(picture)).permute(2, 0, 1)[None].float()
+            small = F.interpolate(pixels, (HEIGHT, WIDTH), mode="area")[0].permute(1, 2, 0)
+            yield small.round().byte().numpy()
+
+
+def find_cuts(frames: Sequence[NDArray[np.uint8]]) -> list[int]:
+    """Numbers of the frames that begin a shot, the first one included."""
+    cuts, last = [0], None
+    for index, frame in enumerate(frames):
+        grey = frame[::3, ::3].astype(np.float32).mean(-1) / 255
+        if last is not None and float(np.abs(grey - last).mean()) > CUT and index - cuts[-1] > 4:
+            cuts.append(index)
+        last = grey
+    return cuts
+
+
+def cut_clips(frames: Sequence[NDArray[np.uint8]], cuts: Sequence[int]) -> Clips:
+    """Clips of 33 frames at 12 a second that lie within one shot; two frames at each end of a shot are left out."""
+    stride = SOURCE_FPS // FPS
+    length = (FRAMES - 1) * stride + 1
+    found: list[Any] = []
+    shots: list[int] = []
+    for shot, (begin, end) in enumerate(zip(cuts, [*cuts[1:], len(frames)])):
+        for start in range(begin + 2, end - 2 - length + 1, OVERLAP * stride):
+            clip = np.stack(frames[start : start + length : stride])
+            if clip.std() > 8:  # not black
+                found.append(clip)
+                shots.append(shot)
+    if not found:
+        raise InputError("clips of a film", f"no shot of {length} frames", "use a longer film")
+    captions = tuple(caption(describe(torch.from_numpy(clip) / 255)) for clip in found)
+    return Clips(np.stack(found), np.array(shots), captions)
+
+
+def save_clips(clips: Clips, path: Path) -> None:
+    """Writes the clips as one compressed file; it appears only when it is whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part.npz")
+    np.savez_compressed(part, frames=clips.frames, shot=clips.shot, captions=np.array(clips.captions))
+    part.replace(path)
+
+
+def load_clips(path: Path) -> Clips:
+    """What `save_clips` wrote. Raises InputError."""
+    if not path.is_file():
+        raise InputError(f"clips in {path}", "no such file", "run python -m unicp.testbed.film_data")
+    with np.load(path, allow_pickle=False) as stored:
+        return Clips(stored["frames"], stored["shot"], tuple(str(text) for text in stored["captions"]))
+
+
+def main() -> None:
+    """The command line; see the module's docstring."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("build/film/clips.npz"))
+    options = parser.parse_args()
+    frames = list(read_frames(fetch_film(options.out.parent)))
+    cuts = find_cuts(frames)
+    clips = cut_clips(frames, cuts)
+    save_clips(clips, options.out)
+    print(f"{len(frames)} frames, {len(cuts)} shots, {len(clips.frames)} clips, {int(clips.is_test.sum())} for tests")
+    for text in sorted(set(clips.captions)):
+        print(f"{clips.captions.count(text):5} {text}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,255 @@
+"""The second test-bed: a `LattePipeline`, whose attention is factorised into space and time, trained on the same clips.
+
+    python -m unicp.testbed.latte --out build/latte        # about an hour on two CPU cores
+
+It differs from the first one in everything that UniCP must not depend on: noise prediction instead of flow matching,
+DDIM, a model that gives twice the channels of its sample (the second half is the variance that Latte learns and its
+pipeline drops), both guidance branches in one batch, no `cache_context`, an autoencoder of single frames.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, LattePipeline, LatteTransformer3DModel
+from torch import Tensor
+from transformers import T5Config, T5EncoderModel
+
+from unicp.testbed import clips, components, training_loop
+from unicp.testbed.training_loop import Log, Optimisers, Stage, generator_of, pick, rate_of, resume_state, save_state
+
+FRAMES, LATENT_CHANNELS, TEXT_WIDTH = 16, 4, components.TEXT_WIDTH
+TEXT_LENGTH = 120  # what the pipeline pads to before it cuts off the padding
+
+AUTOENCODER = (Stage("latte autoencoder", 1600, 16, 1, 4e-3, 1e-5),)
+DENOISER = (
+    Stage("latte frames", 1200, 32, 1, 1.5e-3, 1e-3),
+    Stage("latte clips", 2400, 8, FRAMES, 1.5e-3, 1e-5),
+)
+
+
+def build_text_encoder(vocabulary: int) -> T5EncoderModel:
+    """A one-layer T5 encoder with orthogonal word vectors; frozen."""
+    config = T5Config(
+        vocab_size=vocabulary,
+        d_model=TEXT_WIDTH,
+        d_kv=16,
+        num_heads=4,
+        d_ff=128,
+        num_layers=1,
+        dropout_rate=0.0,
+        pad_token_id=0,
+        eos_token_id=1,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(7)
+        encoder = T5EncoderModel(config)
+        square = torch.linalg.qr(torch.randn(TEXT_WIDTH, TEXT_WIDTH))[0]
+        with torch.no_grad():
+            encoder.get_input_embeddings().weight.copy_(square[:vocabulary] * TEXT_WIDTH**0.5)
+    return encoder.eval().requires_grad_(False)
+
+
+def build_autoencoder() -> AutoencoderKL:
+    """Single frames, 4x4 pixels to one latent position of 4 channels."""
+    return AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        block_out_channels=(32, 48, 64),
+        layers_per_block=1,
+        latent_channels=LATENT_CHANNELS,
+        norm_num_groups=16,
+        mid_block_add_attention=False,
+        use_quant_conv=False,
+        use_post_quant_conv=False,
+        scaling_factor=1.0,
+    )
+
+
+def build_transformer() -> LatteTransformer3DModel:
+    """5 spatial and 5 temporal blocks of 2 heads of 64; 96 tokens a frame, 1,536 in a clip."""
+    model = LatteTransformer3DModel(
+        num_attention_heads=2,
+        attention_head_dim=64,
+        in_channels=LATENT_CHANNELS,
+        out_channels=2 * LATENT_CHANNELS,
+        num_layers=5,
+        cross_attention_dim=128,
+        attention_bias=True,
+        sample_size=24,
+        patch_size=2,
+        activation_fn="gelu-approximate",
+        num_embeds_ada_norm=1000,
+        norm_type="ada_norm_single",
+        norm_elementwise_affine=False,
+        norm_eps=1e-6,
+        caption_channels=TEXT_WIDTH,
+        video_length=FRAMES,
+    )
+    for name, parameter in model.named_parameters():
+        if name.endswith("weight") and parameter.ndim == 2:
+            torch.nn.init.xavier_uniform_(parameter)
+        if name.endswith("bias"):
+            torch.nn.init.zeros_(parameter)
+    torch.nn.init.zeros_(model.proj_out.weight)
+    with torch.no_grad():
+        for blocks in (model.transformer_blocks, model.temporal_transformer_blocks):
+            stack: Any = blocks
+            for block in stack:
+                for weight in (block.attn1.to_out[0].weight, block.ff.net[2].weight):
+                    weight.mul_(0.3)
+                block.scale_shift_table[[2, 5]] += 1.0
+        model.adaln_single.linear.weight.mul_(0.3)
+    return model
+
+
+def build_scheduler() -> DDIMScheduler:
+    """Latte's own: DDIM over a linear schedule of variances."""
+    return DDIMScheduler(beta_start=1e-4, beta_end=0.02, beta_schedule="linear", clip_sample=False)
+
+
+def encode_prompts(tokenizer: Any, encoder: T5EncoderModel, prompts: list[str]) -> Tensor:
+    """What `LattePipeline` feeds its transformer: states up to the end of the longest prompt, (B, length, 64).
+
+    All captions have the same number of words; an empty prompt is cut to the length of the others, as the
+    pipeline does.
+    """
+    batch = tokenizer(prompts, padding="max_length", max_length=TEXT_LENGTH, truncation=True, return_tensors="pt")
+    length = int(batch.attention_mask.sum(1).max())
+    with torch.no_grad():
+        return encoder(batch.input_ids, batch.attention_mask).last_hidden_state[:, :length]
+
+
+def train_autoencoder(out: Path, log: Log, stages: tuple[Stage, ...] = AUTOENCODER) -> AutoencoderKL:
+    """Absolute plus squared error on frames; then the factor that gives latents unit variance."""
+    torch.manual_seed(0)
+    model: Any = build_autoencoder()
+    optimisers = Optimisers(model, lambda name, p: p.ndim >= 4)
+    done = resume_state(out / "autoencoder.pt", model=model, **optimisers.parts)["step"]
+    scenes = clips.training_scenes()
+    saved, begin = time.monotonic(), 0
+    for stage in stages:
+        for step in range(max(0, done - begin), stage.steps):
+            generator = generator_of(stage, step)
+            frames = _frames(pick(scenes, stage, step), generator)
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                latents = model.encode(frames).latent_dist.mean
+                noise = torch.randn(latents.shape, generator=generator)
+                restored = model.decode(latents + 0.05 * noise).sample
+            error = restored.float() - frames
+            latents = latents.float()
+            size = (latents.square().mean() - 1).square() + latents.mean((0, 2, 3)).square().mean()
+            loss = error.abs().mean() + 2 * error.square().mean() + 0.01 * size
+            optimisers.step(loss, rate_of(stage, step))
+            psnr = 10 * math.log10(4 / error.detach().square().mean().item())
+            log.step(stage, step, loss.item(), f"PSNR {psnr:.1f} dB")
+            if time.monotonic() - saved > training_loop.CHECKPOINT_SECONDS or step == stage.steps - 1:
+                save_state(out / "autoencoder.pt", begin + step + 1, model=model, **optimisers.parts)
+                saved = time.monotonic()
+        begin += stage.steps
+    model.eval().requires_grad_(False)
+    with torch.no_grad():
+        latents = model.encode(_frames(scenes[:96], torch.Generator().manual_seed(3))).latent_dist.mean
+    model.register_to_config(scaling_factor=1 / float(latents.std()))
+    return model
+
+
+def train_denoiser(out: Path, autoencoder: Any, log: Log, stages: tuple[Stage, ...] = DENOISER) -> Any:
+    """Noise prediction with 10 % dropped captions; returns the averaged transformer."""
+    torch.manual_seed(1)
+    tokenizer = components.build_tokenizer()
+    encoder = build_text_encoder(len(tokenizer))
+    schedule = build_scheduler()
+    model = build_transformer()
+    average = copy.deepcopy(model).requires_grad_(False)
+    optimisers = Optimisers(model, lambda name, p: p.ndim == 2 and "transformer_blocks." in name)
+    parts = {"model": model, "average": average, **optimisers.parts}
+    done = resume_state(out / "denoiser.pt", **parts)["step"]
+    scenes = clips.training_scenes()
+    saved, begin = time.monotonic(), 0
+    for stage in stages:
+        for step in range(max(0, done - begin), stage.steps):
+            generator = generator_of(stage, step)
+            picked = pick(scenes, stage, step)
+            latents = _latents(autoencoder, picked, stage.frames, generator)
+            dropped = torch.rand(stage.batch, generator=generator) < 0.1
+            captions = ["" if drop else scene.caption for scene, drop in zip(picked, dropped)]
+            text = encode_prompts(tokenizer, encoder, captions)
+            time_step = _time_steps(stage.batch, generator)
+            noise = torch.randn(latents.shape, generator=generator)
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                noisy: Any = schedule.add_noise(latents, noise, time_step)  # type: ignore[arg-type]
+                output = model(noisy, time_step, text, return_dict=False)[0]
+            # The second half of the channels is the variance, which the pipeline drops.
+            loss = (output[:, :LATENT_CHANNELS].float() - noise).square().mean()
+            optimisers.step(loss, rate_of(stage, step))
+            finished = begin + step + 1
+            keep = min(0.998 if stage.frames == 1 else 0.995, finished / (finished + 9))
+            with torch.no_grad():
+                torch._foreach_lerp_(list(average.parameters()), [p.data for p in model.parameters()], 1 - keep)
+            log.step(stage, step, loss.item())
+            if time.monotonic() - saved > training_loop.CHECKPOINT_SECONDS or step == stage.steps - 1:
+                save_state(out / "denoiser.pt", finished, **parts)
+                saved = time.monotonic()
+        begin += stage.steps
+    return average.eval()
+
+
+def save_pipeline(folder: Path, autoencoder: AutoencoderKL, transformer: Any) -> None:
+    """Writes the folder that `DiffusionPipeline.from_pretrained` loads, weights as float16 safetensors."""
+    tokenizer: Any = components.build_tokenizer()
+    halves: dict[str, Any] = {
+        "text_encoder": build_text_encoder(len(tokenizer)),
+        "vae": copy.deepcopy(autoencoder),
+        "transformer": copy.deepcopy(transformer),
+    }
+    halves = {name: part.to(torch.float16) for name, part in halves.items()}
+    LattePipeline(tokenizer=tokenizer, scheduler=build_scheduler(), **halves).save_pretrained(folder)  # type: ignore[arg-type]
+
+
+def _frames(scenes: list[clips.Scene], generator: torch.Generator) -> Tensor:
+    """One frame of a clip per scene, anywhere on its path: (B, 3, 64, 96) in [-1, 1]."""
+    place = int(torch.randint(FRAMES, (), generator=generator))
+    return clips.sample_clips(scenes, FRAMES, generator, [place])[:, :, 0]
+
+
+def _latents(autoencoder: Any, scenes: list[clips.Scene], frames: int, generator: torch.Generator) -> Tensor:
+    """Scaled latents of clips, (B, 4, frames, 16, 24)."""
+    with torch.no_grad():
+        if frames == 1:
+            video = _frames(scenes, generator)[:, :, None]
+        else:
+            video = clips.sample_clips(scenes, frames, generator)
+        flat = video.transpose(1, 2).flatten(0, 1)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            latents = autoencoder.encode(flat).latent_dist.mean.float()
+        scaled = latents * autoencoder.config["scaling_factor"]
+    return scaled.unflatten(0, (len(scenes), frames)).transpose(1, 2).contiguous()
+
+
+def _time_steps(count: int, generator: torch.Generator) -> Tensor:
+    """Stratified time steps, twice as dense at the noisy end, where a few tokens tell nothing and a clip much."""
+    uniform = (torch.randperm(count, generator=generator) + torch.rand(count, generator=generator)) / count
+    return (1000 * uniform.sqrt()).long().clamp(0, 999)
+
+
+def main() -> None:
+    """The command line; see the module's docstring."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("build/latte"), help="working folder with checkpoints")
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    log = Log(options.out / "log.jsonl")
+    autoencoder = train_autoencoder(options.out, log)
+    transformer = train_denoiser(options.out, autoencoder, log)
+    save_pipeline(options.out / "pipeline", autoencoder, transformer)
+
+
+if __name__ == "__main__":
+    main()

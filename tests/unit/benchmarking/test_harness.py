@@ -1,0 +1,131 @@
+"""The harness and every adapter on a tiny pipeline: counting, taking off again, and never flattering a method."""
+
+from __future__ import annotations
+
+import logging
+from contextlib import contextmanager
+
+import pytest
+import torch
+
+from tests import tiny_pipeline
+from unicp.benchmarking.harness import Case, Harness, measure_case
+from unicp.benchmarking.methods import CannotRunError, Method, fewer_steps, plain, with_preset
+from unicp.benchmarking.rows import read_rows
+from unicp.benchmarking.suites import suite
+
+STEPS = 8
+CASE = Case("a red star moving left on a striped background", 0)
+
+
+@pytest.fixture(scope="module")
+def harness(tmp_path_factory) -> Harness:
+    folder = tiny_pipeline.save(tmp_path_factory.mktemp("tiny"))
+    return Harness(folder, "default", STEPS, calibration=("a blue ring",))
+
+
+def psnr(clip, reference, prompt) -> dict[str, float]:
+    return {"error": float((clip.frames - reference.frames).abs().max())}
+
+
+def measured(harness, methods, out):
+    measure_case(harness, "test", "tiny", methods, CASE, out, psnr, lambda line: None)
+    return {(row.method, row.setting): row for row in read_rows(out)}
+
+
+def test_the_plain_run_is_its_own_reference(harness, tmp_path):
+    rows = measured(harness, [], tmp_path / "rows.jsonl")
+    row = rows["plain", ""]
+    assert row.fidelity == {"error": 0.0}
+    assert row.operations == row.full_operations > 0
+    assert row.work == [1.0] * STEPS
+    assert 0 < row.model_seconds < row.seconds
+    assert row.environment["torch"] == torch.__version__
+
+
+def test_fewer_steps_cost_exactly_their_share(harness, tmp_path):
+    rows = measured(harness, [fewer_steps(4)], tmp_path / "rows.jsonl")
+    row = rows["fewer steps", "4"]
+    assert row.operations * 2 == row.full_operations
+    assert row.fidelity["error"] > 0
+    assert len(row.work) == 4
+
+
+def test_operations_are_those_that_unicp_reports_too(harness):
+    import unicp
+
+    settings = unicp.preset("balanced", every=2, text_keys_values=False)
+    with unicp.enable(harness.pipe, settings) as session:
+        clip = harness.run(CASE, STEPS)
+    assert clip.operations == sum(entry.operations for entry in session.trace.entries)
+    assert clip.operations < harness.run(CASE, STEPS).operations
+
+
+def test_bytes_held_are_seen_from_outside(harness, tmp_path):
+    @contextmanager
+    def hoard(bench):
+        held = []
+
+        def keep(*_):
+            held.append(torch.zeros(10_000))
+
+        handle = bench.pipe.transformer.register_forward_hook(keep)
+        yield
+        handle.remove()
+
+    rows = measured(harness, [Method("hoarder", "", hoard)], tmp_path / "rows.jsonl")
+    calls = 2 * (STEPS - 1)
+    assert rows["hoarder", ""].cache_bytes == pytest.approx(calls * 40_000, rel=0.2)
+
+
+def test_a_sweep_goes_on_where_it_was_and_measures_nothing_twice(harness, tmp_path):
+    out, seen = tmp_path / "rows.jsonl", []
+    measured(harness, [fewer_steps(4)], out)
+    measure_case(harness, "test", "tiny", [fewer_steps(4), fewer_steps(2)], CASE, out, psnr, seen.append)
+    assert len(seen) == 1 and "fewer steps 2" in seen[0]
+    assert len(read_rows(out)) == 3
+    measure_case(harness, "test", "tiny", [fewer_steps(4), fewer_steps(2)], CASE, out, psnr, seen.append)
+    assert len(seen) == 1
+
+
+def test_a_peer_that_fails_is_a_row_with_the_reason_and_ours_that_fails_is_an_error(harness, tmp_path):
+    @contextmanager
+    def refuse(bench):
+        raise CannotRunError("no block of that kind")
+        yield
+
+    @contextmanager
+    def crash(bench):
+        raise IndexError("tuple index out of range")
+        yield
+
+    methods = [Method("refuser", "", refuse), Method("crasher", "", crash)]
+    rows = measured(harness, methods, tmp_path / "rows.jsonl")
+    assert rows["refuser", ""].reason == "no block of that kind"
+    assert rows["crasher", ""].reason == "IndexError: tuple index out of range"
+    with pytest.raises(IndexError):
+        measured(harness, [Method("UniCP", "broken", crash)], tmp_path / "rows.jsonl")
+
+
+def test_every_peer_runs_or_says_why_and_leaves_the_pipeline_bit_equal(harness, tmp_path, caplog):
+    caplog.set_level(logging.ERROR)
+    before = harness.run_method(plain(), CASE)
+    chosen: dict[str, Method] = {}
+    for method in suite("peers").methods:
+        chosen[method.family] = method  # the last of each sweep, which skips most
+    rows = measured(harness, list(chosen.values()), tmp_path / "rows.jsonl")
+    after = harness.run_method(plain(), CASE)
+    assert torch.equal(before.frames, after.frames)
+    assert before.operations == after.operations
+    reasons = {row.method: row.reason for row in rows.values() if row.reason}
+    # FasterCache splits a batch of both branches, which Wan does not make; FoCa is not built in cache-dit.
+    assert set(reasons) == {"fewer steps, unipc", "diffusers FasterCache", "cache-dit DBCache + FoCa"}
+    saving = {row.method for row in rows.values() if not row.reason and row.operations < row.full_operations}
+    assert {"diffusers FirstBlockCache", "diffusers MagCache", "diffusers SeaCache", "cache-dit DBCache"} <= saving
+
+
+def test_our_own_rows_come_with_what_was_done_at_each_step(harness, tmp_path):
+    rows = measured(harness, [with_preset("balanced", every=2)], tmp_path / "rows.jsonl")
+    row = rows["UniCP", "balanced every 2"]
+    assert len(row.work) == STEPS
+    assert row.work[0] == 1.0 and 0.0 in row.work

@@ -1,0 +1,84 @@
+"""`unicp bench` on a tiny pipeline: rows, resuming, the table, and what it refuses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from tests import tiny_pipeline
+from unicp.benchmarking.rows import read_rows
+from unicp.cli.main import app
+
+FAST = ("--fast-metrics", "--prompts", "1", "--seeds", "1", "--steps", "6")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return tiny_pipeline.save(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(autouse=True)
+def _in_a_folder_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def run(*arguments: object):
+    return CliRunner().invoke(app, ["bench", *map(str, arguments)])
+
+
+def test_a_sweep_writes_rows_prints_a_table_and_goes_on(folder, tmp_path):
+    out = tmp_path / "rows.jsonl"
+    first = run("quick", "--model", folder, "--method", "fewer steps 3", "--out", out, *FAST)
+    assert first.exit_code == 0, first.output
+    assert "| fewer steps 3 | 1 | 2.00x |" in first.stdout
+    assert {row.name for row in read_rows(out)} == {"plain", "fewer steps 3"}
+    before = out.read_text()
+    again = run("quick", "--model", folder, "--method", "fewer steps 3", "--out", out, *FAST)
+    assert again.exit_code == 0 and out.read_text() == before
+    more = run("quick", "--model", folder, "--method", "balanced", "--out", out, *FAST)
+    assert more.exit_code == 0 and out.read_text().startswith(before)
+    row = next(row for row in read_rows(out) if row.setting == "balanced")
+    assert {"psnr", "ssim", "temporal_psnr", "motion_energy_ratio", "latent_error"} <= set(row.fidelity)
+
+
+def test_clips_are_kept_where_asked(folder, tmp_path):
+    run("quick", "--model", folder, "--method", "fewer steps 3", "--clips", tmp_path / "clips", *FAST)
+    assert len(list((tmp_path / "clips").glob("*.mp4"))) == 2
+    assert list((tmp_path / "build" / "bench").glob("*.jsonl"))
+
+
+def test_prompts_of_ones_own(folder, tmp_path):
+    (tmp_path / "prompts.txt").write_text("a cat\n\na dog\n")
+    out = tmp_path / "rows.jsonl"
+    options = ("--prompts-file", tmp_path / "prompts.txt", "--out", out, "--method", "fewer steps 3", "--fast-metrics")
+    result = run("quick", "--model", folder, *options, "--steps", "6")
+    assert result.exit_code == 0, result.output
+    assert {row.prompt for row in read_rows(out)} == {"a cat", "a dog"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("everything",), "suites"),
+        (("quick", "--prompts", "0"), "positive"),
+        (("quick", "--prompts", "9999"), "prompts"),
+        (("quick", "--split", "all"), "splits"),
+        (("quick", "--sampler", "magic"), "known ones"),
+        (("quick", "--model", "nowhere"), "no such folder"),
+        (("quick", "--method", "magic"), "no such method"),
+        (("quick", "--prompts-file", "none.txt"), "none.txt"),
+        (("quick", "--out", "no/such/folder/rows.jsonl"), "no folder"),
+    ],
+)
+def test_bad_input_is_one_line(arguments, said):
+    result = run(*arguments)
+    assert result.exit_code == 2
+    assert said in result.stderr and result.stderr.count("\n") == 1
+
+
+def test_a_damaged_file_of_rows_is_told_before_anything_runs(folder, tmp_path):
+    (tmp_path / "rows.jsonl").write_text("{broken\n{}\n")
+    result = run("quick", "--model", folder, "--out", tmp_path / "rows.jsonl", *FAST)
+    assert result.exit_code == 2 and "line 1" in result.stderr

@@ -97,11 +97,14 @@ class Group:
 
 
 def group_rows(rows: Iterable[Row]) -> list[Group]:
-    """One group per model, sampler, method and setting, in order of appearance."""
-    found: dict[tuple[str, str, str, str], list[Row]] = {}
+    """One group per model, sampler, method and setting, in order of appearance.
+
+    A method that runs on some clips and fails on others makes two groups: the measured rows, and the others.
+    """
+    found: dict[tuple[str, str, str, str, bool], list[Row]] = {}
     for row in rows:
-        found.setdefault((row.model, row.sampler, row.method, row.setting), []).append(row)
-    return [Group(*key, tuple(members)) for key, members in found.items()]
+        found.setdefault((row.model, row.sampler, row.method, row.setting, row.measured), []).append(row)
+    return [Group(*key[:4], tuple(members)) for key, members in found.items()]
 
 
 Cost = Callable[[Group], float]

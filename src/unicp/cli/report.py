@@ -53,6 +53,8 @@ def report(
     if clips is None and family:
         raise InputError("--family", "no --clips that it could choose from", "give --clips too")
     check_writable(out)
+    if out.resolve() in [file.resolve() for file in (*rows, attention, trace) if file is not None]:
+        raise InputError(f"--out {out}", "a file that the report reads", "name another file")
 
     from unicp.benchmarking.html.attention import load_attention
     from unicp.benchmarking.html.clips import Clips

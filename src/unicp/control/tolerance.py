@@ -8,21 +8,23 @@ from unicp.records import Moment
 from unicp.settings import Weighting
 
 # Relative impact on the final latent of the same relative error in the model's output, by normalised noise level; mean
-# over the probed steps 1. Rounded from an injection run on a half-trained test-bed with UniPC
-# (`python -m unicp.benchmarking.impact --frames 9 --prompts 1`); to be renewed on the shipped one (`make impact`).
+# over the probed steps 1. Rounded from an injection run on the shipped test-bed (`make impact`, docs/results.md).
 # Early errors steer the run; those of the middle are mended by the steps after them; those of the last steps stay.
 IMPACT: tuple[tuple[float, float], ...] = (
-    (0.00, 1.0),
-    (0.10, 1.0),
-    (0.18, 1.2),
-    (0.30, 0.4),
-    (0.48, 0.4),
-    (0.60, 0.5),
-    (0.70, 0.7),
-    (0.80, 0.9),
-    (0.90, 1.2),
-    (0.94, 1.8),
-    (1.00, 1.5),
+    (0.00, 0.7),
+    (0.10, 0.7),
+    (0.18, 0.6),
+    (0.32, 0.2),
+    (0.48, 0.35),
+    (0.60, 0.3),
+    (0.70, 0.3),
+    (0.78, 0.4),
+    (0.84, 0.6),
+    (0.89, 1.3),
+    (0.94, 1.5),
+    (0.96, 2.0),
+    (0.98, 3.6),
+    (1.00, 4.0),
 )
 
 

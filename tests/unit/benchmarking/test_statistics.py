@@ -53,6 +53,14 @@ def test_methods_samplers_and_models_are_kept_apart():
     assert [len(group.rows) for group in groups] == [2, 1, 1, 1]
 
 
+def test_clips_on_which_a_method_fails_stay_out_of_its_numbers():
+    rows = [row(), row(seed=1, reason="out of memory", seconds=0.0, operations=0)]
+    measured, failed = group_rows(rows)
+    assert (measured.seconds, len(measured.rows)) == (2.0, 1)
+    assert failed.reason == "out of memory"
+    assert markdown([measured, failed]).count("\n") == 3
+
+
 def test_the_bootstrap_interval_holds_the_mean_and_is_the_same_twice():
     values = [float(n % 7) for n in range(40)]
     low, high = bootstrap(values)

@@ -69,9 +69,7 @@ def worst_clips(parts: Sequence[Part], clips: Clips, file_name: Callable[[Row], 
         do = "name the folder that `unicp bench --clips` filled with these rows"
         raise InputError(f"clips in {clips.folder}", "none of the clips of these rows", do)
     if clips.missing:
-        body += text_tag(
-            "p", f"{counted(clips.missing, 'clip')} that belong here are not in the folder.", class_="note"
-        )
+        body += text_tag("p", f"Not in the folder: {counted(clips.missing, 'clip')}.", class_="note")
     return body + script_json(clips.videos, id="videos")
 
 

@@ -54,7 +54,8 @@ def write_report(rows: Sequence[Row], out: Path, extras: Extras | None = None) -
     """Writes the report; the file at `out` is the old one or the whole new one. Raises InputError."""
     text = page(rows, extras or Extras())
     with replacing(out) as part:
-        part.write_text(text, encoding="utf-8")
+        # Half a surrogate pair, which a prompt in JSON may hold, has no UTF-8.
+        part.write_text(text, encoding="utf-8", errors="replace")
 
 
 def page(rows: Sequence[Row], extras: Extras) -> str:

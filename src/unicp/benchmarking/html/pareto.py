@@ -14,7 +14,7 @@ from unicp.benchmarking.statistics import Group, frontier
 
 # Above it no difference survives the rounding to 8 bits; without a top, one lossless setting (100 dB by convention)
 # would press everything else into the lower half.
-TOP, SPAN = 60.0, 45.0
+TOP, SPAN = 60.0, 40.0
 FASTEST = 6.0
 
 
@@ -36,9 +36,9 @@ def pareto(part: Part, style: Mapping[str, Style]) -> str:
     return legend(part, style) + tag("div", "".join(figures), class_="grid2")
 
 
-def tooltips(parts: Sequence[Part]) -> list[list[str]]:
-    """For every setting of every part in order: its name and what the tooltip says below it."""
-    return [_tooltip(group) for part in parts for group in part.groups]
+def tooltips(parts: Sequence[Part]) -> list[list[list[str]]]:
+    """For every part and setting, in order: its name and what the tooltip says below it."""
+    return [[_tooltip(group) for group in part.groups] for part in parts]
 
 
 def legend(part: Part, style: Mapping[str, Style]) -> str:
@@ -80,7 +80,7 @@ def _figure(part: Part, style: Mapping[str, Style], cost: str, worth: str) -> st
     drawings = "".join(_draw(part, style, dots, (cost, worth), canvas, x_axis, y_axis) for canvas in CANVASES)
     heading = text_tag("b", title) + " " + text_tag("span", "dB, higher is better", class_="muted")
     outside = sum(not (x_axis.holds(dot.x) and y_axis.holds(dot.y)) for dot in dots)
-    note = f"{counted(outside, 'setting')} beyond the axes: hollow, on the edge." if outside else ""
+    note = f"{counted(outside, 'setting')} beyond the axes, drawn hollow on the edge." if outside else ""
     caption = tag("figcaption", heading)
     return tag("figure", caption + drawings + text_tag("p", note, class_="note"))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,7 +67,7 @@ def load_rows(files: Sequence[Path]) -> list[Row]:
     found: dict[tuple[object, ...], Row] = {}
     for file in files:
         if not file.is_file():
-            raise InputError(f"rows in {file}", "no such file", "name a file that `unicp bench` wrote")
+            raise InputError(f"rows in {file}", "no file there", "name a file that `unicp bench` wrote")
         for row in read_rows(file):
             found[row.key] = row
     if not found:
@@ -104,18 +103,15 @@ def _part(model: str, sampler: str, groups: list[Group]) -> Part:
     failures: list[Failure] = []
     plain: Group | None = None
     for group in groups:
-        # A method may end with an error on one clip only; the others are still measured.
-        good = tuple(row for row in group.rows if row.measured)
-        bad = [row for row in group.rows if not row.measured]
-        if bad:
-            reasons = dict.fromkeys(row.reason for row in bad)
-            failures.append(Failure(group.name, "; ".join(reasons), len(bad), len(group.rows)))
-        if not good:
-            continue
-        if group.method == PLAIN:
-            plain = dataclasses.replace(group, rows=good)
+        if group.reason:
+            # A method may end with an error on some clips only; the others are a group of their own.
+            clips = sum(len(other.rows) for other in groups if other.name == group.name)
+            reasons = dict.fromkeys(row.reason for row in group.rows)
+            failures.append(Failure(group.name, "; ".join(reasons), len(group.rows), clips))
+        elif group.method == PLAIN:
+            plain = group
         else:
-            measured.append(dataclasses.replace(group, rows=good))
+            measured.append(group)
     return Part(model, sampler, plain, tuple(measured), tuple(failures))
 
 

@@ -140,6 +140,8 @@ class Settings:
     computed_steps: a fixed schedule: compute exactly these steps, counted from 0, and the first ones that a forecast
         needs, whatever the error. None = off. Not together with `every`.
     first, last: how many steps at the start and the end of a run are always computed.
+    hold_corrector: leave out the corrector of a predictor-corrector scheduler (UniPC) at a computed step that follows a
+        served one, spans "model" and "stack": it would take the error of the served output for curvature.
     guidance: also forecast the guidance difference, so that the second branch is served at computed steps.
     text_keys_values: keep keys and values of the text between steps (lossless).
     store_bytes: most bytes of stored outputs; None = `store_factor` residual streams per branch.
@@ -160,6 +162,7 @@ class Settings:
     computed_steps: tuple[int, ...] | None = None
     first: int = 2
     last: int = 1
+    hold_corrector: bool = True
     guidance: bool = False
     text_keys_values: bool = True
     slicing: Slicing = Slicing()
@@ -229,6 +232,7 @@ PRESETS: dict[str, Settings] = {
         weighting="uniform",
         error_scale="own",
         max_window=4,
+        hold_corrector=False,
         text_keys_values=False,
         slicing=Slicing(widths=(0.5,), tolerance=1.0, basis="pca", correction=False),
         store_factor=64.0,

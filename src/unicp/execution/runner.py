@@ -19,6 +19,7 @@ from torch import Tensor
 from unicp.control.controller import Controller, SliceReport
 from unicp.control.windows import Position
 from unicp.execution.block_spans import BlockCall, ResidualSpan, Streams
+from unicp.execution.corrector import CorrectorHold
 from unicp.execution.model_span import ModelSpan, errors_as_lists
 from unicp.execution.recorder import MODEL, STACK, Recorder
 from unicp.execution.store import OutputStore
@@ -74,6 +75,8 @@ class Runner:
         self._now: _Call | None = None
         self._over_budget = False
         self._lock = threading.RLock()
+        self._corrector = CorrectorHold()
+        self._served_step: int | None = None
 
     def reset(self) -> None:
         """Forgets the run: stored outputs, windows, branches. The trace stays."""
@@ -121,6 +124,8 @@ class Runner:
         return output
 
     def _forget(self) -> None:
+        self._corrector.release()
+        self._served_step = None
         self.store.clear()
         self.text_keys.clear()
         for span in (self.model_span, self.stack, *self.blocks.values(), *self.units.values()):
@@ -129,8 +134,20 @@ class Runner:
     def _refresh_schedule(self) -> None:
         scheduler = self._scheduler_of()
         if scheduler is not self._scheduler:
+            self._corrector.release()
             self._scheduler = scheduler
             self.trajectory.schedule = self.model_span.schedule = read_schedule(scheduler)
+
+    def _note_served(self, moment: Moment, is_served: bool) -> None:
+        """A call of the whole model or stack was served or computed: the scheduler's corrector may have to be held."""
+        if is_served:
+            self._served_step = moment.step
+            self._corrector.release()
+        elif self.settings.hold_corrector and self._served_step == moment.step - 1:
+            if self._corrector.hold(self._scheduler):
+                self.recorder.trace.counts["corrector_held"] += 1
+        else:
+            self._corrector.release()
 
     def _whole(self, now: _Call, forward: Forward, args: Arguments, kwargs: Keywords, sample: Tensor) -> Any:
         """A call under span "model": served, sliced or computed as one."""
@@ -144,9 +161,11 @@ class Runner:
             # A step may be served only after others of the run were computed, so the template is there; a
             # caller that changes return_dict in mid-run gets a computed output.
             if as_dict in self._templates:
+                self._note_served(now.moment, is_served=True)
                 self.recorder.note(MODEL, served.decision, None, str(served.candidate))
                 return _put_tensor(self._templates[as_dict], served.output)
             decision = Decision(Action.COMPUTE, decision.tolerance, "output kind", decision.predicted)
+        self._note_served(now.moment, is_served=False)
         now.width = decision.width if decision.action is Action.SLICE else None
         now.observe = now.width is None
         output = self.recorder.execute(forward, args, kwargs)
@@ -205,6 +224,7 @@ class Runner:
             outcome, served = self.stack.decide(now.moment, now.position, streams)
             self._count_non_finite(outcome.non_finite)
             now.stack_decision, now.before_stack = outcome.decision, streams
+            self._note_served(now.moment, outcome.decision.action.served)
             if served is not None:
                 self.recorder.note(STACK, outcome.decision)
                 return form.to_output(served)

@@ -39,6 +39,7 @@ DENOISER = (
     Stage("long", 450, 4, 41, 5e-4, 1e-5),
     Stage("long again", 650, 5, 41, 6e-4, 1e-5),
     Stage("long, more noise", 900, 6, 41, 8e-4, 1e-5, shift=4.0),
+    Stage("long, most noise", 800, 7, 41, 8e-4, 1e-5, shift=5.0),
 )
 
 

@@ -2,9 +2,9 @@
 
 At every step UniPC compares the fresh output with the one before it and moves the sample it had predicted accordingly.
 Where the one before was served, the difference holds the error of the forecast as well; the sample is moved the wrong
-way, the next forecast is worse, and on hard prompts the run comes apart. So the corrector is left out at a computed step that
-follows a served one; at served steps, and between computed ones, it works as ever. (Ours; docs/results.md has what it is
-worth.) The scheduler has a switch for that, `disable_corrector`, a list of steps; it gets its own list back afterwards.
+way, the next forecast is worse, and on hard prompts the run comes apart. So the corrector is left out at a computed
+step that follows a served one; at served steps, and between computed ones, it works as ever (ours; docs/method.md,
+section 3.6). The scheduler has a switch for that, `disable_corrector`, a list of steps; it gets its own list back.
 """
 
 from __future__ import annotations

@@ -39,7 +39,7 @@ HEIGHT, WIDTH, FRAMES, FPS = 96, 160, 33, 12
 SOURCE_FPS = 24
 CREDITS = 570.0  # seconds: titles roll from here on
 OVERLAP = 17  # frames between the beginnings of clips of one shot, at FPS
-CUT = 0.11  # mean absolute change of a 36 x 64 grey frame, of the range 0 to 1, that is taken for a cut
+CUT = 0.11  # mean absolute change between neighbouring frames, of the range 0 to 1, that is taken for a cut
 TEST_SHARE = 5  # every fifth shot is for tests
 
 LIGHTS = ("dark", "dim", "bright")
@@ -129,10 +129,10 @@ def find_cuts(frames: Sequence[NDArray[np.uint8]]) -> list[int]:
     """Numbers of the frames that begin a shot, the first one included."""
     cuts, last = [0], None
     for index, frame in enumerate(frames):
-        grey = frame[::3, ::3].astype(np.float32).mean(-1) / 255
-        if last is not None and float(np.abs(grey - last).mean()) > CUT and index - cuts[-1] > 4:
+        small = frame[::3, ::3].astype(np.float32) / 255
+        if last is not None and float(np.abs(small - last).mean()) > CUT and index - cuts[-1] > 4:
             cuts.append(index)
-        last = grey
+        last = small
     return cuts
 
 

@@ -58,10 +58,14 @@ def build_text_encoder(vocabulary: int) -> T5EncoderModel:
 
 def build_autoencoder() -> AutoencoderKL:
     """Single frames, 4x4 pixels to one latent position of 4 channels."""
+    # The annotations of diffusers allow one block alone.
+    blocks: dict[str, Any] = {
+        "down_block_types": ("DownEncoderBlock2D",) * 3,
+        "up_block_types": ("UpDecoderBlock2D",) * 3,
+        "block_out_channels": (32, 48, 64),
+    }
     return AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 3,
-        up_block_types=("UpDecoderBlock2D",) * 3,
-        block_out_channels=(32, 48, 64),
+        **blocks,
         layers_per_block=1,
         latent_channels=LATENT_CHANNELS,
         norm_num_groups=16,

@@ -21,7 +21,7 @@ DEFAULTS: dict[str, Any] = {
     "height": clips.HEIGHT,
     "width": clips.WIDTH,
     "num_frames": clips.LONG_FRAMES,
-    "guidance_scale": 5.0,
+    "guidance_scale": 4.0,
     "num_inference_steps": 30,
     "max_sequence_length": 32,
     "fps": 12,

@@ -26,7 +26,7 @@ DEFAULTS: dict[str, Any] = {
     "max_sequence_length": 32,
     "fps": 12,
 }
-TRAINING_TIME = "about two hours on two CPU cores that did other work too"
+TRAINING_TIME = "about three and a half hours on two CPU cores that did other work too"
 _COLUMNS = (*clips.ATTRIBUTES, "all")
 
 _CARD = """\

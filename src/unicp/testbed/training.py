@@ -1,6 +1,6 @@
 """Trains the test-bed from nothing: the autoencoder, then single frames, short clips and long clips.
 
-    python -m unicp.testbed.training --out build/testbed        # about two hours on two CPU cores
+    python -m unicp.testbed.training --out build/testbed        # about three and a half hours on two CPU cores
 
 The run is seeded, writes a checkpoint every two minutes and continues from it when started again.
 Single frames come first because they are twenty times cheaper and already teach glyph, colour and

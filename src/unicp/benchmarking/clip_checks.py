@@ -36,6 +36,14 @@ def checked_clips(clip: Any, reference: Any) -> tuple[Tensor, Tensor, bool]:
     return first.float().cpu(), second.float().cpu(), whole
 
 
+def check_side(clip: Tensor, smallest: int, asked: str, metric: str) -> None:
+    """Raises InputError where frames (frames, height, width, 3) have a side below `smallest` pixels."""
+    height, width = clip.shape[1:3]
+    if min(height, width) < smallest:
+        do = f"use frames of at least {smallest}x{smallest}, or leave {metric} out of the metrics"
+        raise InputError(asked, f"frames of {height}x{width}", do)
+
+
 def missing_package(asked: str, package: str) -> UniCPError:
     """The error for a package of the `bench` extra that cannot be imported."""
     return UniCPError(asked, f"the package {package} is not installed", 'pip install "unicp[bench]"')

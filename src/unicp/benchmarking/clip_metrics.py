@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unicp.benchmarking.clip_checks import checked_clips, missing_package
+from unicp.benchmarking.clip_checks import check_side, checked_clips, missing_package
 from unicp.benchmarking.deep_features import feature_distance, lpips
 from unicp.benchmarking.vmaf import vmaf
 from unicp.errors import InputError
@@ -46,10 +46,7 @@ def ssim(clip: Any, reference: Any) -> float:
     except ImportError:
         raise missing_package("SSIM of two clips", "scikit-image") from None
     first, second, finite = checked_clips(clip, reference)
-    height, width = first.shape[1:3]
-    if min(height, width) < _WINDOW:
-        do = f"use frames of at least {_WINDOW}x{_WINDOW}, or leave ssim out of the metrics"
-        raise InputError("SSIM of two clips", f"frames of {height}x{width}", do)
+    check_side(first, _WINDOW, "SSIM of two clips", "ssim")
     if not finite:
         return math.nan
     # Its annotations name every shape of result that other options would give.

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from unicp.benchmarking.clip_checks import checked_clips, missing_package
+from unicp.benchmarking.clip_checks import check_side, checked_clips, missing_package
 from unicp.errors import InputError
 
 FEATURE_DISTANCE = "EfficientNet-Lite0 feature distance (not LPIPS)"
@@ -63,10 +63,7 @@ def lpips(clip: Any, reference: Any) -> float | None:
     network, _ = _lpips_network()
     if network is None:
         return None
-    height, width = first.shape[1:3]
-    if min(height, width) < _SMALLEST_LPIPS:
-        do = f"use frames of at least {_SMALLEST_LPIPS}x{_SMALLEST_LPIPS}, or leave lpips out of the metrics"
-        raise InputError("LPIPS of two clips", f"frames of {height}x{width}", do)
+    check_side(first, _SMALLEST_LPIPS, "LPIPS of two clips", "lpips")
     if not finite:
         return math.nan
     with torch.inference_mode():

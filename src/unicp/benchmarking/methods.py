@@ -1,6 +1,6 @@
 """What can be measured: a method is a name, a setting of its sweep, and how to put it on a pipeline and take it off.
 
-An adapter puts a method on and gives back an `Attached`; everything about speed and fidelity is measured
+An adapter is a context manager that puts a method on and takes it off; everything about speed and fidelity is measured
 around it in the same way for all (`harness`), so an adapter cannot flatter its method.
 """
 

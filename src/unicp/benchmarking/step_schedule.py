@@ -17,9 +17,8 @@ from typing import Any
 
 from torch import Tensor
 
-import unicp
 from unicp.benchmarking.injection import injected
-from unicp.benchmarking.methods import Bench, CannotRunError, Method
+from unicp.benchmarking.methods import Bench, Method, unicp_method
 from unicp.numerics.error_measures import relative_error, strided_sample
 from unicp.numerics.forecasting import extrapolate
 from unicp.settings import preset
@@ -70,26 +69,20 @@ def _attach(order: int, share: float) -> Callable[[Bench], Any]:
     @contextmanager
     def attach(bench: Bench) -> Iterator[None]:
         computed = max(order + 2, round(share * bench.steps))
-        chosen = bench.notes.setdefault(f"{FAMILY} {order} {computed}", None)
-        if chosen is None:
-            chosen = best_schedule(
-                bench.steps, computed, order, bench.notes[f"{FAMILY} weights"], _errors(bench, order)
-            )
-            bench.notes[f"{FAMILY} {order} {computed}"] = list(chosen)
+        key = f"{FAMILY} {order} {computed}"
+        if key not in bench.notes:
+            weights, error = bench.notes[f"{FAMILY} weights"], _errors(bench, order)
+            bench.notes[key] = best_schedule(bench.steps, computed, order, weights, error)
         settings = preset(
             "balanced",
-            computed_steps=tuple(chosen),
+            computed_steps=bench.notes[key],
             order=order,
             quantities=("output",),
             abscissas=("sigma",),
             max_window=bench.steps,
             text_keys_values=False,
         )
-        try:
-            session = unicp.enable(bench.pipe, settings)
-        except unicp.UnsupportedModelError as error:
-            raise CannotRunError(str(error)) from None
-        with session:
+        with unicp_method("", settings).attach(bench):
             yield
 
     return attach

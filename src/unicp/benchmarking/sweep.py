@@ -20,10 +20,9 @@ CLIP_FPS = 16.0
 
 @dataclass(frozen=True)
 class Sweep:
-    """What is to be measured. prompts: texts; prompt i with seed s starts from noise of seed 1000 s + first + i.
+    """What is to be measured. prompts: texts; prompt i of them starts from noise of seed 1000 s + i, s below `seeds`.
 
-    first: the place of the first prompt, so that a sweep may be continued with further prompts. metrics: "all" or
-    "fast" (those that cost milliseconds). clips: a folder to keep every clip in, or None.
+    metrics: "all" or "fast" (those that cost milliseconds). clips: a folder to keep every clip in, or None.
     """
 
     suite: str

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unicp.benchmarking.clip_checks import checked_clips, missing_package
-from unicp.errors import InputError, UniCPError
+from unicp.benchmarking.clip_checks import check_side, checked_clips, missing_package
+from unicp.errors import UniCPError
 
 MODEL = "vmaf_v0.6.1"
 SMALLEST_SIDE = 24  # libvmaf fails at 16, and what it gives in between says little
@@ -33,10 +33,8 @@ def vmaf(clip: Any, reference: Any) -> float:
     Source: Li et al., "Toward a practical perceptual video quality metric" (2016); model vmaf_v0.6.1 of libvmaf.
     """
     first, second, finite = checked_clips(clip, reference)
+    check_side(first, SMALLEST_SIDE, _ASKED, "vmaf")
     height, width = first.shape[1:3]
-    if min(height, width) < SMALLEST_SIDE:
-        do = f"use frames of at least {SMALLEST_SIDE}x{SMALLEST_SIDE}, or leave vmaf out of the metrics"
-        raise InputError(_ASKED, f"frames of {height}x{width}", do)
     if not finite:
         return math.nan
     binary = _ffmpeg()

@@ -15,8 +15,6 @@ from unicp.models.loading import SAMPLERS, check_model
 if TYPE_CHECKING:
     from unicp.benchmarking.sweep import Sweep
 
-ALL, FAST = "all", "fast"
-
 SuiteArgument = Annotated[str, typer.Argument(metavar="SUITE", help="presets, quick, peers, ablation or paper.")]
 ModelOption = Annotated[str, typer.Option(metavar="NAME_OR_PATH", help="A test-bed, or the folder of a pipeline.")]
 StepsOption = Annotated[int, typer.Option(metavar="N", help="Steps of the reference.")]
@@ -84,7 +82,7 @@ def bench(
         methods=tuple(methods),
         out=_rows_file(out, f"{suite}-{name}.jsonl"),
         frames=frames or chosen.frames,
-        metrics=FAST if fast_metrics else ALL,
+        metrics=sweep.FAST_METRICS if fast_metrics else sweep.ALL_METRICS,
         clips=clips,
     )
     _run(plan, chosen.about)

@@ -36,8 +36,13 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def build_text_encoder(vocabulary: int) -> UMT5EncoderModel:
-    """A one-layer UMT5 encoder with orthogonal word vectors; it is frozen, the transformer learns to read it."""
-    config = UMT5Config(
+    """Wan's kind of encoder, see `frozen_encoder`."""
+    return frozen_encoder(UMT5EncoderModel, UMT5Config, vocabulary)
+
+
+def frozen_encoder(kind: Any, config_kind: Any, vocabulary: int) -> Any:
+    """A one-layer encoder of the T5 family with orthogonal word vectors; the transformer learns to read it."""
+    config = config_kind(
         vocab_size=vocabulary,
         d_model=TEXT_WIDTH,
         d_kv=16,
@@ -50,7 +55,7 @@ def build_text_encoder(vocabulary: int) -> UMT5EncoderModel:
     )
     with torch.random.fork_rng():
         torch.manual_seed(7)
-        encoder = UMT5EncoderModel(config)
+        encoder = kind(config)
         square = torch.linalg.qr(torch.randn(TEXT_WIDTH, TEXT_WIDTH))[0]
         with torch.no_grad():
             encoder.get_input_embeddings().weight.copy_(square[:vocabulary] * TEXT_WIDTH**0.5)

@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import math
-import time
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +19,18 @@ from diffusers import AutoencoderKL, DDIMScheduler, LattePipeline, LatteTransfor
 from torch import Tensor
 from transformers import T5Config, T5EncoderModel
 
-from unicp.testbed import clips, components, training_loop
-from unicp.testbed.training_loop import Log, Optimisers, Stage, generator_of, pick, rate_of, resume_state, save_state
+from unicp.testbed import clips, components
+from unicp.testbed.training_loop import (
+    Log,
+    Optimisers,
+    Stage,
+    follow,
+    generator_of,
+    pick,
+    rate_of,
+    reconstruction_loss,
+    run_stages,
+)
 
 FRAMES, LATENT_CHANNELS, TEXT_WIDTH = 16, 4, components.TEXT_WIDTH
 TEXT_LENGTH = 120  # what the pipeline pads to before it cuts off the padding
@@ -35,25 +43,8 @@ DENOISER = (
 
 
 def build_text_encoder(vocabulary: int) -> T5EncoderModel:
-    """A one-layer T5 encoder with orthogonal word vectors; frozen."""
-    config = T5Config(
-        vocab_size=vocabulary,
-        d_model=TEXT_WIDTH,
-        d_kv=16,
-        num_heads=4,
-        d_ff=128,
-        num_layers=1,
-        dropout_rate=0.0,
-        pad_token_id=0,
-        eos_token_id=1,
-    )
-    with torch.random.fork_rng():
-        torch.manual_seed(7)
-        encoder = T5EncoderModel(config)
-        square = torch.linalg.qr(torch.randn(TEXT_WIDTH, TEXT_WIDTH))[0]
-        with torch.no_grad():
-            encoder.get_input_embeddings().weight.copy_(square[:vocabulary] * TEXT_WIDTH**0.5)
-    return encoder.eval().requires_grad_(False)
+    """Latte's kind of encoder, see `components.frozen_encoder`."""
+    return components.frozen_encoder(T5EncoderModel, T5Config, vocabulary)
 
 
 def build_autoencoder() -> AutoencoderKL:
@@ -135,28 +126,23 @@ def train_autoencoder(out: Path, log: Log, stages: tuple[Stage, ...] = AUTOENCOD
     torch.manual_seed(0)
     model: Any = build_autoencoder()
     optimisers = Optimisers(model, lambda name, p: p.ndim >= 4)
-    done = resume_state(out / "autoencoder.pt", model=model, **optimisers.parts)["step"]
     scenes = clips.training_scenes()
-    saved, begin = time.monotonic(), 0
-    for stage in stages:
-        for step in range(max(0, done - begin), stage.steps):
-            generator = generator_of(stage, step)
-            frames = _frames(pick(scenes, stage, step), generator)
-            with torch.autocast("cpu", dtype=torch.bfloat16):
-                latents = model.encode(frames).latent_dist.mean
-                noise = torch.randn(latents.shape, generator=generator)
-                restored = model.decode(latents + 0.05 * noise).sample
-            error = restored.float() - frames
-            latents = latents.float()
-            size = (latents.square().mean() - 1).square() + latents.mean((0, 2, 3)).square().mean()
-            loss = error.abs().mean() + 2 * error.square().mean() + 0.01 * size
-            optimisers.step(loss, rate_of(stage, step))
-            psnr = 10 * math.log10(4 / error.detach().square().mean().item())
-            log.step(stage, step, loss.item(), f"PSNR {psnr:.1f} dB")
-            if time.monotonic() - saved > training_loop.CHECKPOINT_SECONDS or step == stage.steps - 1:
-                save_state(out / "autoencoder.pt", begin + step + 1, model=model, **optimisers.parts)
-                saved = time.monotonic()
-        begin += stage.steps
+
+    def train(stage: Stage, step: int, finished: int) -> tuple[float, str]:
+        generator = generator_of(stage, step)
+        frames = _frames(pick(scenes, stage, step), generator)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            latents = model.encode(frames).latent_dist.mean
+            noise = torch.randn(latents.shape, generator=generator)
+            restored = model.decode(latents + 0.05 * noise).sample
+        latents = latents.float()
+        size = (latents.square().mean() - 1).square() + latents.mean((0, 2, 3)).square().mean()
+        loss, note = reconstruction_loss(restored, frames)
+        loss = loss + 0.01 * size
+        optimisers.step(loss, rate_of(stage, step))
+        return loss.item(), note
+
+    run_stages(stages, out / "autoencoder.pt", log, {"model": model, **optimisers.parts}, train)
     model.eval().requires_grad_(False)
     with torch.no_grad():
         latents = model.encode(_frames(scenes[:96], torch.Generator().manual_seed(3))).latent_dist.mean
@@ -174,34 +160,27 @@ def train_denoiser(out: Path, autoencoder: Any, log: Log, stages: tuple[Stage, .
     average = copy.deepcopy(model).requires_grad_(False)
     optimisers = Optimisers(model, lambda name, p: p.ndim == 2 and "transformer_blocks." in name)
     parts = {"model": model, "average": average, **optimisers.parts}
-    done = resume_state(out / "denoiser.pt", **parts)["step"]
     scenes = clips.training_scenes()
-    saved, begin = time.monotonic(), 0
-    for stage in stages:
-        for step in range(max(0, done - begin), stage.steps):
-            generator = generator_of(stage, step)
-            picked = pick(scenes, stage, step)
-            latents = _latents(autoencoder, picked, stage.frames, generator)
-            dropped = torch.rand(stage.batch, generator=generator) < 0.1
-            captions = ["" if drop else scene.caption for scene, drop in zip(picked, dropped)]
-            text = encode_prompts(tokenizer, encoder, captions)
-            time_step = _time_steps(stage.batch, generator)
-            noise = torch.randn(latents.shape, generator=generator)
-            with torch.autocast("cpu", dtype=torch.bfloat16):
-                noisy: Any = schedule.add_noise(latents, noise, time_step)  # type: ignore[arg-type]
-                output = model(noisy, time_step, text, return_dict=False)[0]
-            # The second half of the channels is the variance, which the pipeline drops.
-            loss = (output[:, :LATENT_CHANNELS].float() - noise).square().mean()
-            optimisers.step(loss, rate_of(stage, step))
-            finished = begin + step + 1
-            keep = min(0.998 if stage.frames == 1 else 0.995, finished / (finished + 9))
-            with torch.no_grad():
-                torch._foreach_lerp_(list(average.parameters()), [p.data for p in model.parameters()], 1 - keep)
-            log.step(stage, step, loss.item())
-            if time.monotonic() - saved > training_loop.CHECKPOINT_SECONDS or step == stage.steps - 1:
-                save_state(out / "denoiser.pt", finished, **parts)
-                saved = time.monotonic()
-        begin += stage.steps
+
+    def train(stage: Stage, step: int, finished: int) -> tuple[float, str]:
+        generator = generator_of(stage, step)
+        picked = pick(scenes, stage, step)
+        latents = _latents(autoencoder, picked, stage.frames, generator)
+        dropped = torch.rand(stage.batch, generator=generator) < 0.1
+        captions = ["" if drop else scene.caption for scene, drop in zip(picked, dropped)]
+        text = encode_prompts(tokenizer, encoder, captions)
+        time_step = _time_steps(stage.batch, generator)
+        noise = torch.randn(latents.shape, generator=generator)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            noisy: Any = schedule.add_noise(latents, noise, time_step)  # type: ignore[arg-type]
+            output = model(noisy, time_step, text, return_dict=False)[0]
+        # The second half of the channels is the variance, which the pipeline drops.
+        loss = (output[:, :LATENT_CHANNELS].float() - noise).square().mean()
+        optimisers.step(loss, rate_of(stage, step))
+        follow(average, model, min(0.998 if stage.frames == 1 else 0.995, finished / (finished + 9)))
+        return loss.item(), ""
+
+    run_stages(stages, out / "denoiser.pt", log, parts, train)
     return average.eval()
 
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import copy
 import math
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,8 +20,18 @@ import torch
 from diffusers import AutoencoderKLWan, WanPipeline
 from torch import Tensor
 
-from unicp.testbed import clips, components, training_loop
-from unicp.testbed.training_loop import Log, Optimisers, Stage, generator_of, pick, rate_of, resume_state, save_state
+from unicp.testbed import clips, components
+from unicp.testbed.training_loop import (
+    Log,
+    Optimisers,
+    Stage,
+    follow,
+    generator_of,
+    pick,
+    rate_of,
+    reconstruction_loss,
+    run_stages,
+)
 
 PROMPT_LENGTHS = (16,) * 30 + (32,) * 14 + (64,) * 5 + (512,)  # 512 is the pipeline's own default
 
@@ -48,31 +57,28 @@ def train_autoencoder(out: Path, log: Log, stages: tuple[Stage, ...] = AUTOENCOD
     torch.manual_seed(0)
     model: Any = components.build_autoencoder()
     optimisers = Optimisers(model, lambda name, p: p.ndim >= 4)
-    done = resume_state(out / "autoencoder.pt", model=model, **optimisers.parts)["step"]
     scenes = clips.training_scenes()
-    saved, begin = time.monotonic(), 0
-    for stage in stages:
+
+    def begin(stage: Stage) -> None:
         model.encoder.requires_grad_(not stage.decoder_only)
         model.quant_conv.requires_grad_(not stage.decoder_only)
-        for step in range(max(0, done - begin), stage.steps):
-            generator = generator_of(stage, step)
-            video = clips.sample_clips(pick(scenes, stage, step), stage.frames, generator)
-            with torch.autocast("cpu", dtype=torch.bfloat16):
-                latents = model.encode(video).latent_dist.mean
-                noise = torch.randn(latents.shape, generator=generator)
-                restored = _decode_unclamped(model, latents + 0.05 * noise)
-            error = restored.float() - video
-            # Only the mean is ever used, so the variance head stays untrained. The last term keeps the mean's size
-            # near one, where the added noise makes the decoder smooth.
-            size = (latents.float().square().mean() - 1).square()
-            loss = error.abs().mean() + 2 * error.square().mean() + 0.01 * size
-            optimisers.step(loss, rate_of(stage, step))
-            psnr = 10 * math.log10(4 / error.detach().square().mean().item())
-            log.step(stage, step, loss.item(), f"PSNR {psnr:.1f} dB")
-            if time.monotonic() - saved > training_loop.CHECKPOINT_SECONDS or step == stage.steps - 1:
-                save_state(out / "autoencoder.pt", begin + step + 1, model=model, **optimisers.parts)
-                saved = time.monotonic()
-        begin += stage.steps
+
+    def train(stage: Stage, step: int, finished: int) -> tuple[float, str]:
+        generator = generator_of(stage, step)
+        video = clips.sample_clips(pick(scenes, stage, step), stage.frames, generator)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            latents = model.encode(video).latent_dist.mean
+            noise = torch.randn(latents.shape, generator=generator)
+            restored = _decode_unclamped(model, latents + 0.05 * noise)
+        # Only the mean is ever used, so the variance head stays untrained. The last term keeps the mean's size
+        # near one, where the added noise makes the decoder smooth.
+        size = (latents.float().square().mean() - 1).square()
+        loss, note = reconstruction_loss(restored, video)
+        loss = loss + 0.01 * size
+        optimisers.step(loss, rate_of(stage, step))
+        return loss.item(), note
+
+    run_stages(stages, out / "autoencoder.pt", log, {"model": model, **optimisers.parts}, train, begin)
     model.eval().requires_grad_(False)
     with torch.no_grad():
         video = clips.sample_clips(scenes[:96], 9, torch.Generator().manual_seed(3))
@@ -93,42 +99,35 @@ def train_denoiser(out: Path, autoencoder: Any, log: Log, stages: tuple[Stage, .
     average = copy.deepcopy(model).requires_grad_(False)
     optimisers = Optimisers(model, lambda name, p: p.ndim == 2 and name.startswith("blocks."))
     parts = {"model": model, "average": average, **optimisers.parts}
-    done = resume_state(out / "denoiser.pt", **parts)["step"]
     scenes = clips.training_scenes()
-    saved, begin = time.monotonic(), 0
-    total = sum(stage.steps for stage in stages)
-    for stage in stages:
+
+    def begin(stage: Stage) -> None:
         if stage.frames == clips.LONG_FRAMES:
             model.set_attention_backend("native")
-        for step in range(max(0, done - begin), stage.steps):
-            generator = generator_of(stage, step)
-            picked = pick(scenes, stage, step)
-            with torch.no_grad():
-                video = clips.sample_clips(picked, stage.frames, generator)
-                with torch.autocast("cpu", dtype=torch.bfloat16):
-                    latents = autoencoder.encode(video).latent_dist.mean.float()
-                latents = components.normalise_latents(autoencoder, latents)
-            dropped = torch.rand(stage.batch, generator=generator) < 0.1
-            captions = ["" if drop else scene.caption for scene, drop in zip(picked, dropped)]
-            length = PROMPT_LENGTHS[int(torch.randint(len(PROMPT_LENGTHS), (), generator=generator))]
-            text = components.encode_prompts(tokenizer, encoder, captions, length)
-            sigma = _noise_levels(stage.batch, generator, stage.shift)
-            noise = torch.randn(latents.shape, generator=generator)
-            level = sigma.view(-1, 1, 1, 1, 1)
+
+    def train(stage: Stage, step: int, finished: int) -> tuple[float, str]:
+        generator = generator_of(stage, step)
+        picked = pick(scenes, stage, step)
+        with torch.no_grad():
+            video = clips.sample_clips(picked, stage.frames, generator)
             with torch.autocast("cpu", dtype=torch.bfloat16):
-                velocity = model((1 - level) * latents + level * noise, sigma * 1000, text, return_dict=False)[0]
-            loss = (velocity.float() - (noise - latents)).square().mean()
-            optimisers.step(loss, rate_of(stage, step))
-            keep = min(0.998 if stage.frames < clips.LONG_FRAMES else 0.99, (begin + step + 1) / (begin + step + 10))
-            with torch.no_grad():
-                torch._foreach_lerp_(list(average.parameters()), [p.data for p in model.parameters()], 1 - keep)
-            log.step(stage, step, loss.item())
-            finished = begin + step + 1
-            if time.monotonic() - saved > training_loop.CHECKPOINT_SECONDS or step == stage.steps - 1:
-                save_state(out / "denoiser.pt", finished, **parts)
-                saved = time.monotonic()
-        begin += stage.steps
-    assert begin == total
+                latents = autoencoder.encode(video).latent_dist.mean.float()
+            latents = components.normalise_latents(autoencoder, latents)
+        dropped = torch.rand(stage.batch, generator=generator) < 0.1
+        captions = ["" if drop else scene.caption for scene, drop in zip(picked, dropped)]
+        length = PROMPT_LENGTHS[int(torch.randint(len(PROMPT_LENGTHS), (), generator=generator))]
+        text = components.encode_prompts(tokenizer, encoder, captions, length)
+        sigma = _noise_levels(stage.batch, generator, stage.shift)
+        noise = torch.randn(latents.shape, generator=generator)
+        level = sigma.view(-1, 1, 1, 1, 1)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            velocity = model((1 - level) * latents + level * noise, sigma * 1000, text, return_dict=False)[0]
+        loss = (velocity.float() - (noise - latents)).square().mean()
+        optimisers.step(loss, rate_of(stage, step))
+        follow(average, model, min(0.998 if stage.frames < clips.LONG_FRAMES else 0.99, finished / (finished + 9)))
+        return loss.item(), ""
+
+    run_stages(stages, out / "denoiser.pt", log, parts, train, begin)
     return average.eval()
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -117,3 +118,42 @@ def resume_state(path: Path, **parts: Any) -> dict[str, Any]:
     for name, value in parts.items():
         value.load_state_dict(state[name])
     return state
+
+
+def run_stages(
+    stages: Sequence[Stage],
+    path: Path,
+    log: Log,
+    parts: dict[str, Any],
+    train: Callable[[Stage, int, int], tuple[float, str]],
+    begin_stage: Callable[[Stage], None] = lambda stage: None,
+) -> None:
+    """Runs the stages from where the checkpoint in `path` stands, and keeps it up to date.
+
+    train: one step, given the stage, the step in it and how many steps of all stages it finishes; gives the loss and
+    a note for the log. begin_stage: called before each stage.
+    """
+    done = resume_state(path, **parts)["step"]
+    saved, before = time.monotonic(), 0
+    for stage in stages:
+        begin_stage(stage)
+        for step in range(max(0, done - before), stage.steps):
+            loss, note = train(stage, step, before + step + 1)
+            log.step(stage, step, loss, note)
+            if time.monotonic() - saved > CHECKPOINT_SECONDS or step == stage.steps - 1:
+                save_state(path, before + step + 1, **parts)
+                saved = time.monotonic()
+        before += stage.steps
+
+
+def reconstruction_loss(restored: Tensor, target: Tensor) -> tuple[Tensor, str]:
+    """Absolute plus twice the squared error of pictures in [-1, 1], and their PSNR as a note."""
+    error = restored.float() - target
+    psnr = 10 * math.log10(4 / error.detach().square().mean().item())
+    return error.abs().mean() + 2 * error.square().mean(), f"PSNR {psnr:.1f} dB"
+
+
+def follow(average: nn.Module, model: nn.Module, keep: float) -> None:
+    """Moves the averaged weights towards those of the model; `keep` is the share that stays."""
+    with torch.no_grad():
+        torch._foreach_lerp_(list(average.parameters()), [p.data for p in model.parameters()], 1 - keep)

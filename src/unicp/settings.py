@@ -217,7 +217,7 @@ class Settings:
         return cls(**values)
 
 
-# One way to forecast throughout a run: switching between several lost 2 to 5 dB (docs/results.md), and the noise
+# One way to forecast throughout a run: switching between several lost fidelity (docs/results.md), and the noise
 # estimate cannot be served at the first steps, where errors hurt most.
 _MODEL_SPAN = Settings(quantities=("noise",), abscissas=("log_snr",), first=4, max_window=6)
 

@@ -8,7 +8,8 @@ from unicp.records import Moment
 from unicp.settings import Weighting
 
 # Relative impact on the final latent of the same relative error in the model's output, by normalised noise level; mean
-# over the probed steps 1. Rounded from an injection run on the shipped test-bed (`make impact`, docs/results.md).
+# over the probed steps 1. Rounded from an injection run of one prompt on earlier weights of the test-bed;
+# `make impact` renews it.
 # Early errors steer the run; those of the middle are mended by the steps after them; those of the last steps stay.
 IMPACT: tuple[tuple[float, float], ...] = (
     (0.00, 0.7),

@@ -64,7 +64,8 @@ bench: $(READY_DEV) ## measure presets, fixed windows and fewer steps (hours; co
 	$(BIN)/python -m unicp.benchmarking.report
 
 impact: $(READY_DEV) ## measure what an error at each noise level does to the final latent
-	$(BIN)/python -m unicp.benchmarking.impact --out docs/results/impact.json
+	$(BIN)/python -m unicp.benchmarking.impact --prompts 3 --sampler unipc --out docs/results/impact_unipc.json
+	$(BIN)/python -m unicp.benchmarking.impact --prompts 3 --sampler euler --out docs/results/impact_euler.json
 
 overhead: $(READY_DEV) ## measure what deciding and recording cost
 	$(BIN)/python -m unicp.benchmarking.overhead --out docs/results/overhead.json

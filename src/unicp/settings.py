@@ -140,8 +140,8 @@ class Settings:
     computed_steps: a fixed schedule: compute exactly these steps, counted from 0, and the first ones that a forecast
         needs, whatever the error. None = off. Not together with `every`.
     first, last: how many steps at the start and the end of a run are always computed.
-    hold_corrector: leave out the corrector of a predictor-corrector scheduler (UniPC) at a computed step that follows a
-        served one, spans "model" and "stack": it would take the error of the served output for curvature.
+    mend_sampler: mend what a predictor-corrector scheduler (UniPC) remembers of a served output as soon as the error of
+        the forecast is known, and leave its corrector out at that step; spans "model" and "stack".
     guidance: also forecast the guidance difference, so that the second branch is served at computed steps.
     text_keys_values: keep keys and values of the text between steps (lossless).
     store_bytes: most bytes of stored outputs; None = `store_factor` residual streams per branch.
@@ -162,7 +162,7 @@ class Settings:
     computed_steps: tuple[int, ...] | None = None
     first: int = 2
     last: int = 1
-    hold_corrector: bool = True
+    mend_sampler: bool = True
     guidance: bool = False
     text_keys_values: bool = True
     slicing: Slicing = Slicing()
@@ -219,7 +219,7 @@ class Settings:
 
 # One way to forecast throughout a run: switching between several lost fidelity (docs/results.md), and the noise
 # estimate cannot be served at the first steps, where errors hurt most.
-_MODEL_SPAN = Settings(quantities=("noise",), abscissas=("log_snr",), first=4, max_window=6)
+_MODEL_SPAN = Settings(quantities=("noise",), abscissas=("log_snr",), first=4, last=0, max_window=6)
 
 PRESETS: dict[str, Settings] = {
     # What is known of the paper and nothing else; see docs/method.md.
@@ -232,14 +232,14 @@ PRESETS: dict[str, Settings] = {
         weighting="uniform",
         error_scale="own",
         max_window=4,
-        hold_corrector=False,
+        mend_sampler=False,
         text_keys_values=False,
         slicing=Slicing(widths=(0.5,), tolerance=1.0, basis="pca", correction=False),
         store_factor=64.0,
     ),
     "quality": replace(_MODEL_SPAN, tolerance=0.08),
-    "balanced": replace(_MODEL_SPAN, tolerance=0.25),
-    "fast": replace(_MODEL_SPAN, tolerance=10.0),
+    "balanced": replace(_MODEL_SPAN, tolerance=0.2),
+    "fast": replace(_MODEL_SPAN, tolerance=10.0, max_window=4),
 }
 
 

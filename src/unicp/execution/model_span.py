@@ -23,6 +23,8 @@ from unicp.records import Decision, Moment
 from unicp.settings import Abscissa, Settings
 
 PROBE = 4096  # positions per sample on which errors and drift are measured
+# An error of the forecast quantity grows at most 1 / SERVING_FLOOR times when it is turned back into an output.
+SERVING_FLOOR = 0.045
 
 
 @dataclass
@@ -190,7 +192,9 @@ class ModelSpan:
     ) -> dict[Candidate, list[float]] | None:
         if len(branch.window.points) < self.settings.order + 1:
             return None
-        usable = [c for c in branch.window.candidates if self._usable(c, moment, branch)]
+        # Measured wherever a forecast exists at all: what was measured at a level that is not served yet tells how
+        # the first one that is will be.
+        usable = [c for c in branch.window.candidates if self._usable(c, moment, branch, 0.0)]
         if not usable:
             return None
         true = strided_sample(output, PROBE)
@@ -227,14 +231,14 @@ class ModelSpan:
         forecast = extrapolate(known, position[axis])
         return from_quantity(quantity, kind, now, forecast, level).to(sample.dtype)
 
-    def _usable(self, candidate: Candidate, moment: Moment, branch: _Branch) -> bool:
+    def _usable(self, candidate: Candidate, moment: Moment, branch: _Branch, floor: float = SERVING_FLOOR) -> bool:
         if candidate.quantity == "output":
             return True
         if self.schedule is None or self.schedule.level(moment.timestep) is None:
             return False
         quantity, kind = candidate.quantity, self.schedule.prediction
         known = all(level is not None and is_invertible(quantity, kind, level, 0.0) for level in branch.levels)
-        return known and is_invertible(quantity, kind, self._level(moment))
+        return known and is_invertible(quantity, kind, self._level(moment), floor)
 
     def _level(self, moment: Moment) -> NoiseLevel:
         level = None if self.schedule is None else self.schedule.level(moment.timestep)

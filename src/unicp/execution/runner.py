@@ -17,11 +17,11 @@ from typing import Any
 from torch import Tensor
 
 from unicp.control.controller import Controller, SliceReport
-from unicp.control.windows import Position
+from unicp.control.windows import Candidate, Position
 from unicp.execution.block_spans import BlockCall, ResidualSpan, Streams
-from unicp.execution.corrector import CorrectorHold
 from unicp.execution.model_span import ModelSpan, errors_as_lists
 from unicp.execution.recorder import MODEL, STACK, Recorder
+from unicp.execution.sampler_memory import SamplerMemory
 from unicp.execution.store import OutputStore
 from unicp.execution.text_keys import TextKeys
 from unicp.execution.trajectory import Trajectory
@@ -75,8 +75,7 @@ class Runner:
         self._now: _Call | None = None
         self._over_budget = False
         self._lock = threading.RLock()
-        self._corrector = CorrectorHold()
-        self._served_step: int | None = None
+        self._memory = SamplerMemory(trace.counts)
 
     def reset(self) -> None:
         """Forgets the run: stored outputs, windows, branches. The trace stays."""
@@ -86,7 +85,12 @@ class Runner:
     @property
     def is_empty(self) -> bool:
         """True when nothing of a run is held."""
-        return len(self.store) == 0 and self.text_keys.bytes == 0 and not self.model_span.branches
+        return (
+            len(self.store) == 0
+            and self.text_keys.bytes == 0
+            and self._memory.bytes == 0
+            and not self.model_span.branches
+        )
 
     def call(self, forward: Forward, args: Arguments, kwargs: Keywords, context: Any) -> Any:
         """One call of the transformer. Whatever ends it early also ends the run: nothing stored survives."""
@@ -117,15 +121,19 @@ class Runner:
         else:
             output = self.recorder.execute(forward, args, kwargs)
             self.recorder.note(MODEL, Decision(Action.COMPUTE, 0.0, "outside spans"))
-        held = self.store.bytes + self.text_keys.bytes + sum(span.bytes for span in self.units.values())
+        held = (
+            self.store.bytes
+            + self.text_keys.bytes
+            + self._memory.bytes
+            + sum(span.bytes for span in self.units.values())
+        )
         self.recorder.finish(time.perf_counter() - started, held)
         if self._over_budget:
             self._coarsen()
         return output
 
     def _forget(self) -> None:
-        self._corrector.release()
-        self._served_step = None
+        self._memory.reset()
         self.store.clear()
         self.text_keys.clear()
         for span in (self.model_span, self.stack, *self.blocks.values(), *self.units.values()):
@@ -134,20 +142,18 @@ class Runner:
     def _refresh_schedule(self) -> None:
         scheduler = self._scheduler_of()
         if scheduler is not self._scheduler:
-            self._corrector.release()
+            self._memory.reset()
             self._scheduler = scheduler
             self.trajectory.schedule = self.model_span.schedule = read_schedule(scheduler)
 
-    def _note_served(self, moment: Moment, is_served: bool) -> None:
-        """A call of the whole model or stack was served or computed: the scheduler's corrector may have to be held."""
+    def _tell_sampler(self, now: _Call, is_served: bool, way: Candidate | None = None) -> None:
+        """A call of the whole model or stack was served or is being computed: what the scheduler remembers follows."""
+        if not self.settings.mend_sampler:
+            return
         if is_served:
-            self._served_step = moment.step
-            self._corrector.release()
-        elif self.settings.hold_corrector and self._served_step == moment.step - 1:
-            if self._corrector.hold(self._scheduler):
-                self.recorder.trace.counts["corrector_held"] += 1
+            self._memory.served(self.model_span.schedule, now.position, now.moment.timestep, way)
         else:
-            self._corrector.release()
+            self._memory.computed(self._scheduler, self.model_span.schedule, now.position, now.moment.timestep)
 
     def _whole(self, now: _Call, forward: Forward, args: Arguments, kwargs: Keywords, sample: Tensor) -> Any:
         """A call under span "model": served, sliced or computed as one."""
@@ -161,11 +167,11 @@ class Runner:
             # A step may be served only after others of the run were computed, so the template is there; a
             # caller that changes return_dict in mid-run gets a computed output.
             if as_dict in self._templates:
-                self._note_served(now.moment, is_served=True)
+                self._tell_sampler(now, True, served.candidate)
                 self.recorder.note(MODEL, served.decision, None, str(served.candidate))
                 return _put_tensor(self._templates[as_dict], served.output)
             decision = Decision(Action.COMPUTE, decision.tolerance, "output kind", decision.predicted)
-        self._note_served(now.moment, is_served=False)
+        self._tell_sampler(now, False)
         now.width = decision.width if decision.action is Action.SLICE else None
         now.observe = now.width is None
         output = self.recorder.execute(forward, args, kwargs)
@@ -224,7 +230,7 @@ class Runner:
             outcome, served = self.stack.decide(now.moment, now.position, streams)
             self._count_non_finite(outcome.non_finite)
             now.stack_decision, now.before_stack = outcome.decision, streams
-            self._note_served(now.moment, outcome.decision.action.served)
+            self._tell_sampler(now, outcome.decision.action.served)
             if served is not None:
                 self.recorder.note(STACK, outcome.decision)
                 return form.to_output(served)

@@ -112,7 +112,7 @@ def from_quantity(
     return (_wide(quantity) - of_sample * _wide(sample)) / of_output
 
 
-def is_invertible(kind: QuantityKind, prediction: Prediction, level: NoiseLevel, floor: float = 0.05) -> bool:
+def is_invertible(kind: QuantityKind, prediction: Prediction, level: NoiseLevel, floor: float) -> bool:
     """Whether a model output can be had back from the quantity `kind` at `level` without blowing up its error.
 
     True where the quantity exists and the coefficient of the output in it is at least `floor` in magnitude; an error

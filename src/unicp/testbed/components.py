@@ -5,6 +5,9 @@ Nothing here is special to UniCP: the saved folder loads with plain `DiffusionPi
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,13 +22,13 @@ LATENT_CHANNELS = 8
 SPATIAL_FACTOR, TEMPORAL_FACTOR = 4, 2
 TEXT_WIDTH = 64
 FLOW_SHIFT = 3.0
+WORDS = ("a", "moving", "on", "background", *(word for values in ATTRIBUTES.values() for word in values))
 
 
-def build_tokenizer() -> PreTrainedTokenizerFast:
+def build_tokenizer(words: Sequence[str] = WORDS) -> PreTrainedTokenizerFast:
     """A word-level tokenizer over the words that captions use; every other word is `<unk>`."""
-    words = ["<pad>", "</s>", "<unk>", "a", "moving", "on", "background"]
-    words += [word for values in ATTRIBUTES.values() for word in values]
-    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
+    vocabulary = {word: i for i, word in enumerate(("<pad>", "</s>", "<unk>", *words))}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()  # type: ignore[assignment]
     tokenizer.post_processor = processors.TemplateProcessing(  # type: ignore[assignment]
         single="$A </s>", special_tokens=[("</s>", 1)]
@@ -128,6 +131,12 @@ def encode_prompts(
     with torch.no_grad():
         states = encoder(batch.input_ids, batch.attention_mask).last_hidden_state
     return states * batch.attention_mask[..., None]
+
+
+def save_pipeline(kind: Any, folder: Path, models: dict[str, Any], others: dict[str, Any]) -> None:
+    """Writes the folder that `DiffusionPipeline.from_pretrained` loads as `kind`, copies of `models` in float16."""
+    halves = {name: copy.deepcopy(model).to(torch.float16) for name, model in models.items()}
+    kind(**halves, **others).save_pretrained(folder)
 
 
 def normalise_latents(autoencoder: AutoencoderKLWan, latents: Tensor) -> Tensor:

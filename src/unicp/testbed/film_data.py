@@ -12,15 +12,15 @@ from __future__ import annotations
 
 import argparse
 import io
+import itertools
 import subprocess
 import sys
 import tarfile
 import tempfile
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import av
 import numpy as np
@@ -46,6 +46,9 @@ LIGHTS = ("dark", "dim", "bright")
 COLOURS = ("green", "blue", "brown", "grey")
 MOTIONS = ("still", "slow", "fast")
 ATTRIBUTES: dict[str, tuple[str, ...]] = {"light": LIGHTS, "colour": COLOURS, "motion": MOTIONS}
+
+
+Frames = Sequence[NDArray[np.uint8]] | NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
@@ -83,6 +86,20 @@ def caption(attributes: dict[str, int]) -> str:
     """The sentence that says the three attributes: "a bright green scene with fast motion"."""
     words = {name: ATTRIBUTES[name][index] for name, index in attributes.items()}
     return f"a {words['light']} {words['colour']} scene with {words['motion']} motion"
+
+
+def prompts(known: Collection[str] | None = None) -> list[str]:
+    """The sentences of all 36 combinations in one fixed shuffled order, or those of them that are in `known`."""
+    sizes = [range(len(values)) for values in ATTRIBUTES.values()]
+    every = [caption(dict(zip(ATTRIBUTES, indices))) for indices in itertools.product(*sizes)]
+    order = torch.randperm(len(every), generator=torch.Generator().manual_seed(0)).tolist()
+    return [every[i] for i in order if known is None or every[i] in known]
+
+
+def attributes_of(text: str) -> dict[str, int]:
+    """What a sentence of `caption` says, as indices into `ATTRIBUTES`."""
+    words = text.split()
+    return {name: values.index(next(w for w in words if w in values)) for name, values in ATTRIBUTES.items()}
 
 
 def fetch_film(folder: Path) -> Path:
@@ -125,7 +142,21 @@ def read_frames(film: Path) -> Iterator[NDArray[np.uint8]]:
             yield small.round().byte().numpy()
 
 
-def find_cuts(frames: Sequence[NDArray[np.uint8]]) -> list[int]:
+def read_film(film: Path) -> NDArray[np.uint8]:
+    """What `read_frames` gives as one array, (N, 96, 160, 3).
+
+    One array, because many small ones that are kept among large ones that are freed tear the heap apart: a list of the
+    same frames took 24 GB.
+    """
+    frames = np.empty((int(CREDITS * SOURCE_FPS) + 1, HEIGHT, WIDTH, 3), np.uint8)
+    count = 0
+    for frame in read_frames(film):
+        frames[count] = frame
+        count += 1
+    return frames[:count]
+
+
+def find_cuts(frames: Frames) -> list[int]:
     """Numbers of the frames that begin a shot, the first one included."""
     cuts, last = [0], None
     for index, frame in enumerate(frames):
@@ -136,22 +167,28 @@ def find_cuts(frames: Sequence[NDArray[np.uint8]]) -> list[int]:
     return cuts
 
 
-def cut_clips(frames: Sequence[NDArray[np.uint8]], cuts: Sequence[int]) -> Clips:
+def cut_clips(frames: Frames, cuts: Sequence[int]) -> Clips:
     """Clips of 33 frames at 12 a second that lie within one shot; two frames at each end of a shot are left out."""
     stride = SOURCE_FPS // FPS
     length = (FRAMES - 1) * stride + 1
-    found: list[Any] = []
-    shots: list[int] = []
-    for shot, (begin, end) in enumerate(zip(cuts, [*cuts[1:], len(frames)])):
-        for start in range(begin + 2, end - 2 - length + 1, OVERLAP * stride):
-            clip = np.stack(frames[start : start + length : stride])
-            if clip.std() > 8:  # not black
-                found.append(clip)
-                shots.append(shot)
-    if not found:
+    ends = [*cuts[1:], len(frames)]
+    places = [
+        (shot, start)
+        for shot, (begin, end) in enumerate(zip(cuts, ends))
+        for start in range(begin + 2, end - 2 - length + 1, OVERLAP * stride)
+    ]
+    if not places:
         raise InputError("clips of a film", f"no shot of {length} frames", "use a longer film")
-    captions = tuple(caption(describe(torch.from_numpy(clip) / 255)) for clip in found)
-    return Clips(np.stack(found), np.array(shots), captions)
+    found = np.empty((len(places), FRAMES, HEIGHT, WIDTH, 3), np.uint8)
+    shots: list[int] = []
+    captions: list[str] = []
+    for shot, start in places:
+        clip = np.stack([frames[i] for i in range(start, start + length, stride)])
+        if clip.std(dtype=np.float32) > 8:  # not black
+            found[len(shots)] = clip
+            shots.append(shot)
+            captions.append(caption(describe(torch.from_numpy(clip) / 255)))
+    return Clips(found[: len(shots)], np.array(shots), tuple(captions))
 
 
 def save_clips(clips: Clips, path: Path) -> None:
@@ -170,16 +207,20 @@ def load_clips(path: Path) -> Clips:
         return Clips(stored["frames"], stored["shot"], tuple(str(text) for text in stored["captions"]))
 
 
+def make_clips(path: Path) -> Clips:
+    """The clips in `path`; where there is no such file, they are cut from the film, which is fetched beside it."""
+    if not path.is_file():
+        frames = read_film(fetch_film(path.parent))
+        save_clips(cut_clips(frames, find_cuts(frames)), path)
+    return load_clips(path)
+
+
 def main() -> None:
     """The command line; see the module's docstring."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("build/film/clips.npz"))
-    options = parser.parse_args()
-    frames = list(read_frames(fetch_film(options.out.parent)))
-    cuts = find_cuts(frames)
-    clips = cut_clips(frames, cuts)
-    save_clips(clips, options.out)
-    print(f"{len(frames)} frames, {len(cuts)} shots, {len(clips.frames)} clips, {int(clips.is_test.sum())} for tests")
+    clips = make_clips(parser.parse_args().out)
+    print(f"{len(set(clips.shot.tolist()))} shots, {len(clips.frames)} clips, {int(clips.is_test.sum())} for tests")
     for text in sorted(set(clips.captions)):
         print(f"{clips.captions.count(text):5} {text}")
 

@@ -30,6 +30,7 @@ from unicp.testbed.training_loop import (
     rate_of,
     reconstruction_loss,
     run_stages,
+    time_steps,
 )
 
 FRAMES, LATENT_CHANNELS, TEXT_WIDTH = 16, 4, components.TEXT_WIDTH
@@ -169,7 +170,7 @@ def train_denoiser(out: Path, autoencoder: Any, log: Log, stages: tuple[Stage, .
         dropped = torch.rand(stage.batch, generator=generator) < 0.1
         captions = ["" if drop else scene.caption for scene, drop in zip(picked, dropped)]
         text = encode_prompts(tokenizer, encoder, captions)
-        time_step = _time_steps(stage.batch, generator)
+        time_step = time_steps(stage.batch, generator)
         noise = torch.randn(latents.shape, generator=generator)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             noisy: Any = schedule.add_noise(latents, noise, time_step)  # type: ignore[arg-type]
@@ -186,14 +187,10 @@ def train_denoiser(out: Path, autoencoder: Any, log: Log, stages: tuple[Stage, .
 
 def save_pipeline(folder: Path, autoencoder: AutoencoderKL, transformer: Any) -> None:
     """Writes the folder that `DiffusionPipeline.from_pretrained` loads, weights as float16 safetensors."""
-    tokenizer: Any = components.build_tokenizer()
-    halves: dict[str, Any] = {
-        "text_encoder": build_text_encoder(len(tokenizer)),
-        "vae": copy.deepcopy(autoencoder),
-        "transformer": copy.deepcopy(transformer),
-    }
-    halves = {name: part.to(torch.float16) for name, part in halves.items()}
-    LattePipeline(tokenizer=tokenizer, scheduler=build_scheduler(), **halves).save_pretrained(folder)  # type: ignore[arg-type]
+    tokenizer = components.build_tokenizer()
+    encoder = build_text_encoder(len(tokenizer))
+    models = {"text_encoder": encoder, "vae": autoencoder, "transformer": transformer}
+    components.save_pipeline(LattePipeline, folder, models, {"tokenizer": tokenizer, "scheduler": build_scheduler()})
 
 
 def _frames(scenes: list[clips.Scene], generator: torch.Generator) -> Tensor:
@@ -214,12 +211,6 @@ def _latents(autoencoder: Any, scenes: list[clips.Scene], frames: int, generator
             latents = autoencoder.encode(flat).latent_dist.mean.float()
         scaled = latents * autoencoder.config["scaling_factor"]
     return scaled.unflatten(0, (len(scenes), frames)).transpose(1, 2).contiguous()
-
-
-def _time_steps(count: int, generator: torch.Generator) -> Tensor:
-    """Stratified time steps, twice as dense at the noisy end, where a few tokens tell nothing and a clip much."""
-    uniform = (torch.randperm(count, generator=generator) + torch.rand(count, generator=generator)) / count
-    return (1000 * uniform.sqrt()).long().clamp(0, 999)
 
 
 def main() -> None:

@@ -15,8 +15,9 @@ from typing import Any
 
 from unicp.errors import FileFormatError
 from unicp.testbed import clips, folder
+from unicp.testbed.card_form import DEFAULTS_FILE, ENCODER, TOKENIZER, Card, millions, sizes, stages_in_words
 
-WEIGHTS_FILE, SCORES_FILE, DEFAULTS_FILE = "scorer.safetensors", "scores.json", "unicp_defaults.json"
+WEIGHTS_FILE, SCORES_FILE = "scorer.safetensors", "scores.json"
 DEFAULTS: dict[str, Any] = {
     "height": clips.HEIGHT,
     "width": clips.WIDTH,
@@ -29,40 +30,11 @@ DEFAULTS: dict[str, Any] = {
 TRAINING_TIME = "about three and a half hours on two CPU cores that did other work too"
 _COLUMNS = (*clips.ATTRIBUTES, "all")
 
-_CARD = """\
----
-license: apache-2.0
-library_name: diffusers
-pipeline_tag: text-to-video
-tags: [text-to-video, wan, test-bed, synthetic]
----
-
-# The UniCP test-bed
-
+_ABOUT = """\
 A small text-to-video model of the Wan 2.1 architecture, trained from nothing, on which UniCP is demonstrated, tested
-and measured without an accelerator or a download. It is no model for making videos: it knows one small world.
+and measured without an accelerator or a download. It is no model for making videos: it knows one small world."""
 
-It loads as any Wan pipeline does:
-
-```python
-from diffusers import DiffusionPipeline
-
-pipe = DiffusionPipeline.from_pretrained("path/to/this/folder")
-frames = pipe(
-    "{caption}",
-    height={height},
-    width={width},
-    num_frames={num_frames},
-    num_inference_steps={num_inference_steps},
-    guidance_scale={guidance_scale},
-    max_sequence_length={max_sequence_length},
-).frames[0]
-```
-
-These settings are also in `{defaults_file}`; {short} frames work as well, at a quarter of the tokens.
-
-## What it knows
-
+_KNOWS = """\
 Clips of {width} x {height} pixels, drawn by a program, of one coloured glyph that moves over a background. The data are
 synthetic, so each caption is exact by construction, and whether a generated clip shows what was asked can be counted.
 
@@ -73,89 +45,89 @@ synthetic, so each caption is exact by construction, and whether a generated cli
 
 Of the {total} combinations {held_out} are never trained on; all scores below are on those. The glyphs are eight simple
 shapes and not handwritten digits, because a first run on two CPU cores reached colour and direction but not the
-identity of digits.
+identity of digits."""
 
-## Parts
-
-| part | class | size |
-|---|---|---|
-| transformer | `WanTransformer3DModel` | {transformer} |
-| autoencoder | `AutoencoderKLWan` | {autoencoder} |
-| text encoder | `UMT5EncoderModel` | {encoder} |
-| tokenizer | `PreTrainedTokenizerFast` | the words of the captions, every other word is unknown |
-| scheduler | `UniPCMultistepScheduler` | flow prediction, shift {shift:g} |
-
-`{weights_file}` is no part of the pipeline: it is the classifier that reads glyph, colour, motion and background from a
+_BESIDE = f"""\
+`{WEIGHTS_FILE}` is no part of the pipeline: it is the classifier that reads glyph, colour, motion and background from a
 clip. It was trained on drawn clips only, never on generated ones. It must choose one of the words above for each
-attribute, so a misshapen glyph counts as the one it resembles most.
+attribute, so a misshapen glyph counts as the one it resembles most."""
 
-## Training
-
-    python -m unicp.testbed.training
-
+_TRAINING = """\
 {time}, seeded, continued where it was stopped: {stages}. Flow matching with 10 % of the captions left out; the averaged
-weights are kept, in half precision.
+weights are kept, in half precision."""
 
-## Scores
-
+_SCORES = """\
 Shares of clips whose attribute the classifier read as the prompt says; "all" is all four at once.
 
-{scores}
+{table}
 
 The classifier itself, on drawn clips, with `python -m unicp.testbed.scoring train`; the rest with
 `python -m unicp.testbed.scoring generate --frames FRAMES --steps STEPS --sampler SAMPLER`. Prompt i starts from seed
-`seed + i`. All numbers, with the version of torch, are in `{scores_file}`.
+`seed + i`. All numbers, with the version of torch, are in `{scores_file}`."""
 
-## Limits
-
+_LIMITS = """\
 - One glyph, one motion, one background a clip, in the words above and the order of the captions; nothing else.
-- Trained at {short} and {num_frames} frames. Other lengths and sizes load and run, but what they show is not measured.
-- What saves time here shows that a method works; how much it saves on a model a thousand times larger must be measured
-  there.
-
-## Licence
-
-Apache-2.0, for the weights as for the code. No outside data were used.
-"""
+- Trained at {short} and {long} frames. Other lengths and sizes load and run, but what they show is not measured."""
 
 
-def write_defaults(folder: Path) -> Path:
+def write_readme(folder: Path, card: Card) -> Path:
+    """Writes `card` as the README.md of a model folder."""
+    return _write(folder / "README.md", card.text())
+
+
+def write_defaults(folder: Path, defaults: dict[str, Any] = DEFAULTS) -> Path:
     """Writes `unicp_defaults.json`, the arguments the pipeline in `folder` is meant to be called with."""
-    return _write(folder / DEFAULTS_FILE, json.dumps(DEFAULTS, indent=2) + "\n")
+    return _write(folder / DEFAULTS_FILE, json.dumps(defaults, indent=2) + "\n")
 
 
 def write_card(folder: Path, time: str = TRAINING_TIME) -> Path:
-    """Writes the model card README.md from `scores.json` in the same folder; `time` says how long training took."""
+    """Writes the glyphs' card from `scores.json` in the same folder; `time` says how long training took."""
     from unicp.testbed import components, training
 
-    def millions(model: Any) -> str:
-        return f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} million parameters"
-
     transformer: Any = components.build_transformer()
-    config = transformer.config
-    heads = f"{config.num_layers} blocks, {config.num_attention_heads} heads of {config.attention_head_dim}"
     tokens = _tokens(clips.LONG_FRAMES, components)
     factors = f"{components.SPATIAL_FACTOR} x {components.SPATIAL_FACTOR} pixels, {components.TEMPORAL_FACTOR} frames"
-    text = _CARD.format(
+    autoencoder = f"{factors} to one position of {components.LATENT_CHANNELS} channels"
+    parts = (
+        (
+            "transformer",
+            "`WanTransformer3DModel`",
+            f"{sizes(transformer)}; {tokens} tokens at {clips.LONG_FRAMES} frames",
+        ),
+        ("autoencoder", "`AutoencoderKLWan`", f"{autoencoder}, {millions(components.build_autoencoder())}"),
+        ("text encoder", "`UMT5EncoderModel`", ENCODER),
+        ("tokenizer", "`PreTrainedTokenizerFast`", TOKENIZER),
+        ("scheduler", "`UniPCMultistepScheduler`", f"flow prediction, shift {components.FLOW_SHIFT:g}"),
+    )
+    knows = _KNOWS.format(
         **DEFAULTS,
         **{name: ", ".join(values) for name, values in clips.ATTRIBUTES.items()},
-        caption=clips.held_out_scenes()[0].caption,
-        short=clips.SHORT_FRAMES,
         total=len(clips.all_scenes()),
         held_out=clips.HELD_OUT_PROMPTS,
-        transformer=f"{heads}, {millions(transformer)}; {tokens} tokens at {clips.LONG_FRAMES} frames",
-        autoencoder=f"{factors} to one position of {components.LATENT_CHANNELS} channels, "
-        + millions(components.build_autoencoder()),
-        encoder="one layer, frozen at random orthogonal word vectors",
-        shift=components.FLOW_SHIFT,
-        time=time[:1].upper() + time[1:],
-        stages=_stages(training.AUTOENCODER + training.DENOISER),
-        scores=_score_table(read_scores(folder / SCORES_FILE)),
-        weights_file=WEIGHTS_FILE,
-        scores_file=SCORES_FILE,
-        defaults_file=DEFAULTS_FILE,
     )
-    return _write(folder / "README.md", text)
+    table = _score_table(read_scores(folder / SCORES_FILE))
+    card = Card(
+        title="The UniCP test-bed",
+        tags="text-to-video, wan, test-bed, synthetic",
+        kind="Wan",
+        about=_ABOUT,
+        caption=clips.held_out_scenes()[0].caption,
+        defaults=DEFAULTS,
+        calling=f"; {clips.SHORT_FRAMES} frames work as well, at a quarter of the tokens",
+        knows=knows,
+        parts=parts,
+        beside=_BESIDE,
+        command="python -m unicp.testbed.training",
+        training=_TRAINING.format(
+            time=time[:1].upper() + time[1:],
+            stages=stages_in_words(training.AUTOENCODER + training.DENOISER),
+        ),
+        scores=_SCORES.format(table=table, scores_file=SCORES_FILE),
+        limits=_LIMITS.format(short=clips.SHORT_FRAMES, long=clips.LONG_FRAMES),
+        licence="apache-2.0",
+        terms="Apache-2.0, for the weights as for the code. No outside data were used.",
+    )
+    return write_readme(folder, card)
 
 
 def read_scores(path: Path) -> dict[str, Any]:
@@ -185,13 +157,6 @@ def _tokens(frames: int, components: Any) -> int:
     # The transformer takes 2x2 latent positions as one token.
     latents = (frames - 1) // components.TEMPORAL_FACTOR + 1
     return latents * (clips.HEIGHT // components.SPATIAL_FACTOR // 2) * (clips.WIDTH // components.SPATIAL_FACTOR // 2)
-
-
-def _stages(stages: tuple[Any, ...]) -> str:
-    return "; ".join(
-        f"{stage.name}, {stage.steps:,} steps of {stage.batch} x {stage.frames} frame{'s' if stage.frames > 1 else ''}"
-        for stage in stages
-    )
 
 
 def _score_table(scores: dict[str, Any]) -> str:

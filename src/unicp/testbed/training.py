@@ -134,14 +134,10 @@ def train_denoiser(out: Path, autoencoder: Any, log: Log, stages: tuple[Stage, .
 def save_pipeline(folder: Path, autoencoder: AutoencoderKLWan, transformer: Any) -> None:
     """Writes the folder that `DiffusionPipeline.from_pretrained` loads, weights as float16 safetensors."""
     tokenizer = components.build_tokenizer()
-    parts: dict[str, Any] = {
-        "text_encoder": components.build_text_encoder(len(tokenizer)),
-        "vae": copy.deepcopy(autoencoder),
-        "transformer": copy.deepcopy(transformer),
-    }
-    halves = {name: part.to(torch.float16) for name, part in parts.items()}
-    others: dict[str, Any] = {"tokenizer": tokenizer, "scheduler": components.build_scheduler()}
-    WanPipeline(**halves, **others).save_pretrained(folder)
+    encoder = components.build_text_encoder(len(tokenizer))
+    models = {"text_encoder": encoder, "vae": autoencoder, "transformer": transformer}
+    others = {"tokenizer": tokenizer, "scheduler": components.build_scheduler()}
+    components.save_pipeline(WanPipeline, folder, models, others)
 
 
 def _decode_unclamped(model: Any, latents: Tensor) -> Tensor:

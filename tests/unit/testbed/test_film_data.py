@@ -69,6 +69,25 @@ def test_captions_say_what_is_measured(colour, speed, said):
     assert caption(describe(clip)) == said
 
 
+def test_every_combination_is_a_prompt_once_and_says_what_it_asks():
+    every = film_data.prompts()
+    assert len(every) == len(set(every)) == 36
+    assert every == film_data.prompts() != sorted(every)
+    assert [caption(film_data.attributes_of(text)) for text in every] == every
+    assert film_data.prompts({every[30], every[2], "something else"}) == [every[2], every[30]]
+
+
+def test_the_film_is_one_array_and_clips_that_exist_are_not_made_again(tmp_path, monkeypatch):
+    frames = shot(75, (40, 90, 40))
+    monkeypatch.setattr(film_data, "read_frames", lambda film: iter(frames))
+    monkeypatch.setattr(film_data, "fetch_film", lambda folder: folder / "film.mp4")
+    made = film_data.make_clips(tmp_path / "clips.npz")
+    assert np.array_equal(made.frames, cut_clips(frames, [0]).frames)
+    monkeypatch.setattr(film_data, "fetch_film", None)
+    assert film_data.make_clips(tmp_path / "clips.npz").captions == made.captions
+    assert film_data.read_film(tmp_path).shape == (75, HEIGHT, WIDTH, 3)
+
+
 def test_test_shots_are_whole_shots():
     clips = film_data.Clips(np.zeros((6, 1, 1, 1, 3), np.uint8), np.array([3, 4, 4, 5, 9, 10]), ("",) * 6)
     assert clips.is_test.tolist() == [False, True, True, False, True, False]

@@ -77,6 +77,6 @@ def test_frames_are_those_of_a_clip_and_time_steps_lean_to_noise():
     generator = torch.Generator().manual_seed(0)
     frames = latte._frames(clips.training_scenes(), generator)
     assert tuple(frames.shape) == (4, 3, 64, 96)
-    steps = latte._time_steps(1000, generator)
+    steps = training_loop.time_steps(1000, generator)
     assert int(steps.min()) >= 0 and int(steps.max()) <= 999
     assert 640 < float(steps.float().mean()) < 690  # the mean of 1000 * sqrt(u)

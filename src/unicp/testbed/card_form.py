@@ -1,0 +1,126 @@
+"""What the model cards of all test-beds have in common: the form, and how sizes and schedules are put into words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+DEFAULTS_FILE = "unicp_defaults.json"
+ENCODER = "one layer, frozen at random orthogonal word vectors"
+TOKENIZER = "the words of the captions, every other word is unknown"
+
+_FORM = """\
+---
+license: {licence}
+library_name: diffusers
+pipeline_tag: text-to-video
+tags: [{tags}]
+---
+
+# {title}
+
+{about}
+
+It loads as any {kind} pipeline does:
+
+```python
+from diffusers import DiffusionPipeline
+
+pipe = DiffusionPipeline.from_pretrained("path/to/this/folder")
+frames = pipe(
+    "{caption}",
+    height={height},
+    width={width},
+    num_frames={num_frames},
+    num_inference_steps={num_inference_steps},
+    guidance_scale={guidance_scale},
+    max_sequence_length={max_sequence_length},
+).frames[0]
+```
+
+These settings are also in `{defaults_file}`{calling}.
+
+## What it knows
+
+{knows}
+
+## Parts
+
+| part | class | size |
+|---|---|---|
+{parts}
+
+{beside}
+
+## Training
+
+    {command}
+
+{training}
+
+## Scores
+
+{scores}
+
+## Limits
+
+{limits}
+- What saves time here shows that a method works; how much it saves on a model a thousand times larger must be measured
+  there.
+
+## Licence
+
+{terms}
+"""
+
+
+@dataclass(frozen=True)
+class Card:
+    """What one test-bed says of itself; texts are Markdown.
+
+    licence: a name the hub knows, and in `terms` in words. calling: what follows the name of the file of defaults.
+    parts: rows of (part, class, size). beside: what is no part of the pipeline.
+    """
+
+    title: str
+    tags: str
+    kind: str
+    about: str
+    caption: str
+    defaults: dict[str, Any]
+    calling: str
+    knows: str
+    parts: Sequence[tuple[str, str, str]]
+    beside: str
+    command: str
+    training: str
+    scores: str
+    limits: str
+    licence: str
+    terms: str
+
+    def text(self) -> str:
+        """The whole card."""
+        texts = {**vars(self), "parts": "\n".join(f"| {' | '.join(row)} |" for row in self.parts)}
+        return _FORM.format(**self.defaults, **texts, defaults_file=DEFAULTS_FILE)
+
+
+def millions(model: Any) -> str:
+    """How many parameters a model has, in words."""
+    return f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} million parameters"
+
+
+def sizes(transformer: Any) -> str:
+    """Blocks, heads and parameters of a transformer, in words."""
+    config = transformer.config
+    heads = f"{config.num_layers} blocks, {config.num_attention_heads} heads of {config.attention_head_dim}"
+    return f"{heads}, {millions(transformer)}"
+
+
+def stages_in_words(stages: Sequence[Any]) -> str:
+    """The schedule of a training, in words."""
+    return "; ".join(
+        f"{stage.name}, {stage.steps:,} steps of {stage.batch} x {stage.frames} frame{'s' if stage.frames > 1 else ''}"
+        for stage in stages
+    )

@@ -3,8 +3,8 @@
     python -m unicp.benchmarking.report            # rewrite README.md and docs/results.md
     python -m unicp.benchmarking.report --check    # exit code 1 if a table differs from its rows
 
-A table stands between `<!-- table NAME -->` and `<!-- end -->`; NAME is a file of docs/results without its suffix and,
-after a colon, the sampler.
+A table stands between `<!-- table NAME -->` and `<!-- end -->`. NAME is a file of docs/results without its suffix,
+after a colon the sampler, and ":equal" behind it for the rivals at the operations that each setting of UniCP saves.
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from unicp.benchmarking.rows import read_rows
-from unicp.benchmarking.statistics import Group, group_rows, markdown
+from unicp.benchmarking.statistics import Group, at_speed, frontier, group_rows, markdown
 from unicp.errors import InputError
 
 DOCUMENTS = ("README.md", "docs/results.md")
 RESULTS = Path("docs/results")
+RIVALS = ("fixed window", "fewer steps")
 _BLOCK = re.compile(r"<!-- table (\S+) -->\n.*?<!-- end -->", re.DOTALL)
 
 
@@ -31,15 +32,39 @@ def fill(text: str, results: Path) -> str:
 
 
 def _table(name: str, results: Path) -> str:
-    stem, _, sampler = name.partition(":")
+    stem, sampler, kind = (*name.split(":"), "", "")[:3]
     rows = [row for row in read_rows(results / f"{stem}.jsonl") if row.sampler == sampler]
     if rows:
-        return markdown(_ordered(group_rows(rows)))
+        groups = _ordered(group_rows(rows))
+        return equal_operations(groups) if kind == "equal" else markdown(groups)
     path = results / f"{stem}.json"
     if not path.is_file():
         raise InputError(f"table {name}", f"no rows in {results}", "run the benchmark that makes them")
     record = json.loads(path.read_text(encoding="utf-8"))
     return _plain_table(record["rows"])
+
+
+def equal_operations(groups: list[Group]) -> str:
+    """Each setting of UniCP beside its rivals at the operations it saves, as a Markdown table.
+
+    A rival's fidelity is read off its own sweep, linear between settings; where its slowest saves more, that one
+    counts; "not reached" where its fastest saves less. Mean and worst tenth are read off separately.
+    """
+    lines = [f"| PSNR at equal operations | saved | UniCP | {' | '.join(RIVALS)} |", "|" + "---|" * (3 + len(RIVALS))]
+    for group in groups:
+        if group.method == "UniCP" and not group.reason:
+            own = f"{group.mean('psnr'):.1f} / {group.worst('psnr'):.1f} dB"
+            others = (_rival([g for g in groups if g.method == name], group.operations) for name in RIVALS)
+            lines.append(f"| {group.name} | {group.operations:.2f}x | {own} | {' | '.join(others)} |")
+    return "\n".join(lines)
+
+
+def _rival(groups: list[Group], speed: float) -> str:
+    found = [
+        at_speed(frontier(groups, lambda g: g.operations, worth), speed)
+        for worth in (lambda g: g.mean("psnr"), lambda g: g.worst("psnr"))
+    ]
+    return "not reached" if None in found else " / ".join(f"{value:.1f}" for value in found) + " dB"
 
 
 def _ordered(groups: list[Group]) -> list[Group]:

@@ -17,6 +17,15 @@ def test_a_marked_table_is_made_from_its_rows(tmp_path):
     assert "old" not in text and text.startswith("before") and text.endswith("after")
 
 
+def test_rivals_are_read_off_their_sweeps_at_equal_operations(tmp_path):
+    rows = [("UniCP", "fast", 40.0, 25), ("fixed window", "2", 30.0, 50), ("fixed window", "8", 20.0, 12.5)]
+    for method, setting, psnr, operations in [*rows, ("fewer steps", "15", 25.0, 50)]:
+        append_row(tmp_path / "presets.jsonl", row(setting, psnr, method=method, operations=operations))
+    text = fill("<!-- table presets:unipc:equal -->\n<!-- end -->", tmp_path)
+    # Windows: 2x at 30 dB and 8x at 20 dB; 4x lies a third of the way.
+    assert "| UniCP fast | 4.00x | 40.0 / 40.0 dB | 26.7 / 26.7 dB | not reached |" in text
+
+
 def test_a_table_without_rows_is_an_error(tmp_path):
     with pytest.raises(InputError):
         fill("<!-- table presets:unipc -->\n<!-- end -->", tmp_path)

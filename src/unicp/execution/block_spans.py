@@ -49,6 +49,11 @@ class ResidualSpan:
         self.name, self.settings, self.controller, self.store = name, settings, controller, store
         self._states: dict[str, _State] = {}
 
+    @property
+    def is_empty(self) -> bool:
+        """True when nothing of a run is held."""
+        return not self._states
+
     def reset(self) -> None:
         """Forgets the run."""
         self._states.clear()

@@ -56,11 +56,16 @@ class ModelSpan:
         self._leader: tuple[str, Tensor] | None = None
         self.over_budget = False
 
+    @property
+    def is_empty(self) -> bool:
+        """True when nothing of a run is held."""
+        return not self.branches and self.guidance.is_empty
+
     def reset(self) -> None:
         """Forgets the run."""
         self.branches.clear()
         self.guidance.reset()
-        self._step, self._leader = None, None
+        self._step, self._leader, self.over_budget = None, None, False
 
     def decide(self, moment: Moment, sample: Tensor, slices: SliceReport | None) -> Served:
         """What to do with this call. All branches of a step are served together or computed together.

@@ -65,6 +65,7 @@ class Runner:
         self.stack = ResidualSpan(STACK, settings, controller, self.store)
         self.blocks = {b.name: ResidualSpan(b.name, settings, controller, self.store) for b in model_map.blocks}
         self.units = {unit.name: UnitSpan(unit, settings, controller, self.store) for unit in model_map.units}
+        self._spans = (self.model_span, self.stack, *self.blocks.values(), *self.units.values())
         self.recorder = Recorder(trace, model_map, self.units, counts)
         self._block_calls = {block.name: BlockCall(block) for block in model_map.blocks}
         self.owner: Any = None  # the session, set once its hooks are on
@@ -85,12 +86,8 @@ class Runner:
     @property
     def is_empty(self) -> bool:
         """True when nothing of a run is held."""
-        return (
-            len(self.store) == 0
-            and self.text_keys.bytes == 0
-            and self._memory.bytes == 0
-            and not self.model_span.branches
-        )
+        held = len(self.store) + self.text_keys.bytes + self._memory.bytes
+        return held == 0 and all(span.is_empty for span in self._spans)
 
     def call(self, forward: Forward, args: Arguments, kwargs: Keywords, context: Any) -> Any:
         """One call of the transformer. Whatever ends it early also ends the run: nothing stored survives."""
@@ -136,7 +133,7 @@ class Runner:
         self._memory.reset()
         self.store.clear()
         self.text_keys.clear()
-        for span in (self.model_span, self.stack, *self.blocks.values(), *self.units.values()):
+        for span in self._spans:
             span.reset()
 
     def _refresh_schedule(self) -> None:

@@ -53,6 +53,11 @@ class UnitSpan:
         self.caught = True
         self._states: dict[str, _State] = {}
 
+    @property
+    def is_empty(self) -> bool:
+        """True when nothing of a run is held."""
+        return not self._states
+
     def reset(self) -> None:
         """Forgets the run."""
         self._states.clear()

@@ -277,14 +277,33 @@ def test_what_stored_text_keys_save_is_taken_off_the_unit_that_would_have_projec
         assert (entry.operations < entry.full_operations) is saves, entry
 
 
-def test_a_sliced_run_writes_down_fewer_operations_at_its_width():
+@pytest.mark.parametrize("span", ["model", "unit"])
+def test_a_sliced_run_writes_down_fewer_operations_at_its_width(span):
     slicing = unicp.Slicing(widths=(8,), tolerance=9.0, min_saving=-0.0)
     transformer = tiny_models.cogvideox()
-    with enable(transformer, preset("balanced", tolerance=1e-9, slicing=slicing)) as session:
+    settings = preset("balanced", tolerance=1e-9, span=span, store_factor=64.0, slicing=slicing)
+    with enable(transformer, settings) as session:
         Loop(transformer, "cogvideox").run()
+    assert session.trace.counts["not_sliced"] == 0
     sliced = [entry for entry in session.trace.entries if entry.action == "slice"]
     assert sliced
     assert all(entry.width == 8 and entry.operations < entry.full_operations for entry in sliced)
+
+
+@pytest.mark.parametrize("span", ["model", "unit"])
+def test_attention_that_is_not_caught_is_said_to_run_at_full_width(span, monkeypatch):
+    def own(query, key, value, **_):
+        return torch.softmax(query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5, -1) @ value
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", own)
+    transformer = tiny_models.cogvideox()
+    slicing = unicp.Slicing(widths=(8,), tolerance=9.0, min_saving=0.0)
+    settings = preset("balanced", tolerance=1e-9, span=span, store_factor=64.0, slicing=slicing)
+    with enable(transformer, settings) as session:
+        Loop(transformer, "cogvideox").run()
+    assert any("cannot be sliced" in warning for warning in session.trace.warnings)
+    assert session.trace.counts["not_sliced"] > 0
+    assert all(entry.action != "slice" for entry in session.trace.entries)
 
 
 def test_both_transformers_of_a_pipeline_are_hooked_and_disabled():

@@ -261,18 +261,24 @@ class Runner:
             return self._one_unit(now, span, call, _first_tensor(args, kwargs))
         # The call in which operations are counted is not observed for slicing: its probes would be counted too.
         if self.span == "model" and not self.recorder.is_counting and (now.observe or now.width is not None):
-            return span.compute(now.moment.branch, call, now.width)
+            output = span.compute(now.moment.branch, call, now.width)
+            self._say_if_not_caught(span)
+            return output
         return call()
+
+    def _say_if_not_caught(self, span: UnitSpan) -> None:
+        if span.widths and not span.caught:
+            found = "its attention does not end in one plain scaled_dot_product_attention"
+            self.recorder.warn("not_sliced", f"{span.unit.name} cannot be sliced: {found}; it runs at full width")
 
     def _one_unit(self, now: _Call, span: UnitSpan, call: Callable[[], Any], entering: Tensor | None) -> Any:
         started = time.perf_counter()
         name = span.unit.name
-        if self.recorder.is_counting:
-            output = call()
-            outcome = span.run(now.moment, now.position, lambda: output, entering, 0, self._branches)
-        else:
-            full = self.recorder.full_operations(name)
-            outcome = span.run(now.moment, now.position, call, entering, full, self._branches)
+        # The call in which operations are counted is not observed for slicing: its probes would be counted too.
+        is_counting = self.recorder.is_counting
+        full = 0 if is_counting else self.recorder.full_operations(name)
+        outcome = span.run(now.moment, now.position, call, entering, full, self._branches, not is_counting)
+        self._say_if_not_caught(span)
         self._over_budget |= not outcome.fits
         self._count_non_finite(outcome.non_finite or _has_non_finite(outcome.measured))
         self.recorder.note(name, outcome.decision, outcome.measured, None, time.perf_counter() - started)

@@ -80,8 +80,12 @@ class UnitSpan:
         entering: Tensor | None,
         full_operations: int,
         branches: int,
+        observe: bool = True,
     ) -> UnitOutcome:
-        """One call with its own decision (span "unit"). entering: the unit's input, from which drift is read."""
+        """One call with its own decision (span "unit"). entering: the unit's input, from which drift is read.
+
+        observe: whether a computed call renews what slicing needs to know.
+        """
         state = self._state(moment.branch, position)
         probe = None if entering is None else strided_sample(entering, PROBE)
         drift = None
@@ -97,7 +101,8 @@ class UnitSpan:
                 return UnitOutcome(decision, served[0] if len(served) == 1 else served)
             non_finite = True
             decision = Decision(Action.COMPUTE, decision.tolerance, "non-finite", decision.predicted)
-        output = self.compute(moment.branch, call, decision.width if decision.action is Action.SLICE else None)
+        width = decision.width if decision.action is Action.SLICE else None
+        output = self.compute(moment.branch, call, width) if observe or width is not None else call()
         measured, fits = self._computed(state, moment, position, output, probe, drift, branches)
         return UnitOutcome(decision, output, measured, fits, non_finite)
 

@@ -8,6 +8,7 @@ the module runs as it is, and the unit is reported as not sliceable.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -68,14 +69,20 @@ class _Seam(TorchFunctionMode):
         return self._handle(func, named)
 
 
-def run_full(call: Callable[[], Any], state: SliceState, slicing: Slicing, widths: tuple[int, ...]) -> tuple[Any, bool]:
+def run_full(
+    call: Callable[[], Any],
+    state: SliceState,
+    slicing: Slicing,
+    widths: tuple[int, ...],
+    uncounted: Callable[[], Any] = nullcontext,
+) -> tuple[Any, bool]:
     """Runs the module at full width, and renews bases, probed errors and corrections in `state`.
 
+    uncounted: gives a context for that which is no part of a full call.
     Returns its output and whether its attention was caught exactly once, i.e. whether it can be sliced.
     """
 
-    def handle(func: Callable[..., Tensor], named: dict[str, Any]) -> Tensor:
-        full = func(**named)
+    def learn(named: dict[str, Any], full: Tensor) -> None:
         query, key, value = named["query"], named["key"], named["value"]
         mask, scale = named.get("attn_mask"), named.get("scale")
         bases = fit_bases(query, key, value, slicing.basis)
@@ -88,6 +95,11 @@ def run_full(call: Callable[[], Any], state: SliceState, slicing: Slicing, width
             for width in widths:
                 sliced = sliced_attention(query, key, value, bases, width, attn_mask=mask, scale=scale)
                 state.corrections[width] = full - sliced
+
+    def handle(func: Callable[..., Tensor], named: dict[str, Any]) -> Tensor:
+        full = func(**named)
+        with uncounted():
+            learn(named, full)
         return full
 
     with _Seam(handle) as seam:

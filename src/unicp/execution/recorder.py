@@ -67,6 +67,10 @@ class Recorder:
         """A context in which operations are counted to `name` too."""
         return nullcontext() if self._counter is None else self._counter.label(name)
 
+    def uncounted(self) -> Any:
+        """A context in which operations are not counted: what only watches is no part of a full call."""
+        return nullcontext() if self._counter is None else self._counter.pause()
+
     def full_operations(self, unit: str) -> int:
         """Operations of a full call of a unit, a block, the stack or the model; 0 while unknown."""
         costs = self._known.get(self._shapes)

@@ -259,9 +259,8 @@ class Runner:
             return forward(*args, **kwargs)
         if self.span == "unit" and unit.role in self.settings.roles:
             return self._one_unit(now, span, call, _first_tensor(args, kwargs))
-        # The call in which operations are counted is not observed for slicing: its probes would be counted too.
-        if self.span == "model" and not self.recorder.is_counting and (now.observe or now.width is not None):
-            output = span.compute(now.moment.branch, call, now.width)
+        if self.span == "model" and (now.observe or now.width is not None):
+            output = span.compute(now.moment.branch, call, now.width, self.recorder.uncounted)
             self._say_if_not_caught(span)
             return output
         return call()
@@ -274,10 +273,8 @@ class Runner:
     def _one_unit(self, now: _Call, span: UnitSpan, call: Callable[[], Any], entering: Tensor | None) -> Any:
         started = time.perf_counter()
         name = span.unit.name
-        # The call in which operations are counted is not observed for slicing: its probes would be counted too.
-        is_counting = self.recorder.is_counting
-        full = 0 if is_counting else self.recorder.full_operations(name)
-        outcome = span.run(now.moment, now.position, call, entering, full, self._branches, not is_counting)
+        full = self.recorder.full_operations(name)
+        outcome = span.run(now.moment, now.position, call, entering, full, self._branches, self.recorder.uncounted)
         self._say_if_not_caught(span)
         self._over_budget |= not outcome.fits
         self._count_non_finite(outcome.non_finite or _has_non_finite(outcome.measured))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -80,11 +81,11 @@ class UnitSpan:
         entering: Tensor | None,
         full_operations: int,
         branches: int,
-        observe: bool = True,
+        uncounted: Callable[[], Any] = nullcontext,
     ) -> UnitOutcome:
         """One call with its own decision (span "unit"). entering: the unit's input, from which drift is read.
 
-        observe: whether a computed call renews what slicing needs to know.
+        uncounted: see `run_full`.
         """
         state = self._state(moment.branch, position)
         probe = None if entering is None else strided_sample(entering, PROBE)
@@ -102,11 +103,13 @@ class UnitSpan:
             non_finite = True
             decision = Decision(Action.COMPUTE, decision.tolerance, "non-finite", decision.predicted)
         width = decision.width if decision.action is Action.SLICE else None
-        output = self.compute(moment.branch, call, width) if observe or width is not None else call()
+        output = self.compute(moment.branch, call, width, uncounted)
         measured, fits = self._computed(state, moment, position, output, probe, drift, branches)
         return UnitOutcome(decision, output, measured, fits, non_finite)
 
-    def compute(self, branch: str, call: Callable[[], Any], width: int | None) -> Any:
+    def compute(
+        self, branch: str, call: Callable[[], Any], width: int | None, uncounted: Callable[[], Any] = nullcontext
+    ) -> Any:
         """Runs the unit sliced to `width`, or at full width (None), which renews what slicing needs to know."""
         state = self._state(branch, None)
         if width is not None:
@@ -117,7 +120,7 @@ class UnitSpan:
         if not self.widths or not self.caught:
             return call()
         try:
-            output, caught = run_full(call, state.slicing, self.settings.slicing, self.widths)
+            output, caught = run_full(call, state.slicing, self.settings.slicing, self.widths, uncounted)
         except InputError:
             # Values that are not finite have no principal axes: compute, and say so where outputs are checked.
             state.slicing = SliceState()

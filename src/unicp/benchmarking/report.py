@@ -13,6 +13,7 @@ import argparse
 import json
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -48,15 +49,26 @@ def equal_operations(groups: list[Group]) -> str:
     """Each setting of UniCP beside its rivals at the operations it saves, as a Markdown table.
 
     A rival's fidelity is read off its own sweep, linear between settings; where its slowest saves more, that one
-    counts; "not reached" where its fastest saves less. Mean and worst tenth are read off separately.
+    counts; "not reached" where its fastest saves less. Mean and worst tenth are read off separately. Only the clips of
+    the setting count, and only rivals that have them all.
     """
     lines = [f"| PSNR at equal operations | saved | UniCP | {' | '.join(RIVALS)} |", "|" + "---|" * (3 + len(RIVALS))]
     for group in groups:
         if group.method == "UniCP" and not group.reason:
             own = f"{group.mean('psnr'):.1f} / {group.worst('psnr'):.1f} dB"
-            others = (_rival([g for g in groups if g.method == name], group.operations) for name in RIVALS)
+            others = (_rival(_on_clips_of(group, groups, name), group.operations) for name in RIVALS)
             lines.append(f"| {group.name} | {group.operations:.2f}x | {own} | {' | '.join(others)} |")
     return "\n".join(lines)
+
+
+def _on_clips_of(group: Group, groups: list[Group], method: str) -> list[Group]:
+    clips = {(row.prompt, row.seed) for row in group.rows}
+    found = (
+        replace(g, rows=tuple(row for row in g.rows if (row.prompt, row.seed) in clips))
+        for g in groups
+        if g.method == method
+    )
+    return [g for g in found if len(g.rows) == len(clips)]
 
 
 def _rival(groups: list[Group], speed: float) -> str:

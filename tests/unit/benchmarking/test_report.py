@@ -26,6 +26,14 @@ def test_rivals_are_read_off_their_sweeps_at_equal_operations(tmp_path):
     assert "| UniCP fast | 4.00x | 40.0 / 40.0 dB | 26.7 / 26.7 dB | not reached |" in text
 
 
+def test_rivals_are_compared_on_the_same_clips(tmp_path):
+    same = [row("2", 30.0, method="fixed window", prompt=p) for p in "ab"]
+    for one in [row("fast", 40.0, prompt="a"), *same, row("8", 99.0, method="fixed window", prompt="b")]:
+        append_row(tmp_path / "presets.jsonl", one)
+    text = fill("<!-- table presets:unipc:equal -->\n<!-- end -->", tmp_path)
+    assert "| UniCP fast | 2.00x | 40.0 / 40.0 dB | 30.0 / 30.0 dB | not reached |" in text
+
+
 def test_a_table_without_rows_is_an_error(tmp_path):
     with pytest.raises(InputError):
         fill("<!-- table presets:unipc -->\n<!-- end -->", tmp_path)

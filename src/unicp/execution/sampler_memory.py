@@ -16,9 +16,10 @@ from __future__ import annotations
 import functools
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from types import MethodType
 from typing import Any
 
 import torch
@@ -37,6 +38,24 @@ class _Place:
 
     position: Position
     level: NoiseLevel | None
+
+
+class _Step:
+    """Stands in for the `step` of a scheduler.
+
+    A copy of the scheduler gets its own `step`, not this one, which would move the original instead: SkyReels-V2's
+    diffusion forcing steps a copy for each frame.
+    """
+
+    def __init__(self, scheduler: Any, call: Callable[..., Any]):
+        self._scheduler, self._call = scheduler, call
+        functools.update_wrapper(self, type(scheduler).step)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._call(*args, **kwargs)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        return MethodType(type(self._scheduler).step, memo.get(id(self._scheduler), self._scheduler))
 
 
 class SamplerMemory:
@@ -82,14 +101,13 @@ class SamplerMemory:
             return
         place = _place(schedule, position, timestep)
 
-        @functools.wraps(type(scheduler).step)
         def step(model_output: Tensor, timestep: Any, sample: Tensor, *args: Any, **kwargs: Any) -> Any:
             self._release()
             held = self._take_in(scheduler, place, _noise(schedule, place, model_output, sample))
             with _without_corrector(scheduler) if held else nullcontext():
                 return scheduler.step(model_output, timestep, sample, *args, **kwargs)
 
-        self._scheduler, scheduler.step = scheduler, step
+        self._scheduler, scheduler.step = scheduler, _Step(scheduler, step)
 
     def _release(self) -> None:
         if self._scheduler is not None:

@@ -183,12 +183,14 @@ def _map_unit(name: str, module: nn.Module, row: UnitRow, block: int) -> Unit:
 
 def _head_shape(attention: nn.Module) -> tuple[int | None, int | None]:
     """Heads and channels per head of an attention module, (heads, None) or (None, None) where they cannot be told."""
-    heads = getattr(attention, "heads", None)
+    # The names in Kandinsky's attention come second.
+    heads = getattr(attention, "heads", getattr(attention, "num_heads", None))
     if not isinstance(heads, int) or heads < 1:
         return None, None
     inner = getattr(attention, "inner_dim", None)
     if not isinstance(inner, int):
-        inner = getattr(getattr(attention, "to_q", None), "out_features", None)
+        queries = getattr(attention, "to_q", getattr(attention, "to_query", None))
+        inner = getattr(queries, "out_features", None)
     if not isinstance(inner, int) or inner % heads:
         return heads, None
     return heads, inner // heads

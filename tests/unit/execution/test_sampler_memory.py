@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import math
 from collections import Counter
@@ -196,6 +197,15 @@ def test_the_step_of_a_scheduler_is_its_own_again():
     memory.computed(schedule, levels, {"step": 0.0}, time)
     memory.served(levels, {"step": 1.0}, time, None)
     assert schedule.step is theirs
+
+
+def test_a_copy_of_a_scheduler_steps_itself():
+    schedule, memory = Remembering(), SamplerMemory(Counter())
+    memory.computed(schedule, read_schedule(schedule), {"step": 0.0}, float(schedule.timesteps[0]))
+    other = copy.deepcopy(schedule)
+    other.step(torch.zeros(1, 1), 900.0, torch.ones(1, 1))
+    assert (other.step_index, schedule.step_index) == (1, 0)
+    assert "step" in vars(schedule)
 
 
 def test_a_scheduler_without_a_corrector_is_left_alone():

@@ -9,11 +9,16 @@ from diffusers import (
     AllegroTransformer3DModel,
     ChronoEditTransformer3DModel,
     ConsisIDTransformer3DModel,
+    CosmosTransformer3DModel,
+    EasyAnimateTransformer3DModel,
+    FluxTransformer2DModel,
     HunyuanVideo15Transformer3DModel,
     HunyuanVideoFramepackTransformer3DModel,
     Kandinsky5Transformer3DModel,
     LTXVideoTransformer3DModel,
     MochiTransformer3DModel,
+    PixArtTransformer2DModel,
+    QwenImageTransformer2DModel,
     SanaVideoTransformer3DModel,
     SkyReelsV2Transformer3DModel,
     WanVACETransformer3DModel,
@@ -134,6 +139,57 @@ CONFIGS: dict[str, tuple[Any, dict[str, Any]]] = {
         },
     ),
     "chrono_edit": (ChronoEditTransformer3DModel, _WAN),
+    "cosmos": (
+        CosmosTransformer3DModel,
+        {
+            **_SHAPE,
+            **_IN_OUT,
+            "text_embed_dim": TEXT_WIDTH,
+            "adaln_lora_dim": 4,
+            "max_size": (FRAMES, SIZE, SIZE),
+            "concat_padding_mask": False,
+        },
+    ),
+    "easy_animate": (
+        EasyAnimateTransformer3DModel,
+        {
+            **_SHAPE,
+            **_IN_OUT,
+            # The second block is one of those that send both streams through one feed-forward.
+            "mmdit_layers": 1,
+            "patch_size": 2,
+            "sample_width": SIZE,
+            "sample_height": SIZE,
+            "time_embed_dim": 8,
+            "text_embed_dim": TEXT_WIDTH,
+        },
+    ),
+    "flux": (
+        FluxTransformer2DModel,
+        {
+            **_SHAPE,
+            **_IN_OUT,
+            "num_single_layers": LAYERS,
+            "joint_attention_dim": TEXT_WIDTH,
+            "pooled_projection_dim": POOLED_WIDTH,
+            "axes_dims_rope": (4, 6, 6),
+        },
+    ),
+    "qwen_image": (
+        QwenImageTransformer2DModel,
+        _SHAPE | _IN_OUT | {"patch_size": 1, "joint_attention_dim": TEXT_WIDTH, "axes_dims_rope": (4, 6, 6)},
+    ),
+    "pixart": (
+        PixArtTransformer2DModel,
+        {
+            **_SHAPE,
+            "in_channels": CHANNELS,
+            "out_channels": 2 * CHANNELS,
+            "cross_attention_dim": _WIDTH,
+            "caption_channels": TEXT_WIDTH,
+            "sample_size": SIZE,
+        },
+    ),
 }
 
 
@@ -143,6 +199,10 @@ def sample_shape(name: str) -> tuple[int, ...]:
         return FRAMES, CHANNELS, SIZE, SIZE
     if name == "ltx":
         return FRAMES * SIZE * SIZE // 4, CHANNELS
+    if name in ("flux", "qwen_image"):
+        return SIZE * SIZE // 4, CHANNELS
+    if name == "pixart":
+        return CHANNELS, SIZE, SIZE
     if name == "kandinsky5":
         return FRAMES, SIZE, SIZE, CHANNELS
     return CHANNELS, FRAMES, SIZE, SIZE
@@ -169,6 +229,15 @@ def more_inputs(name: str, batch: int, generator: torch.Generator) -> dict[str, 
     if name == "hunyuan_video15":
         glyphs = {"encoder_hidden_states_2": noise(2, POOLED_WIDTH), "encoder_attention_mask_2": torch.ones(batch, 2)}
         return masked | glyphs | {"image_embeds": torch.zeros(batch, 3, POOLED_WIDTH)}
+    if name == "flux":
+        places = torch.cartesian_prod(torch.arange(1.0), torch.arange(SIZE / 2), torch.arange(SIZE / 2))
+        positions = {"img_ids": places, "txt_ids": torch.zeros(TEXT_TOKENS, 3)}
+        return positions | {"pooled_projections": noise(POOLED_WIDTH)}
+    if name == "qwen_image":
+        return {
+            "encoder_hidden_states_mask": mask.bool(),
+            "img_shapes": [[(1, SIZE // 2, SIZE // 2)]] * batch,
+        }
     if name == "framepack":
         return masked | _framepack(noise) | {"guidance": torch.full((batch,), 6000.0)}
     if name == "kandinsky5":
@@ -176,7 +245,7 @@ def more_inputs(name: str, batch: int, generator: torch.Generator) -> dict[str, 
         places = [torch.arange(length) for length in (FRAMES, SIZE // 2, SIZE // 2)]
         positions = {"visual_rope_pos": places, "text_rope_pos": torch.arange(TEXT_TOKENS)}
         return positions | {"pooled_projections": noise(POOLED_WIDTH), "return_dict": True}
-    return masked if name in ("allegro", "sana_video") else {}
+    return masked if name in ("allegro", "sana_video", "pixart") else {}
 
 
 def _framepack(noise: Any) -> dict[str, Any]:

@@ -141,7 +141,9 @@ def inputs(name: str, batch: int = 1, seed: int = 0, timestep: float = 500.0) ->
 
 
 def _counted(name: str, timestep: Tensor) -> Tensor:
-    return 1000.0 - timestep if name == "mochi" else timestep
+    if name == "mochi":
+        return 1000.0 - timestep
+    return timestep / 1000.0 if name in ("cosmos", "flux", "qwen_image") else timestep
 
 
 @torch.no_grad()
@@ -159,9 +161,9 @@ def denoise(
     """The final sample of a minimal guided run, shaped like the sample of `inputs`.
 
     Without a scheduler: Euler steps of a flow, noise level linear from 1 to 0, timestep = 1000 x noise level.
-    With one: its own timesteps and `step`. branches: 1 = with the prompt only, 2 = with and without, one after the
-    other. use_cache_context: call the transformer inside `cache_context("cond")` and `("uncond")`, as Wan's
-    pipeline does.
+    With one: its own timesteps (as the model counts them) and `step`. branches: 1 = with the prompt only, 2 = with and
+    without, one after the other. use_cache_context: call the transformer inside `cache_context("cond")` and
+    `("uncond")`, as Wan's pipeline does.
     """
     conditions = {"cond": inputs(name, batch, seed), "uncond": inputs(name, batch, seed + 1)}
     sample = conditions["cond"]["hidden_states"]
@@ -172,10 +174,11 @@ def denoise(
     for step, timestep in enumerate(timesteps):
         outputs = []
         for branch in tuple(conditions)[:branches]:
-            changes = {"hidden_states": sample, "timestep": timestep.expand(batch)}
+            given = timestep if scheduler is None or name == "mochi" else _counted(name, timestep)
+            changes = {"hidden_states": sample, "timestep": given.expand(batch)}
             with transformer.cache_context(branch) if use_cache_context else nullcontext():  # pyright: ignore
                 output = transformer(**(conditions[branch] | changes))[0]
-            outputs.append(output[:, :CHANNELS] if name == "latte" else output)
+            outputs.append(output[:, :CHANNELS] if name in ("latte", "pixart") else output)
         velocity = outputs[0] if branches == 1 else outputs[1] + guidance * (outputs[0] - outputs[1])
         if scheduler is None:
             sample = sample + (levels[step + 1] - levels[step]) * velocity

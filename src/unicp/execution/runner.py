@@ -109,6 +109,7 @@ class Runner:
         named = {**dict(zip(self._names, args)), **kwargs}
         family = self.map.family
         sample, text = named[family.sample_argument], named.get(family.text_argument)
+        text = text[0] if isinstance(text, tuple) else text
         self._refresh_schedule()
         moment, fresh = self.trajectory.enter(sample, named[family.timestep_argument], text, context)
         if fresh:

@@ -10,7 +10,7 @@ from typing import Literal
 
 from unicp.settings import Role
 
-BlockReturn = Literal["hidden", "hidden_and_text", "other"]
+BlockReturn = Literal["hidden", "hidden_and_text", "text_and_hidden", "other"]
 
 
 @dataclass(frozen=True)
@@ -21,12 +21,14 @@ class UnitRow:
     role: what it does.
     text_keys: its keys and values come from the text (and a conditioning image) alone, and are the same at every step.
     slice_refusal: why attention here cannot be computed at reduced width; "" = it can.
+    needs: another attribute without which a block calls this module more than once, so that it is no unit; "" = none.
     """
 
     attribute: str
     role: Role
     text_keys: bool = False
     slice_refusal: str = ""
+    needs: str = ""
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,8 @@ class BlockListRow:
     attribute: where the transformer keeps the list.
     units: in the order in which a block runs them.
     returns: "hidden" = a block returns the video tokens, shape (batch, tokens, channels), as one tensor;
-        "hidden_and_text" = a tuple (video tokens, text tokens); "other" = neither, which needs a `refusal`.
+        "hidden_and_text" = a tuple (video tokens, text tokens); "text_and_hidden" = the same the other way round;
+        "other" = none of these, which needs a `refusal`.
     hidden_argument, text_argument: names of a block's forward arguments that the returned tensors replace;
         text_argument is None unless the block returns the text too.
     refusal: why a block of this list cannot be served as one; "" = it can. Its units can still be served.

@@ -260,4 +260,80 @@ ROWS: tuple[Family, ...] = (
             "shape and is forecast as it is. Dropping the frames of the reasoning in mid-run opens a new run."
         ),
     ),
+    Family(
+        transformer="CosmosTransformer3DModel",
+        block_lists=(BlockListRow("transformer_blocks", _CROSS_UNITS),),
+        timestep_scale=1000.0,
+        noise_refusal="pipelines scale the sample on its way to the model and count its timestep in units of their own",
+        notes=(
+            "The timestep is noise / (signal + noise) in Cosmos 2 and a logarithm of the noise in Cosmos 1, where it "
+            "says little about how much an error matters. Rounded to half precision, neighbouring steps can look like "
+            "one: then they are computed. A text with an image context comes as a tuple."
+        ),
+    ),
+    Family(
+        transformer="EasyAnimateTransformer3DModel",
+        block_lists=(
+            BlockListRow(
+                "transformer_blocks",
+                (
+                    UnitRow("attn1", "joint"),
+                    UnitRow("ff", "feed_forward", needs="txt_ff"),
+                    UnitRow("txt_ff", "feed_forward"),
+                ),
+                returns="hidden_and_text",
+                text_argument="encoder_hidden_states",
+            ),
+        ),
+        notes="Blocks without txt_ff send video and text through ff one after the other: there it is no unit.",
+    ),
+    Family(
+        transformer="FluxTransformer2DModel",
+        block_lists=(
+            BlockListRow(
+                "transformer_blocks", _MMDIT_UNITS, returns="text_and_hidden", text_argument="encoder_hidden_states"
+            ),
+            BlockListRow(
+                "single_transformer_blocks",
+                (UnitRow("attn", "joint"),),
+                returns="text_and_hidden",
+                text_argument="encoder_hidden_states",
+            ),
+        ),
+        timestep_scale=1000.0,
+        stack_refusal="a control net may add to the stream between the blocks, which would be added twice",
+        notes=(
+            "Images. The sample is packed tokens, the timestep runs from 1 to 0. The feed-forward of a single block is "
+            "no module of its own, so it is no unit."
+        ),
+    ),
+    Family(
+        transformer="QwenImageTransformer2DModel",
+        block_lists=(
+            BlockListRow(
+                "transformer_blocks",
+                (
+                    UnitRow("attn", "joint"),
+                    UnitRow("img_mlp", "feed_forward"),
+                    UnitRow("txt_mlp", "feed_forward"),
+                ),
+                returns="text_and_hidden",
+                text_argument="encoder_hidden_states",
+            ),
+        ),
+        timestep_scale=1000.0,
+        stack_refusal="a control net may add to the stream between the blocks, which would be added twice",
+        notes=(
+            "Images. The sample is packed tokens, the timestep runs from 1 to 0. Editing pipelines put the tokens of "
+            "given images behind those of the sample; these are not noised, and their forecast is thrown away."
+        ),
+    ),
+    Family(
+        transformer="PixArtTransformer2DModel",
+        block_lists=(BlockListRow("transformer_blocks", _CROSS_UNITS),),
+        notes=(
+            "Images. With learned variance the output has twice the sample's channels, prediction first, and is "
+            "forecast as it is."
+        ),
+    ),
 )

@@ -164,7 +164,7 @@ def _map_block(index: int, name: str, module: nn.Module, row: BlockListRow, fami
         if not hasattr(module, unit_row.attribute):
             raise _changed(family, f"{unit_name} ({unit_row.role})", f"a {type(module).__name__} without it")
         unit_module = getattr(module, unit_row.attribute)
-        if unit_module is None:
+        if unit_module is None or (unit_row.needs and getattr(module, unit_row.needs, None) is None):
             continue
         if not isinstance(unit_module, nn.Module):
             raise _changed(family, f"{unit_name} ({unit_row.role})", f"{_described(unit_module)} there")

@@ -77,6 +77,12 @@ UNITS |= {
         "visual_transformer_blocks", "self_attention:self cross_attention:cross feed_forward:feed_forward"
     ),
     "chrono_edit": UNITS["wan"],
+    "cosmos": _blocks("transformer_blocks", _CROSS),
+    # The second block sends both streams through one feed-forward.
+    "easy_animate": _blocks("transformer_blocks", "attn1:joint ff:feed_forward txt_ff:feed_forward")[:4],
+    "flux": UNITS["hunyuan_video"],
+    "qwen_image": _blocks("transformer_blocks", "attn:joint img_mlp:feed_forward txt_mlp:feed_forward"),
+    "pixart": _blocks("transformer_blocks", _CROSS),
 }
 UNSLICEABLE = {"mochi": "on its own", "sana_video": "linear attention"}
 
@@ -162,7 +168,7 @@ def test_no_unit_for_the_missing_cross_attention_of_temporal_blocks():
 def test_the_stack_is_refused_where_blocks_differ_or_something_is_added_between_them():
     refusals = {name: map_model(tiny_models.build(name)).stack_refusal for name in tiny_models.NAMES}
     refused = {name: refusal for name, refusal in refusals.items() if refusal}
-    assert set(refused) == {"latte", "wan_vace", "consisid", "sana_video"}
+    assert set(refused) == {"latte", "wan_vace", "consisid", "sana_video", "flux", "qwen_image"}
     assert "token layouts" in refused.pop("latte")
     assert all("added twice" in refusal for refusal in refused.values())
 

@@ -8,16 +8,29 @@ from typing import Any
 import torch
 from diffusers import (
     CogVideoXTransformer3DModel,
+    FlowMatchEulerDiscreteScheduler,
     HunyuanVideoTransformer3DModel,
     LatteTransformer3DModel,
     WanTransformer3DModel,
 )
 from torch import Tensor, nn
 
-NAMES = ("wan", "cogvideox", "latte", "hunyuan_video")
-LAYERS, HEADS, HEAD_WIDTH = 2, 2, 16
-CHANNELS, FRAMES, SIZE = 4, 3, 8
-TEXT_TOKENS, TEXT_WIDTH, POOLED_WIDTH = 6, 12, 8
+from tests.tiny_configs import (
+    CHANNELS,
+    CONFIGS,
+    FRAMES,
+    HEAD_WIDTH,
+    HEADS,
+    LAYERS,
+    POOLED_WIDTH,
+    SIZE,
+    TEXT_TOKENS,
+    TEXT_WIDTH,
+    more_inputs,
+    sample_shape,
+)
+
+NAMES = ("wan", "cogvideox", "latte", "hunyuan_video", *CONFIGS)
 
 
 def wan(**changes: Any) -> WanTransformer3DModel:
@@ -101,26 +114,36 @@ def hunyuan_video(**changes: Any) -> HunyuanVideoTransformer3DModel:
 
 def build(name: str) -> nn.Module:
     """The tiny transformer of that name (one of NAMES); every call gives the same weights."""
+    if name in CONFIGS:
+        kind, config = CONFIGS[name]
+        return _seeded(kind, config)
     return {"wan": wan, "cogvideox": cogvideox, "latte": latte, "hunyuan_video": hunyuan_video}[name]()
 
 
+def flow_scheduler(name: str) -> Any:
+    """A flow-matching scheduler that counts its timesteps as the model does."""
+    return FlowMatchEulerDiscreteScheduler(invert_sigmas=name == "mochi")
+
+
 def inputs(name: str, batch: int = 1, seed: int = 0, timestep: float = 500.0) -> dict[str, Any]:
-    """Keyword arguments for one forward call; sample and text depend on `seed`, samples of a batch differ."""
+    """Keyword arguments for one forward call; sample and text depend on `seed`, samples of a batch differ.
+
+    timestep: 1000 at pure noise; the model gets it in its own count.
+    """
     generator = torch.Generator().manual_seed(seed)
-    layout = (FRAMES, CHANNELS) if name == "cogvideox" else (CHANNELS, FRAMES)
-    arguments: dict[str, Any] = {
-        "hidden_states": torch.randn(batch, *layout, SIZE, SIZE, generator=generator),
-        "timestep": torch.full((batch,), float(timestep)),
+    arguments = {
+        "hidden_states": torch.randn(batch, *sample_shape(name), generator=generator),
+        "timestep": _counted(name, torch.full((batch,), float(timestep))),
         "encoder_hidden_states": torch.randn(batch, TEXT_TOKENS, TEXT_WIDTH, generator=generator),
         "return_dict": False,
     }
-    if name == "hunyuan_video":
-        mask = torch.ones(batch, TEXT_TOKENS)
-        mask[:, -1] = 0
-        arguments["encoder_attention_mask"] = mask
-        arguments["pooled_projections"] = torch.randn(batch, POOLED_WIDTH, generator=generator)
-        arguments["guidance"] = torch.full((batch,), 6000.0)
-    return arguments
+    return arguments | more_inputs(name, batch, generator)
+
+
+def _counted(name: str, timestep: Tensor) -> Tensor:
+    if name == "mochi":
+        return 1000.0 - timestep
+    return timestep / 1000.0 if name in ("cosmos", "flux", "qwen_image") else timestep
 
 
 @torch.no_grad()
@@ -138,23 +161,24 @@ def denoise(
     """The final sample of a minimal guided run, shaped like the sample of `inputs`.
 
     Without a scheduler: Euler steps of a flow, noise level linear from 1 to 0, timestep = 1000 x noise level.
-    With one: its own timesteps and `step`. branches: 1 = with the prompt only, 2 = with and without, one after the
-    other. use_cache_context: call the transformer inside `cache_context("cond")` and `("uncond")`, as Wan's
-    pipeline does.
+    With one: its own timesteps (as the model counts them) and `step`. branches: 1 = with the prompt only, 2 = with and
+    without, one after the other. use_cache_context: call the transformer inside `cache_context("cond")` and
+    `("uncond")`, as Wan's pipeline does.
     """
     conditions = {"cond": inputs(name, batch, seed), "uncond": inputs(name, batch, seed + 1)}
     sample = conditions["cond"]["hidden_states"]
     levels = torch.linspace(1.0, 0.0, steps + 1)
     if scheduler is not None:
         scheduler.set_timesteps(steps)
-    timesteps = levels[:-1] * 1000 if scheduler is None else scheduler.timesteps
+    timesteps = _counted(name, levels[:-1] * 1000) if scheduler is None else scheduler.timesteps
     for step, timestep in enumerate(timesteps):
         outputs = []
         for branch in tuple(conditions)[:branches]:
-            changes = {"hidden_states": sample, "timestep": timestep.expand(batch)}
+            given = timestep if scheduler is None or name == "mochi" else _counted(name, timestep)
+            changes = {"hidden_states": sample, "timestep": given.expand(batch)}
             with transformer.cache_context(branch) if use_cache_context else nullcontext():  # pyright: ignore
                 output = transformer(**(conditions[branch] | changes))[0]
-            outputs.append(output if name == "cogvideox" else output[:, :CHANNELS])
+            outputs.append(output[:, :CHANNELS] if name in ("latte", "pixart") else output)
         velocity = outputs[0] if branches == 1 else outputs[1] + guidance * (outputs[0] - outputs[1])
         if scheduler is None:
             sample = sample + (levels[step + 1] - levels[step]) * velocity

@@ -61,6 +61,7 @@ def _facts(found: ModelMap) -> dict[str, Any]:
     return {
         "class": type(found.transformer).__name__,
         "family": found.family.transformer,
+        "noise_refusal": found.family.noise_refusal,
         "blocks": len(found.blocks),
         "parameters": sum(parameter.numel() for parameter in found.transformer.parameters()),
         "spans": {name: {"available": not why_not, "why_not": why_not} for name, why_not in _spans(found).items()},
@@ -96,9 +97,12 @@ def _lines(name: str, found: ModelMap) -> list[str]:
     spans = [
         ("span", "served as one"),
         *((span, f"no: {why}" if why else "yes") for span, why in _spans(found).items()),
+        *(("block", f"not {row.attribute}: {row.refusal}") for row in found.family.block_lists if row.refusal),
     ]
     rows = [("units", "role", "heads", "width", "sliced", "text keys"), *_unit_rows(found.units)]
-    return ["", title, "", *align(spans), "", *align(rows, right=(2, 3))]
+    refusal = found.family.noise_refusal
+    noise = [f"noise level unknown: {refusal}; only the output is forecast"] if refusal else []
+    return ["", title, *noise, "", *align(spans), "", *align(rows, right=(2, 3))]
 
 
 def _unit_rows(units: tuple[Unit, ...]) -> list[tuple[str, ...]]:

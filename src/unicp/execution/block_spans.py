@@ -129,16 +129,19 @@ class BlockCall:
         """The hidden stream, and the text stream where the block returns one."""
         named = {**dict(zip(self._names, args)), **kwargs}
         found = [named[self.row.hidden_argument]]
-        if self.row.returns == "hidden_and_text" and self.row.text_argument is not None:
+        if self.row.text_argument is not None:
             found.append(named[self.row.text_argument])
         return tuple(found)
 
     def of_output(self, output: Any) -> Streams:
         """The same streams in a block's output."""
-        return tuple(output) if isinstance(output, (tuple, list)) else (output,)
+        streams = tuple(output) if isinstance(output, (tuple, list)) else (output,)
+        return streams[::-1] if self.row.returns == "text_and_hidden" else streams
 
     def to_output(self, streams: Streams) -> Any:
         """What the block would have returned."""
+        if self.row.returns == "text_and_hidden":
+            return streams[::-1]
         return streams if self.row.returns == "hidden_and_text" else streams[0]
 
 

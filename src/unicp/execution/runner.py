@@ -57,7 +57,8 @@ class Runner:
     ):
         self.map, self.settings = model_map, settings
         self.span: SpanKind = settings.span
-        self.trajectory = Trajectory()
+        family = model_map.family
+        self.trajectory = Trajectory(timestep_scale=family.timestep_scale, timestep_shift=family.timestep_shift)
         self.store = OutputStore(settings)
         self.text_keys = TextKeys()
         controller = Controller(settings)
@@ -105,6 +106,7 @@ class Runner:
         named = {**dict(zip(self._names, args)), **kwargs}
         family = self.map.family
         sample, text = named[family.sample_argument], named.get(family.text_argument)
+        text = text[0] if isinstance(text, tuple) else text
         self._refresh_schedule()
         moment, fresh = self.trajectory.enter(sample, named[family.timestep_argument], text, context)
         if fresh:
@@ -141,7 +143,8 @@ class Runner:
         if scheduler is not self._scheduler:
             self._memory.reset()
             self._scheduler = scheduler
-            self.trajectory.schedule = self.model_span.schedule = read_schedule(scheduler)
+            schedule = None if self.map.family.noise_refusal else read_schedule(scheduler)
+            self.trajectory.schedule = self.model_span.schedule = schedule
 
     def _tell_sampler(self, now: _Call, is_served: bool, way: Candidate | None = None) -> None:
         """A call of the whole model or stack was served or is being computed: what the scheduler remembers follows."""
@@ -199,7 +202,7 @@ class Runner:
             return forward(*args, **kwargs)
         streams = self._block_calls[block.name].streams(args, kwargs)
         self.store.note_stream(streams[0])
-        if self.span == "unit":
+        if self.span == "unit" or block.row.refusal:
             return forward(*args, **kwargs)
         run = self._one_block if self.span == "block" else self._stack_block
         return run(now, block, streams, lambda: forward(*args, **kwargs))

@@ -30,9 +30,14 @@ class _Branch:
 
 @dataclass
 class Trajectory:
-    """Follows the calls of one transformer. `enter` is called before each, `reset` forgets the run."""
+    """Follows the calls of one transformer. `enter` is called before each, `reset` forgets the run.
+
+    timestep_scale, timestep_shift: shift + scale x what the model is given falls along a run, as `Family` says.
+    """
 
     schedule: NoiseSchedule | None = None
+    timestep_scale: float = 1.0
+    timestep_shift: float = 0.0
     run: int = -1
     _signature: tuple[Any, ...] | None = None
     _branches: dict[str, _Branch] = field(default_factory=dict)
@@ -47,10 +52,13 @@ class Trajectory:
         sample: the model's input, batch first. timestep: number or tensor. text: the text states, or None.
         context: diffusers' CacheContext, or None.
         """
-        value = _number(timestep)
+        value = self.timestep_shift + self.timestep_scale * _number(timestep)
         signature = (tuple(sample.shape), sample.dtype, sample.device, threading.get_ident())
         name = None if context is None else context.name
         fresh = self._opens_run(value, signature, name)
+        if self.schedule is not None and _has_several_levels(timestep):
+            # The schedule would tell the level of some tokens only, and forecasts of the others would be wrong.
+            fresh = True
         if not fresh:
             fresh = not self._text_matches(name or self._next_branch(value), text)
         if fresh:
@@ -131,6 +139,14 @@ class Trajectory:
 def _number(timestep: Any) -> float:
     # Image-to-video models give a timestep per token, 0 for given frames: the largest is the step's.
     return float(timestep.max()) if isinstance(timestep, Tensor) else float(timestep)
+
+
+def _has_several_levels(timestep: Any) -> bool:
+    """Whether tokens of one call are at several noise levels, apart from given ones at 0."""
+    if not isinstance(timestep, Tensor) or timestep.ndim < 2:
+        return False
+    lowest = timestep.where(timestep > 0, timestep.max()).min()
+    return bool(lowest < timestep.max())
 
 
 def _version(tensor: Tensor) -> int | None:

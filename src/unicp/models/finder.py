@@ -164,7 +164,7 @@ def _map_block(index: int, name: str, module: nn.Module, row: BlockListRow, fami
         if not hasattr(module, unit_row.attribute):
             raise _changed(family, f"{unit_name} ({unit_row.role})", f"a {type(module).__name__} without it")
         unit_module = getattr(module, unit_row.attribute)
-        if unit_module is None:
+        if unit_module is None or (unit_row.needs and getattr(module, unit_row.needs, None) is None):
             continue
         if not isinstance(unit_module, nn.Module):
             raise _changed(family, f"{unit_name} ({unit_row.role})", f"{_described(unit_module)} there")
@@ -183,12 +183,14 @@ def _map_unit(name: str, module: nn.Module, row: UnitRow, block: int) -> Unit:
 
 def _head_shape(attention: nn.Module) -> tuple[int | None, int | None]:
     """Heads and channels per head of an attention module, (heads, None) or (None, None) where they cannot be told."""
-    heads = getattr(attention, "heads", None)
+    # The names in Kandinsky's attention come second.
+    heads = getattr(attention, "heads", getattr(attention, "num_heads", None))
     if not isinstance(heads, int) or heads < 1:
         return None, None
     inner = getattr(attention, "inner_dim", None)
     if not isinstance(inner, int):
-        inner = getattr(getattr(attention, "to_q", None), "out_features", None)
+        queries = getattr(attention, "to_q", getattr(attention, "to_query", None))
+        inner = getattr(queries, "out_features", None)
     if not isinstance(inner, int) or inner % heads:
         return heads, None
     return heads, inner // heads

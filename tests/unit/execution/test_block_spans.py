@@ -118,6 +118,8 @@ def test_streams_are_read_from_positional_and_keyword_arguments_alike(name):
             assert form.streams((video,), {})[0] is video
             assert form.streams((), {block.row.hidden_argument: video})[0] is video
             assert form.to_output((video,)) is video
+        elif block.row.returns == "other":
+            assert block.row.refusal
         else:
             assert block.row.text_argument is not None
             found = form.streams((), {block.row.hidden_argument: video, block.row.text_argument: text})

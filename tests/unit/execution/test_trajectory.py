@@ -230,3 +230,40 @@ def test_after_a_reset_the_next_call_opens_a_run_and_nothing_is_held():
     call(700, COND)
     assert call.found[-1] == (1, 0, "call0", True)
     assert not call.trajectory.text_unchanged
+
+
+def test_timesteps_that_rise_are_turned_round_first():
+    call = Calls(Trajectory(timestep_scale=-1.0, timestep_shift=1000.0))
+    moments = [call(timestep)[0] for timestep in (0.0, 0.0, 250.0, torch.tensor([600.0]), 0.0)]
+    assert call.found == [
+        (0, 0, "call0", True),
+        (0, 0, "call1", False),
+        (0, 1, "call0", False),
+        (0, 2, "call0", False),
+        (1, 0, "call0", True),
+    ]
+    assert [moment.timestep for moment in moments] == [1000.0, 1000.0, 750.0, 400.0, 1000.0]
+
+
+def test_a_call_with_tokens_at_several_noise_levels_is_a_run_of_its_own():
+    known = read_schedule(flow_scheduler(5))
+    given, alike = torch.tensor([[0.0, 400.0, 400.0]]), torch.tensor([[400.0, 400.0, 400.0]])
+    several = torch.tensor([[0.0, 200.0, 400.0]])
+    for timestep, schedule, runs in (
+        (given, known, [0, 0, 0]),
+        (alike, known, [0, 0, 0]),
+        (several, known, [0, 1, 2]),
+        (several, None, [0, 0, 0]),
+    ):
+        call = Calls(Trajectory(schedule=schedule))
+        for factor in (2.0, 1.5, 1.0):
+            call(timestep * factor)
+        assert call.runs == runs
+
+
+def test_a_call_after_one_with_several_noise_levels_goes_on_with_its_run():
+    call = Calls(Trajectory(schedule=read_schedule(flow_scheduler(5))))
+    call(torch.tensor([[600.0, 800.0]]))
+    call(torch.tensor([[600.0, 600.0]]))
+    call(torch.tensor([[400.0, 400.0]]))
+    assert call.runs == [0, 0, 0]

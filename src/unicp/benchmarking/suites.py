@@ -1,7 +1,7 @@
 """Which methods a suite measures, and on which prompts.
 
-Prompts: the first two held-out ones were seen while the presets were tuned, so tables begin after them; tuning uses
-the 40th to the 59th; methods that calibrate use the last four.
+Prompts of tables, of tuning and of methods that calibrate are disjoint. The first two held-out captions of glyphs were
+seen while the presets were tuned, so tables begin after them.
 """
 
 from __future__ import annotations
@@ -15,11 +15,12 @@ from unicp.benchmarking.peers import cache_dit_methods, diffusers_methods
 from unicp.benchmarking.step_schedule import schedule_methods
 from unicp.errors import InputError
 from unicp.settings import Settings, Slicing, preset
-from unicp.testbed import folder
-from unicp.testbed.clips import held_out_scenes
+from unicp.testbed import DEFAULT, NAMES, adherence, folder
 
 STEPS = 30
 SPLITS = {"table": slice(2, 40), "tuning": slice(40, 60), "calibration": slice(60, 64)}
+# The film has 26 captions.
+_FILM_SPLITS = {"table": slice(0, 16), "tuning": slice(16, 22), "calibration": slice(22, 26)}
 
 
 @dataclass(frozen=True)
@@ -33,14 +34,15 @@ class Suite:
     frames: int | None = None
 
 
-def prompts_of(split: str) -> tuple[str, ...]:
-    """Captions of one split of the held-out prompts."""
-    return tuple(scene.caption for scene in held_out_scenes()[SPLITS[split]])
+def prompts_of(split: str, model: str = DEFAULT) -> tuple[str, ...]:
+    """One split (a name in SPLITS) of the prompts of a test-bed; a model of another name gets those of the first."""
+    splits = _FILM_SPLITS if model == "film" else SPLITS
+    return adherence.prompts_of(folder(model if model in NAMES else DEFAULT))[splits[split]]
 
 
 def models() -> dict[str, Path]:
-    """Names of the shipped test-beds."""
-    return {"glyphs": folder()}
+    """The folders of the shipped test-beds by name."""
+    return {name: folder(name) for name in NAMES if folder(name).is_dir()}
 
 
 def suite(name: str) -> Suite:

@@ -11,8 +11,7 @@ from unicp.benchmarking.harness import Case, Clip, Harness, measure_case
 from unicp.benchmarking.methods import Method
 from unicp.benchmarking.rows import PLAIN, Row
 from unicp.benchmarking.suites import prompts_of
-from unicp.testbed.clips import all_scenes
-from unicp.testbed.scorer import Scorer, load_scorer, score_clips
+from unicp.testbed.adherence import adherence
 
 FAST_METRICS, ALL_METRICS = "fast", "all"
 CLIP_FPS = 16.0
@@ -41,7 +40,7 @@ class Sweep:
 
 def run(sweep: Sweep, say: Callable[[str], None]) -> None:
     """Measures what has no row yet; `say` is given a line for each new row."""
-    harness = Harness(sweep.folder, sweep.sampler, sweep.steps, prompts_of("calibration"), sweep.frames)
+    harness = Harness(sweep.folder, sweep.sampler, sweep.steps, prompts_of("calibration", sweep.model), sweep.frames)
     fidelity = Fidelity(sweep.metrics)
     keep = None if sweep.clips is None else _keeper(sweep.clips)
     for index, prompt in enumerate(sweep.prompts):
@@ -55,18 +54,11 @@ class Fidelity:
 
     def __init__(self, metrics: str = ALL_METRICS):
         self.metrics = FAST if metrics == FAST_METRICS else None
-        self.scenes = {scene.caption: scene for scene in all_scenes()}
-        self.scorer: Scorer | None = None
 
     def __call__(self, clip: Clip, reference: Clip, prompt: str) -> dict[str, float]:
         """Numbers by name; adherence is 1 or 0 for each attribute."""
         found = measure_clip(clip.frames, reference.frames, clip.latent, reference.latent, self.metrics)
-        scene = self.scenes.get(prompt)
-        if scene is not None and tuple(clip.frames.shape[1:3]) == (64, 96):
-            self.scorer = self.scorer or load_scorer()
-            right = score_clips(clip.frames[None], [scene], self.scorer)
-            found |= {f"adherence_{name}": float(values[0]) for name, values in right.items()}
-        return found
+        return found | {f"adherence_{name}": value for name, value in adherence(clip.frames, prompt).items()}
 
 
 def clip_file(row: Row) -> str:

@@ -56,15 +56,16 @@ class Generated:
 
 
 def model_of(model: str | None) -> str | Path:
-    """The model to use: the one named, else the shipped test-bed. Checked as far as that needs no loading."""
+    """The model to use: a folder, a name of the hub or of a shipped test-bed; None = the first test-bed.
+
+    Checked as far as that needs no loading.
+    """
     from unicp.models.loading import check_model
+    from unicp.testbed import DEFAULT, NAMES, folder
 
-    if model is None:
-        from unicp.testbed import folder
-
-        found: str | Path = folder()
-    else:
-        found = model
+    name = DEFAULT if model is None else model
+    is_shipped = name in NAMES and not Path(name).exists()
+    found: str | Path = folder(name) if is_shipped else name
     check_model(found)
     return found
 

@@ -20,7 +20,7 @@ ENDINGS = (".mp4", ".gif")
 PromptArgument = Annotated[str, typer.Argument(metavar="PROMPT", help="What the video shows.", show_default=False)]
 ModelOption = Annotated[
     str | None,
-    typer.Option(metavar="PATH_OR_ID", help="Folder of a pipeline, or its name on the hub [default: the test-bed]."),
+    typer.Option(metavar="PATH_OR_ID", help="A folder, a name on the hub, or a test-bed [default: glyphs]."),
 ]
 PresetOption = Annotated[str, typer.Option("--preset", metavar="NAME", help=f"{', '.join(PRESETS)} or {OFF}.")]
 ToleranceOption = Annotated[

@@ -161,10 +161,6 @@ ROWS: tuple[Family, ...] = (
     Family(
         transformer="AllegroTransformer3DModel",
         block_lists=(BlockListRow("transformer_blocks", _CROSS_UNITS),),
-        notes=(
-            "With a sampler that scales the model's input (Euler, Euler ancestral) the noise level is unknown, and "
-            "only the output is forecast."
-        ),
     ),
     Family(
         transformer="HunyuanVideo15Transformer3DModel",

@@ -145,42 +145,58 @@ def generation_defaults(model: str | Path) -> dict[str, Any]:
 
 
 def sampler(pipe: Any, name: str) -> None:
-    """Swaps the scheduler of a pipeline: "euler" (flow models only), "unipc", "dpm" (DPM-Solver++), "default" = none.
+    """Swaps the scheduler of a pipeline: "euler", "unipc", "dpm" (DPM-Solver++), "default" = none.
 
-    The shift of the noise levels stays as it is. Raises InputError for another name, and for Euler on a model
-    that was not trained for flow matching.
+    The noise levels that the model was trained on stay: the shift of flow matching, else the training schedule of
+    variances as the pipeline's own scheduler has it. Raises InputError for another name, and for a scheduler that tells
+    neither.
     """
     if name not in SAMPLERS:
         raise InputError(f"sampler {name!r}", f"known ones {', '.join(SAMPLERS)}", "use one of them")
     if name == "default":
         return
-    from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
-    from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
-    from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepScheduler
-
     from unicp.models.noise import read_schedule
 
-    multistep: Any = DPMSolverMultistepScheduler if name == "dpm" else UniPCMultistepScheduler
-
-    config = dict(pipe.scheduler.config)
     schedule = read_schedule(pipe.scheduler)
     is_flow = schedule is not None and schedule.prediction == "flow"
+    if not is_flow and getattr(pipe.scheduler, "alphas_cumprod", None) is None:
+        found = f"a {type(pipe.scheduler).__name__}, whose noise levels are not known"
+        raise InputError(f"sampler {name!r}", found, "use the sampler default")
+    pipe.scheduler = _flow_sampler(pipe.scheduler, name) if is_flow else _variance_sampler(pipe.scheduler, name)
+
+
+def _flow_sampler(before: Any, name: str) -> Any:
+    config = dict(before.config)
     shift = config.get("flow_shift", config.get("shift")) or 1.0
     train_steps = config.get("num_train_timesteps", 1000)
-    if not is_flow:
-        if name == "euler":
-            found = f"a {type(pipe.scheduler).__name__}, not known to be one of flow matching"
-            raise InputError("sampler 'euler'", found, "use the sampler default, unipc or dpm")
-        pipe.scheduler = multistep.from_config(pipe.scheduler.config)
-    elif name == "euler":
-        pipe.scheduler = FlowMatchEulerDiscreteScheduler(num_train_timesteps=train_steps, shift=shift)
-    else:
-        pipe.scheduler = multistep(
-            num_train_timesteps=train_steps,
-            prediction_type="flow_prediction",
-            use_flow_sigmas=True,
-            flow_shift=shift,
-        )
+    if name == "euler":
+        from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
+
+        return FlowMatchEulerDiscreteScheduler(num_train_timesteps=train_steps, shift=shift)
+    return _sampler_class(name)(
+        num_train_timesteps=train_steps, prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=shift
+    )
+
+
+def _variance_sampler(before: Any, name: str) -> Any:
+    # As betas, because not every class knows all the ways in which CogVideoX's schedulers bend theirs.
+    alphas = before.alphas_cumprod.double()
+    earlier = alphas.roll(1)
+    earlier[0] = 1.0
+    config = {key: value for key, value in before.config.items() if not key.startswith("_")}
+    config.pop("snr_shift_scale", None)
+    config["trained_betas"] = (1 - alphas / earlier).float().numpy()
+    config["rescale_betas_zero_snr"] = bool(alphas[-1] == 0)
+    return _sampler_class(name).from_config(config)
+
+
+def _sampler_class(name: str) -> Any:
+    from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
+    from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteScheduler
+    from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepScheduler
+
+    classes = {"euler": EulerDiscreteScheduler, "unipc": UniPCMultistepScheduler, "dpm": DPMSolverMultistepScheduler}
+    return classes[name]
 
 
 def _transformer_classes(model: str | Path, index: dict[str, Any]) -> dict[str, str]:

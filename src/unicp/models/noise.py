@@ -13,7 +13,9 @@ from torch import Tensor
 
 from unicp.numerics.forecasting import NoiseLevel, Prediction
 
-_Kind = Literal["flow", "sigmas", "alphas"]
+_Kind = Literal["flow", "sigmas", "scaled", "alphas"]
+# They hold clean + sigma·gaussian and scale it to unit variance for the model: there it is variance-preserving.
+_SCALING = ("EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler")
 
 _TOLERANCE = 1e-4
 
@@ -69,6 +71,8 @@ class NoiseSchedule:
 
     def level(self, timestep: float) -> NoiseLevel | None:
         """The noise level of the sample that the model gets with this timestep; None when it is unknown."""
+        if self._kind == "scaled" and not getattr(self._scheduler, "is_scale_input_called", False):
+            return None
         if self._kind != "alphas":
             matches = self._matches(timestep)
             if matches:
@@ -126,8 +130,9 @@ def read_schedule(scheduler: Any) -> NoiseSchedule | None:
     """How this scheduler maps timesteps to noise, or None when that is unknown.
 
     Known are flow matching (sigmas from 1 to 0: FlowMatchEuler, FlowMatchHeun, and UniPC, DPM-Solver++, … with flow
-    sigmas) and variance-preserving schedulers (DDPM, DDIM, CogVideoX's DDIM and DPM, PNDM, UniPC, DPM-Solver++, …).
-    Unknown are those that scale the model's input (Euler, Heun, EDM, LMS, …), and inverted sigmas (Mochi).
+    sigmas), variance-preserving schedulers (DDPM, DDIM, CogVideoX's DDIM and DPM, PNDM, UniPC, DPM-Solver++, …), and
+    Euler and Euler ancestral where the loop calls `scale_model_input`. Unknown are the others that scale the model's
+    input (Heun, EDM, LMS, …), and inverted sigmas (Mochi).
     """
     prediction = _setting(scheduler, "prediction_type")
     kind = _kind(scheduler, prediction)
@@ -148,6 +153,8 @@ def _kind(scheduler: Any, prediction: Any) -> _Kind | None:
         return None
     if not has_sigmas:
         return "alphas"
+    if any(ancestor.__name__ in _SCALING for ancestor in type(scheduler).__mro__):
+        return "scaled"
     # Of the schedulers with both, those that solve in log-SNR keep the sample variance-preserving; the others hold
     # clean + sigma·gaussian and scale it for the model.
     return "sigmas" if hasattr(scheduler, "lambda_t") else None

@@ -30,12 +30,7 @@ from diffusers import DiffusionPipeline
 pipe = DiffusionPipeline.from_pretrained("path/to/this/folder")
 frames = pipe(
     "{caption}",
-    height={height},
-    width={width},
-    num_frames={num_frames},
-    num_inference_steps={num_inference_steps},
-    guidance_scale={guidance_scale},
-    max_sequence_length={max_sequence_length},
+{arguments}
 ).frames[0]
 ```
 
@@ -80,7 +75,8 @@ class Card:
     """What one test-bed says of itself; texts are Markdown.
 
     licence: a name the hub knows, and in `terms` in words. calling: what follows the name of the file of defaults.
-    parts: rows of (part, class, size). beside: what is no part of the pipeline.
+    parts: rows of (part, class, size). beside: what is no part of the pipeline. frames_argument: the pipeline's
+    word for the number of frames.
     """
 
     title: str
@@ -99,11 +95,16 @@ class Card:
     limits: str
     licence: str
     terms: str
+    frames_argument: str = "num_frames"
 
     def text(self) -> str:
         """The whole card."""
-        texts = {**vars(self), "parts": "\n".join(f"| {' | '.join(row)} |" for row in self.parts)}
-        return _FORM.format(**self.defaults, **texts, defaults_file=DEFAULTS_FILE)
+        parts = "\n".join(f"| {' | '.join(row)} |" for row in self.parts)
+        renamed = {"num_frames": self.frames_argument}
+        given = {renamed.get(name, name): value for name, value in self.defaults.items() if name != "fps"}
+        arguments = "\n".join(f"    {name}={value}," for name, value in given.items())
+        texts = {**vars(self), "parts": parts, "arguments": arguments}
+        return _FORM.format(**texts, defaults_file=DEFAULTS_FILE)
 
 
 def millions(model: Any) -> str:

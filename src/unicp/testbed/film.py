@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
 
 from unicp.testbed import components
-from unicp.testbed.film_data import ATTRIBUTES, FPS, FRAMES, HEIGHT, WIDTH, Clips, make_clips
+from unicp.testbed.film_data import ATTRIBUTES, FPS, FRAMES, HEIGHT, PROMPTS_FILE, WIDTH, Clips, make_clips, prompts
 from unicp.testbed.model_card import write_defaults
 from unicp.testbed.training_loop import (
     Log,
@@ -270,12 +271,18 @@ def train_denoiser(
     return average.eval()
 
 
-def save_pipeline(folder: Path, autoencoder: AutoencoderKLCogVideoX, transformer: Any) -> None:
-    """Writes the folder that `DiffusionPipeline.from_pretrained` loads, and how it is meant to be called."""
+def save_pipeline(
+    folder: Path, autoencoder: AutoencoderKLCogVideoX, transformer: Any, known: Collection[str] | None = None
+) -> None:
+    """Writes the folder that `DiffusionPipeline.from_pretrained` loads, how it is meant to be called, and its prompts.
+
+    known: captions that occur in training, None = all that can be made.
+    """
     models = {"text_encoder": build_text_encoder(), "vae": autoencoder, "transformer": transformer}
     others = {"tokenizer": build_tokenizer(), "scheduler": build_scheduler()}
     components.save_pipeline(CogVideoXPipeline, folder, models, others)
     write_defaults(folder, DEFAULTS)
+    (folder / PROMPTS_FILE).write_text("\n".join(prompts(known)) + "\n", encoding="utf-8")
 
 
 def pixels(frames: Tensor) -> Tensor:
@@ -321,7 +328,7 @@ def main() -> None:
     latents = encode_clips(options.out / "latents.pt", autoencoder, clips)
     captions = [text for text, is_test in zip(clips.captions, clips.is_test) if not is_test]
     transformer = train_denoiser(options.out, latents, captions, log)
-    save_pipeline(options.out / "pipeline", autoencoder, transformer)
+    save_pipeline(options.out / "pipeline", autoencoder, transformer, set(captions))
 
 
 if __name__ == "__main__":

@@ -45,6 +45,7 @@ TEST_SHARE = 5  # every fifth shot is for tests
 LIGHTS = ("dark", "dim", "bright")
 COLOURS = ("green", "blue", "brown", "grey")
 MOTIONS = ("still", "slow", "fast")
+PROMPTS_FILE = "prompts.txt"  # beside the weights: the captions that occur in training
 ATTRIBUTES: dict[str, tuple[str, ...]] = {"light": LIGHTS, "colour": COLOURS, "motion": MOTIONS}
 
 

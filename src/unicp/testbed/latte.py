@@ -20,6 +20,7 @@ from torch import Tensor
 from transformers import T5Config, T5EncoderModel
 
 from unicp.testbed import clips, components
+from unicp.testbed.model_card import write_defaults
 from unicp.testbed.training_loop import (
     Log,
     Optimisers,
@@ -35,6 +36,14 @@ from unicp.testbed.training_loop import (
 
 FRAMES, LATENT_CHANNELS, TEXT_WIDTH = 16, 4, components.TEXT_WIDTH
 TEXT_LENGTH = 120  # what the pipeline pads to before it cuts off the padding
+DEFAULTS: dict[str, Any] = {
+    "height": clips.HEIGHT,
+    "width": clips.WIDTH,
+    "num_frames": FRAMES,
+    "guidance_scale": 4.0,
+    "num_inference_steps": 30,
+    "fps": 8,
+}
 
 AUTOENCODER = (Stage("latte autoencoder", 1600, 16, 1, 4e-3, 1e-5),)
 DENOISER = (
@@ -191,6 +200,7 @@ def save_pipeline(folder: Path, autoencoder: AutoencoderKL, transformer: Any) ->
     encoder = build_text_encoder(len(tokenizer))
     models = {"text_encoder": encoder, "vae": autoencoder, "transformer": transformer}
     components.save_pipeline(LattePipeline, folder, models, {"tokenizer": tokenizer, "scheduler": build_scheduler()})
+    write_defaults(folder, DEFAULTS)
 
 
 def _frames(scenes: list[clips.Scene], generator: torch.Generator) -> Tensor:

@@ -105,7 +105,7 @@ def write_card(folder: Path, time: str = TRAINING_TIME) -> Path:
         total=len(clips.all_scenes()),
         held_out=clips.HELD_OUT_PROMPTS,
     )
-    table = _score_table(read_scores(folder / SCORES_FILE))
+    table = score_table(read_scores(folder / SCORES_FILE))
     card = Card(
         title="The UniCP test-bed",
         tags="text-to-video, wan, test-bed, synthetic",
@@ -159,7 +159,8 @@ def _tokens(frames: int, components: Any) -> int:
     return latents * (clips.HEIGHT // components.SPATIAL_FACTOR // 2) * (clips.WIDTH // components.SPATIAL_FACTOR // 2)
 
 
-def _score_table(scores: dict[str, Any]) -> str:
+def score_table(scores: dict[str, Any]) -> str:
+    """The rows that `scoring` recorded for a model of glyphs, as Markdown."""
     lines = [
         f"| clips | frames | sampler, steps | {' | '.join(_COLUMNS)} |",
         "|---|---|---|" + "---|" * len(_COLUMNS),

@@ -10,6 +10,8 @@ The scores go to `scores.json` beside the weights, and from there into the model
 from __future__ import annotations
 
 import argparse
+import inspect
+import json
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -22,6 +24,7 @@ from torch import Tensor
 
 from unicp.errors import InputError, UniCPError
 from unicp.testbed import clips, folder
+from unicp.testbed.card_form import DEFAULTS_FILE
 from unicp.testbed.model_card import DEFAULTS, SCORES_FILE, WEIGHTS_FILE, part_beside, record_scores
 from unicp.testbed.scorer import (
     STEPS,
@@ -35,7 +38,12 @@ from unicp.testbed.scorer import (
 )
 
 __all__ = ["Scorer", "evaluate_real", "load_scorer", "read_clips", "score_clips", "train_scorer"]
-SAMPLERS = ("unipc", "euler")
+SAMPLERS = ("own", "euler")
+_SAMPLER_NAMES = {
+    "UniPCMultistepScheduler": "unipc",
+    "DDIMScheduler": "ddim",
+    "FlowMatchEulerDiscreteScheduler": "euler",
+}
 
 
 def generate_clips(
@@ -49,20 +57,24 @@ def generate_clips(
         part = list(scenes[first : first + batch])
         video = pipe(
             prompt=[scene.caption for scene in part],
-            height=clips.HEIGHT,
-            width=clips.WIDTH,
-            num_frames=frames,
             num_inference_steps=steps,
-            guidance_scale=DEFAULTS["guidance_scale"],
-            max_sequence_length=DEFAULTS["max_sequence_length"],
+            **_arguments(pipe, frames),
             generator=[torch.Generator().manual_seed(seed + first + i) for i in range(len(part))],
             output_type="np",
         ).frames
         yield part, torch.as_tensor(video).float()
 
 
-def load_pipeline(model: Path, sampler: str = "unipc", device: str = "cpu") -> Any:
-    """The pipeline in `model` in float32, with Wan's own sampler or Euler at the same shift of the noise levels."""
+def _arguments(pipe: Any, frames: int) -> dict[str, Any]:
+    """Size, guidance and length of a clip in the words of this pipeline; all models of glyphs share them."""
+    shared = {name: DEFAULTS[name] for name in ("height", "width", "guidance_scale")}
+    if "video_length" in inspect.signature(type(pipe).__call__).parameters:
+        return shared | {"video_length": frames}
+    return shared | {"num_frames": frames, "max_sequence_length": DEFAULTS["max_sequence_length"]}
+
+
+def load_pipeline(model: Path, sampler: str = "own", device: str = "cpu") -> Any:
+    """The pipeline in `model` in float32, with its own sampler or (Wan) Euler at the same shift of the noise levels."""
     from diffusers.pipelines.pipeline_utils import DiffusionPipeline
     from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 
@@ -72,6 +84,9 @@ def load_pipeline(model: Path, sampler: str = "unipc", device: str = "cpu") -> A
         raise InputError(f"the pipeline in {model}", "no model_index.json", "name a folder saved by the training")
     pipe = DiffusionPipeline.from_pretrained(model, dtype=torch.float32)
     if sampler == "euler":
+        if not pipe.scheduler.config.get("use_flow_sigmas"):
+            found = f"a {type(pipe.scheduler).__name__}, not one of flow matching"
+            raise InputError("--sampler euler", found, "use the pipeline's own")
         pipe.scheduler = FlowMatchEulerDiscreteScheduler(shift=FLOW_SHIFT)
     pipe.set_progress_bar_config(disable=True)
     return pipe.to(device)
@@ -151,12 +166,12 @@ def _parser() -> argparse.ArgumentParser:
     ):
         command = commands.add_parser(name, help=text)
         command.add_argument("--model", type=Path, default=folder(), help="pipeline folder (default: the shipped one)")
-        command.add_argument("--frames", type=_positive, default=DEFAULTS["num_frames"])
+        command.add_argument("--frames", type=_positive, help="default: as many as the model was trained on")
         command.add_argument("--prompts", type=int, default=prompts, choices=range(1, 65), metavar="1..64")
         command.add_argument("--steps", type=_positive, default=DEFAULTS["num_inference_steps"])
         command.add_argument("--seed", type=int, default=0, help="prompt i starts from seed + i")
         command.add_argument("--batch", type=_positive, default=1, help="prompts per call of the pipeline")
-        command.add_argument("--sampler", choices=SAMPLERS, default="unipc")
+        command.add_argument("--sampler", choices=SAMPLERS, default="own")
         command.add_argument("--device", default="cpu")
         command.add_argument("--out", type=Path, default=None if name == "generate" else Path("contact_sheet.png"))
     return parser
@@ -173,19 +188,29 @@ def _train(options: argparse.Namespace) -> None:
 
 def _generate(options: argparse.Namespace) -> None:
     pipe = load_pipeline(options.model, options.sampler, options.device)
-    row = score_prompts(pipe, options.prompts, options.frames, options.steps, options.seed, options.batch)
-    row |= {name: getattr(options, name) for name in ("frames", "steps", "seed", "sampler", "batch", "device")}
+    frames = options.frames or _trained_frames(options.model)
+    row = score_prompts(pipe, options.prompts, frames, options.steps, options.seed, options.batch)
+    row |= {name: getattr(options, name) for name in ("steps", "seed", "batch", "device")}
+    name = type(pipe.scheduler).__name__
+    row |= {"frames": frames, "sampler": _SAMPLER_NAMES.get(name, name)}
     row |= {"guidance_scale": DEFAULTS["guidance_scale"], "torch": torch.__version__}
-    key = f"generated/{options.frames}/{options.sampler}"
+    key = f"generated/{frames}/{row['sampler']}"
     record_scores(options.out or options.model / SCORES_FILE, key, row)
     _print(key, row["accuracy"])
+
+
+def _trained_frames(model: Path) -> int:
+    path = model / DEFAULTS_FILE
+    defaults = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else DEFAULTS
+    return defaults["num_frames"]
 
 
 def _sheet(options: argparse.Namespace) -> None:
     pipe = load_pipeline(options.model, options.sampler, options.device)
     scenes = clips.held_out_scenes()[: options.prompts]
     rows: list[tuple[clips.Scene, Tensor]] = []
-    for part, video in generate_clips(pipe, scenes, options.frames, options.steps, options.seed, options.batch):
+    frames = options.frames or _trained_frames(options.model)
+    for part, video in generate_clips(pipe, scenes, frames, options.steps, options.seed, options.batch):
         rows += zip(part, video)
         print(f"{len(rows)}/{len(scenes)} {part[-1].caption}", flush=True)
     draw_sheet(rows, options.out)

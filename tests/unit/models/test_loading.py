@@ -10,7 +10,6 @@ from types import SimpleNamespace
 import pytest
 import torch
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
-from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepScheduler
@@ -20,6 +19,7 @@ from unicp.errors import FileFormatError, InputError, UniCPError, UnsupportedMod
 from unicp.models.finder import map_model
 from unicp.models.loading import check_model, generation_defaults, load_outline, load_pipeline, sampler
 from unicp.models.noise import read_schedule
+from unicp.testbed import film, latte
 from unicp.testbed.components import FLOW_SHIFT, build_scheduler
 
 HUB_NAME = "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"
@@ -155,11 +155,38 @@ def test_samplers_keep_the_shift():
     assert torch.equal(torch.as_tensor(pipe.scheduler.sigmas), torch.as_tensor(before.sigmas))
 
 
-def test_samplers_of_a_model_without_flow():
-    pipe = SimpleNamespace(scheduler=DDIMScheduler(prediction_type="v_prediction"))
-    with pytest.raises(InputError, match="DDIMScheduler"):
+@pytest.mark.parametrize("name", ["euler", "unipc", "dpm"])
+@pytest.mark.parametrize("build", [latte.build_scheduler, film.build_scheduler], ids=["epsilon", "v_prediction"])
+def test_samplers_of_a_model_without_flow_keep_its_noise_levels(build, name):
+    pipe = SimpleNamespace(scheduler=build())
+    before = read_schedule(pipe.scheduler)
+    alphas = pipe.scheduler.alphas_cumprod
+    sampler(pipe, name)
+    after = read_schedule(pipe.scheduler)
+    assert before is not None and after is not None and after.prediction == before.prediction
+    # Without any signal log-SNR would be infinite: these schedulers put 2**-24 there.
+    assert torch.allclose(pipe.scheduler.alphas_cumprod.double(), alphas.double(), atol=1e-6)
+    pipe.scheduler.set_timesteps(10)
+
+
+def test_euler_on_variances_steps_as_ddim_does():
+    ddim, pipe = latte.build_scheduler(), SimpleNamespace(scheduler=latte.build_scheduler())
+    sampler(pipe, "euler")
+    ends = []
+    for scheduler in (ddim, pipe.scheduler):
+        scheduler.set_timesteps(10)
+        sample = scheduler.init_noise_sigma * torch.ones(1)
+        for timestep in scheduler.timesteps:
+            output = torch.cos(3 * scheduler.scale_model_input(sample, timestep))
+            sample = scheduler.step(output, timestep, sample).prev_sample
+        ends.append(sample.item())
+    # DDIM ends at the first training step's noise level, Euler at none.
+    assert ends[0] == pytest.approx(ends[1], rel=0.02)
+
+
+def test_samplers_need_known_noise_levels():
+    pipe = SimpleNamespace(scheduler=FlowMatchEulerDiscreteScheduler(invert_sigmas=True))
+    with pytest.raises(InputError, match="noise levels are not known"):
         sampler(pipe, "euler")
-    sampler(pipe, "unipc")
-    assert pipe.scheduler.config["prediction_type"] == "v_prediction"
     with pytest.raises(UniCPError, match="known ones"):
         sampler(pipe, "magic")

@@ -217,8 +217,6 @@ def test_pndm_repeats_a_timestep_and_leaves_it_without_a_step():
 @pytest.mark.parametrize(
     "build",
     [
-        EulerDiscreteScheduler,
-        EulerAncestralDiscreteScheduler,
         HeunDiscreteScheduler,
         EDMEulerScheduler,
         pytest.param(lambda: FlowMatchEulerDiscreteScheduler(invert_sigmas=True), id="inverted"),
@@ -229,6 +227,26 @@ def test_pndm_repeats_a_timestep_and_leaves_it_without_a_step():
 )
 def test_schedulers_that_scale_or_invert_are_unknown(build):
     assert read_schedule(build()) is None
+
+
+@pytest.mark.parametrize("build", [EulerDiscreteScheduler, EulerAncestralDiscreteScheduler])
+def test_euler_gives_the_model_a_sample_of_unit_variance(build):
+    scheduler = build(prediction_type="v_prediction")
+    scheduler.set_timesteps(6)
+    schedule = _read(scheduler)
+    timesteps = scheduler.timesteps.tolist()
+    assert schedule.level(timesteps[0]) is None  # a loop that does not scale gives the model another sample
+    sigma = scheduler.sigmas[2].item()
+    clean, noise = torch.full((1,), 3.0), torch.full((1,), -2.0)
+    for timestep in scheduler.timesteps[:3]:
+        scaled = scheduler.scale_model_input(clean + sigma * noise, timestep)
+        scheduler.step(torch.zeros(1), timestep, torch.zeros(1))
+    level = schedule.level(timesteps[2])
+    assert level is not None
+    assert scaled.item() == pytest.approx(level.signal * 3.0 - level.noise * 2.0)
+    assert level.signal**2 + level.noise**2 == pytest.approx(1.0)
+    last = schedule.next_level(timesteps[-1])
+    assert last is not None and last.noise == 0.0
 
 
 def test_levels_are_known_throughout_a_run():

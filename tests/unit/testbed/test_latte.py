@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from diffusers import DDIMScheduler
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
 import unicp
-from unicp.testbed import clips, components, latte, training_loop
+from unicp.testbed import clips, components, latte, latte_card, model_card, scoring, training_loop
 from unicp.testbed.training_loop import Log, Stage
 
 AUTOENCODER = (Stage("frames", 2, 2, 1, 4e-3, 1e-5),)
@@ -80,3 +81,29 @@ def test_frames_are_those_of_a_clip_and_time_steps_lean_to_noise():
     steps = training_loop.time_steps(1000, generator)
     assert int(steps.min()) >= 0 and int(steps.max()) <= 999
     assert 640 < float(steps.float().mean()) < 690  # the mean of 1000 * sqrt(u)
+
+
+def test_the_card_states_the_scores_and_calls_the_pipeline_in_its_own_words(tmp_path):
+    row = {"prompts": 64, "frames": 16, "sampler": "ddim", "steps": 30}
+    row |= {"accuracy": dict.fromkeys((*clips.ATTRIBUTES, "all"), 0.5)}
+    model_card.record_scores(tmp_path / "scores.json", "generated/16/ddim", row)
+    text = latte_card.write_card(tmp_path).read_text()
+    assert "| 64 generated | 16 | ddim, 30 | 50.0 % |" in text
+    assert "    video_length=16,\n" in text and "num_frames=" not in text and "max_sequence_length" not in text
+    assert "2 heads of 64" in text and "1,536 tokens" in text
+
+
+def test_clips_are_scored_at_the_length_the_model_was_trained_on(tmp_path, monkeypatch):
+    class DrawingPipe:
+        scheduler = DDIMScheduler()
+
+        def __call__(self, prompt, video_length, generator, height, width, guidance_scale, **rest):
+            scenes = [{scene.caption: scene for scene in clips.all_scenes()}[text] for text in prompt]
+            video = clips.sample_clips(scenes, video_length, torch.Generator().manual_seed(0))
+            return SimpleNamespace(frames=((video.permute(0, 2, 3, 4, 1) + 1) / 2).numpy())
+
+    model_card.write_defaults(tmp_path, latte.DEFAULTS)
+    monkeypatch.setattr(scoring, "load_pipeline", lambda *_: DrawingPipe())
+    scoring.main(["generate", "--model", str(tmp_path), "--prompts", "4", "--steps", "3"])
+    row = model_card.read_scores(tmp_path / "scores.json")["generated/16/ddim"]
+    assert row["prompts"] == 4 and row["frames"] == 16 and row["accuracy"]["all"] == 1.0

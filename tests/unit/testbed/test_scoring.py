@@ -14,6 +14,7 @@ from torch import Tensor
 
 from unicp.errors import FileFormatError, InputError
 from unicp.testbed import clips, folder, model_card, scorer, scoring
+from unicp.testbed.components import build_scheduler
 from unicp.testbed.scorer import Scorer
 
 LENGTHS = [clips.SHORT_FRAMES, clips.LONG_FRAMES]
@@ -27,6 +28,8 @@ def drawn(scenes: list[clips.Scene], frames: int, seed: int) -> Tensor:
 
 class DrawingPipe:
     """Stands for a pipeline: draws the clip that each prompt asks for, except that it knows no hearts."""
+
+    scheduler = build_scheduler()
 
     def __init__(self):
         self.scenes = {scene.caption: scene for scene in clips.all_scenes()}

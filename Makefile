@@ -68,7 +68,7 @@ impact: $(READY_DEV) ## measure what an error at each noise level does to the fi
 	$(BIN)/python -m unicp.benchmarking.impact --prompts 3 --sampler euler --out docs/results/impact_euler.json
 
 overhead: $(READY_DEV) ## measure what deciding and recording cost
-	$(BIN)/python -m unicp.benchmarking.overhead --out docs/results/overhead.json
+	$(BIN)/unicp bench overhead --out docs/results/overhead.json
 
 figures: $(READY_DEV) ## measure and draw the change of attention outputs over steps
 	$(BIN)/python -m unicp.benchmarking.attention_change --prompts 16 --seeds 2 --out docs/results/attention_change.json --figure docs/img/u_shape.png

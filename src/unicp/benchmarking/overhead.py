@@ -1,66 +1,96 @@
-"""What deciding and recording cost when every action is forced to compute.
+"""What deciding and recording cost when every action is forced to compute, as tokens, blocks and steps grow.
 
-    python -m unicp.benchmarking.overhead --out docs/results/overhead.json
+    unicp bench overhead --out docs/results/overhead.json
 
 Plain and forced runs alternate; each repeat gives one ratio of the whole pipeline's seconds; median and range are
-reported for growing token counts.
+reported. Other numbers of blocks than the test-bed's have random weights: only their time counts.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import torch
 
 import unicp
-from unicp.benchmarking.harness import Harness
+from unicp.benchmarking.harness import Harness, environment
 from unicp.benchmarking.suites import models, prompts_of
-from unicp.settings import preset
+from unicp.files import replacing
+from unicp.settings import SpanKind, preset
 
 TOKENS_PER_LATENT_FRAME = 96
+BLOCKS, FRAMES, STEPS, REPEATS = 8, 9, 10, 5
 
 
-def main() -> None:
-    """The command line; see the module's docstring."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--frames", type=int, nargs="+", default=[9, 21, 41, 81])
-    parser.add_argument("--steps", type=int, default=10)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--out", type=Path, default=Path("build/bench/overhead.json"))
-    options = parser.parse_args()
-    prompt = prompts_of("table")[0]
-    forced = preset("balanced", tolerance=0.0, text_keys_values=False)
-    rows = []
-    for frames in options.frames:
-        harness = Harness(models()["glyphs"], "unipc", options.steps, frames=frames)
-        harness.seconds(prompt, 0, 2)
-        pairs = []
-        for repeat in range(options.repeats):
-            plain = harness.seconds(prompt, repeat, options.steps)
-            with unicp.enable(harness.pipe, forced):
-                harness.seconds(prompt, repeat, 1)  # operations are counted in the first call ever of a shape
-                watched = harness.seconds(prompt, repeat, options.steps)
-            pairs.append((plain, watched))
-        ratios = sorted(watched / plain - 1 for plain, watched in pairs)
-        row = {
-            "tokens": TOKENS_PER_LATENT_FRAME * (frames // 2 + 1),
-            "frames": frames,
-            "plain_seconds": statistics.median(plain for plain, _ in pairs),
-            "overhead_median": statistics.median(ratios),
-            "overhead_min": ratios[0],
-            "overhead_max": ratios[-1],
-        }
+@dataclass(frozen=True)
+class Size:
+    """One measurement: what is served as one, and how large model and run are."""
+
+    span: SpanKind = "model"
+    frames: int = FRAMES
+    blocks: int = BLOCKS
+    steps: int = STEPS
+
+
+SIZES = (
+    *(Size(frames=frames) for frames in (9, 21, 41, 81)),
+    *(Size(blocks=blocks) for blocks in (2, 4, 16)),
+    *(Size(steps=steps) for steps in (20, 40)),
+    *(Size("unit", frames=frames) for frames in (9, 21, 41)),
+    *(Size("unit", blocks=blocks) for blocks in (2, 4, 16)),
+    *(Size("unit", steps=steps) for steps in (20, 40)),
+)
+
+
+def measure(out: Path, say: Callable[[str], None], sizes: Sequence[Size] = SIZES, repeats: int = REPEATS) -> None:
+    """Writes one row per size to `out` as JSON; `say` is given a line for each."""
+    rows: list[dict[str, Any]] = []
+    found: dict[str, Any] = {}
+    for size in sizes:
+        harness = Harness(models()["glyphs"], "unipc", size.steps, frames=size.frames)
+        _resize(harness.pipe, size.blocks)
+        found = environment(harness.pipe)
+        row = _row(harness, size, repeats)
         rows.append(row)
-        print(
-            f"{row['tokens']} tokens: {row['plain_seconds']:.2f} s, overhead {100 * row['overhead_median']:.2f} % "
-            f"({100 * ratios[0]:.2f} to {100 * ratios[-1]:.2f})",
-            flush=True,
-        )
-    record = {"steps": options.steps, "repeats": options.repeats, "device": "cpu", "rows": rows}
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        what = f"{size.span}, {row['tokens']} tokens, {size.blocks} blocks, {size.steps} steps"
+        spread = f"{row['lowest %']:.2f} to {row['highest %']:.2f}"
+        say(f"{what}: {row['plain seconds']:.2f} s, overhead {row['overhead %']:.2f} % ({spread})")
+    with replacing(out) as part:
+        part.write_text(json.dumps({"repeats": repeats, "environment": found, "rows": rows}, indent=1) + "\n", "utf-8")
 
 
-if __name__ == "__main__":
-    main()
+def _row(harness: Harness, size: Size, repeats: int) -> dict[str, Any]:
+    prompt = prompts_of("table")[0]
+    forced = preset("balanced", span=size.span, tolerance=0.0, text_keys_values=False)
+    harness.seconds(prompt, 0, 2)
+    pairs = []
+    for repeat in range(repeats):
+        plain = harness.seconds(prompt, repeat, size.steps)
+        with unicp.enable(harness.pipe, forced):
+            harness.seconds(prompt, repeat, 1)  # operations are counted in the first call ever of a shape
+            watched = harness.seconds(prompt, repeat, size.steps)
+        pairs.append((plain, watched))
+    shares = sorted(100 * (watched / plain - 1) for plain, watched in pairs)
+    return {
+        "span": size.span,
+        "tokens": TOKENS_PER_LATENT_FRAME * (size.frames // 2 + 1),
+        "blocks": size.blocks,
+        "steps": size.steps,
+        "plain seconds": statistics.median(plain for plain, _ in pairs),
+        "overhead %": statistics.median(shares),
+        "lowest %": shares[0],
+        "highest %": shares[-1],
+    }
+
+
+def _resize(pipe: Any, blocks: int) -> None:
+    if blocks != pipe.transformer.config["num_layers"]:
+        config = {**pipe.transformer.config, "num_layers": blocks}
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            pipe.transformer = type(pipe.transformer).from_config(config).eval()

@@ -15,7 +15,9 @@ from unicp.models.loading import SAMPLERS, check_model
 if TYPE_CHECKING:
     from unicp.benchmarking.sweep import Sweep
 
-SuiteArgument = Annotated[str, typer.Argument(metavar="SUITE", help="presets, quick, peers, ablation or paper.")]
+SuiteArgument = Annotated[
+    str, typer.Argument(metavar="SUITE", help="presets, quick, peers, ablation, paper, overhead.")
+]
 ModelOption = Annotated[str, typer.Option(metavar="NAME_OR_PATH", help="A test-bed, or the folder of a pipeline.")]
 StepsOption = Annotated[int, typer.Option(metavar="N", help="Steps of the reference.")]
 PromptsOption = Annotated[int | None, typer.Option(metavar="N", help="How many prompts [default: the suite's].")]
@@ -52,7 +54,8 @@ def bench(
 ) -> None:
     """Measure methods side by side: operations, seconds, memory and fidelity against the plain run of the same seed.
 
-    Stopped at any moment, the same command goes on where it was. Ends with a table.
+    Stopped at any moment, the same command goes on where it was. Ends with a table. "overhead" measures what deciding
+    costs as models and runs grow; it takes --out alone.
 
     \b
     Examples:
@@ -61,6 +64,9 @@ def bench(
       unicp bench presets --method balanced --method "fewer steps 15" --prompts 2 --seeds 1
       unicp bench presets --method 'balanced {"tolerance": 0.1}' --split tuning --prompts 4
     """
+    if suite == "overhead":
+        asked = (model, sampler, steps, prompts, seeds, frames, split, prompts_file, method, clips, fast_metrics)
+        return _overhead(out, asked == ("glyphs", "default", 30, None, None, None, "table", None, None, None, False))
     _check(prompts, seeds, steps, frames, sampler)
 
     from unicp.benchmarking import suites, sweep
@@ -71,13 +77,14 @@ def bench(
     check_model(folder)
     name = model if model in suites.models() else Path(model).name
     methods = [parse_method(text, list(chosen.methods)) for text in method] if method else list(chosen.methods)
+    texts = _read_prompts(prompts_file) if prompts_file is not None else _prompts_of(split, name)
     plan = sweep.Sweep(
         suite=suite,
         model=name,
         folder=folder,
         sampler=sampler,
         steps=steps,
-        prompts=_prompts(prompts_file, split, chosen.prompts if prompts is None else prompts, prompts is not None),
+        prompts=_first(texts, prompts, chosen.prompts),
         seeds=chosen.seeds if seeds is None else seeds,
         methods=tuple(methods),
         out=_rows_file(out, f"{suite}-{name}.jsonl"),
@@ -86,6 +93,16 @@ def bench(
         clips=clips,
     )
     _run(plan, chosen.about)
+
+
+def _overhead(out: Path | None, is_alone: bool) -> None:
+    if not is_alone:
+        raise InputError("unicp bench overhead with these options", "sizes of its own", "give --out alone")
+    file = _rows_file(out, "overhead.json")
+
+    from unicp.benchmarking import overhead
+
+    overhead.measure(file, typer.echo)
 
 
 def _check(prompts: int | None, seeds: int | None, steps: int, frames: int | None, sampler: str) -> None:
@@ -120,20 +137,19 @@ def _run(plan: Sweep, about: str) -> None:
     typer.echo(markdown(group_rows(mine)))
 
 
-def _prompts(file: Path | None, split: str, count: int, is_asked: bool) -> tuple[str, ...]:
-    """The first `count` prompts; fewer are an error only if that many were asked for."""
-    texts = _read_prompts(file) if file is not None else _prompts_of(split)
-    if count > len(texts) and is_asked:
-        raise InputError(f"--prompts {count}", f"{len(texts)} prompts", "ask for fewer")
-    return texts[:count]
+def _first(texts: tuple[str, ...], asked: int | None, usual: int) -> tuple[str, ...]:
+    """As many as were asked for, else as many as usual, or fewer where there are not so many."""
+    if asked is not None and asked > len(texts):
+        raise InputError(f"--prompts {asked}", f"{len(texts)} prompts", "ask for fewer")
+    return texts[: usual if asked is None else asked]
 
 
-def _prompts_of(split: str) -> tuple[str, ...]:
+def _prompts_of(split: str, model: str) -> tuple[str, ...]:
     from unicp.benchmarking import suites
 
     if split not in suites.SPLITS:
         raise InputError(f"--split {split!r}", f"the splits {', '.join(suites.SPLITS)}", "name one of them")
-    return suites.prompts_of(split)
+    return suites.prompts_of(split, model)
 
 
 def _read_prompts(file: Path) -> tuple[str, ...]:

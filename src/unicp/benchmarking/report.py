@@ -4,7 +4,8 @@
     python -m unicp.benchmarking.report --check    # exit code 1 if a table differs from its rows
 
 A table stands between `<!-- table NAME -->` and `<!-- end -->`. NAME is a file of docs/results without its suffix,
-after a colon the sampler, and ":equal" behind it for the rivals at the operations that each setting of UniCP saves.
+after a colon the sampler, and behind it ":equal" for the rivals at the operations that each setting of UniCP saves,
+":margins" or ":margins-seconds" for UniCP beside the best peer at each speed-up.
 """
 
 from __future__ import annotations
@@ -13,11 +14,14 @@ import argparse
 import json
 import re
 import sys
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from unicp.benchmarking.rows import read_rows
+from unicp.benchmarking.html.comparison import COSTS, SPEEDS, WORTHS, fidelity_at, sweeps
+from unicp.benchmarking.html.parts import is_ours, is_peer, split
+from unicp.benchmarking.rows import Row, read_rows
 from unicp.benchmarking.statistics import Group, at_speed, frontier, group_rows, markdown
 from unicp.errors import InputError
 
@@ -37,6 +41,8 @@ def _table(name: str, results: Path) -> str:
     rows = [row for row in read_rows(results / f"{stem}.jsonl") if row.sampler == sampler]
     if rows:
         groups = _ordered(group_rows(rows))
+        if kind.startswith("margins"):
+            return margins(rows, "seconds" if kind.endswith("seconds") else "operations")
         return equal_operations(groups) if kind == "equal" else markdown(groups)
     path = results / f"{stem}.json"
     if not path.is_file():
@@ -59,6 +65,42 @@ def equal_operations(groups: list[Group]) -> str:
             others = (_rival(_on_clips_of(group, groups, name), group.operations) for name in RIVALS)
             lines.append(f"| {group.name} | {group.operations:.2f}x | {own} | {' | '.join(others)} |")
     return "\n".join(lines)
+
+
+def margins(rows: list[Row], cost: str) -> str:
+    """The families of UniCP beside the best peer of all at each speed-up, as a Markdown table.
+
+    cost: "operations" or "seconds" saved. The fidelity of each is read off its own sweep, linear between settings; a
+    dash where no setting goes so far. The best peer of the mean and of the worst tenth may be two.
+    """
+    (part,) = split(rows)
+    found = {worth: sweeps(part, COSTS[cost], number) for worth, number in WORTHS.items()}
+    ours = [name for name in part.families if is_ours(name)]
+    names = [*ours, "best peer", "which (mean; worst tenth)", "UniCP over it"]
+    lines = [f"| {cost} saved | {' | '.join(names)} |", "|" + "---|" * (1 + len(names))]
+    for speed in SPEEDS:
+        values = {w: {name: fidelity_at(points, speed) for name, points in found[w].items()} for w in WORTHS}
+        peers = {w: _best(values[w], is_peer) for w in WORTHS}
+        best = {w: _best(values[w], is_ours) for w in WORTHS}
+        cells = [_pair(values[w][name] for w in WORTHS) for name in ours]
+        cells += [_pair(peers[w][1] for w in WORTHS), "; ".join(dict.fromkeys(peers[w][0] for w in WORTHS))]
+        cells.append(_pair((_minus(best[w][1], peers[w][1]) for w in WORTHS), "+.1f"))
+        lines.append(f"| {speed:g}x | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _best(values: Mapping[str, float | None], is_wanted: Callable[[str], bool]) -> tuple[str, float | None]:
+    known = [(value, name) for name, value in values.items() if value is not None and is_wanted(name)]
+    value, name = max(known, key=lambda pair: pair[0]) if known else (None, "-")
+    return name, value
+
+
+def _minus(one: float | None, other: float | None) -> float | None:
+    return None if one is None or other is None else one - other
+
+
+def _pair(values: Iterable[float | None], form: str = ".1f") -> str:
+    return " / ".join("-" if value is None else f"{value:{form}}" for value in values) + " dB"
 
 
 def _on_clips_of(group: Group, groups: list[Group], method: str) -> list[Group]:

@@ -34,6 +34,20 @@ def test_rivals_are_compared_on_the_same_clips(tmp_path):
     assert "| UniCP fast | 2.00x | 40.0 / 40.0 dB | 30.0 / 30.0 dB | not reached |" in text
 
 
+def test_margins_are_over_the_best_peer_and_a_baseline_of_ours_is_none(tmp_path):
+    rows = [("UniCP", "a", 40.0, 50), ("UniCP planned", "b", 42.0, 50), ("UniCP", "c", 30.0, 33)]
+    rows += [("fixed window", "2", 60.0, 50), ("other", "1", 35.0, 50), ("slow", "1", 38.0, 66)]
+    for method, setting, psnr, operations in rows:
+        append_row(tmp_path / "p.jsonl", row(setting, psnr, method=method, operations=operations))
+    text = fill("<!-- table p:unipc:margins -->\n<!-- end -->", tmp_path)
+    assert (
+        "| operations saved | UniCP | UniCP planned | best peer | which (mean; worst tenth) | UniCP over it |" in text
+    )
+    assert "| 1.5x | 40.0 / 40.0 dB | 42.0 / 42.0 dB | 38.0 / 38.0 dB | slow | +4.0 / +4.0 dB |" in text
+    assert "| 2x | 40.0 / 40.0 dB | 42.0 / 42.0 dB | 35.0 / 35.0 dB | other | +7.0 / +7.0 dB |" in text
+    assert "| 3x | 30.3 / 30.3 dB | - / - dB | - / - dB | - | - / - dB |" in text
+
+
 def test_a_table_without_rows_is_an_error(tmp_path):
     with pytest.raises(InputError):
         fill("<!-- table presets:unipc -->\n<!-- end -->", tmp_path)

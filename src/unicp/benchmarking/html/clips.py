@@ -11,7 +11,7 @@ from pathlib import Path
 
 from unicp.benchmarking.html.comparison import METRIC
 from unicp.benchmarking.html.markup import counted, number, script_json, speed, tag, text_tag, void_tag
-from unicp.benchmarking.html.parts import OURS, Part
+from unicp.benchmarking.html.parts import Part, is_ours
 from unicp.benchmarking.rows import Row
 from unicp.benchmarking.statistics import Group
 from unicp.errors import InputError
@@ -118,7 +118,7 @@ def _panel(part: Part, group: Group, clips: Clips, file_name: Callable[[Row], st
         return ""
     numbers = f"{speed(group.operations)} operations, {number(group.mean(METRIC))} dB mean"
     title = text_tag("b", group.name) + " " + text_tag("span", numbers, class_="muted")
-    opened = {"open": "open"} if group.method == OURS else {}
+    opened = {"open": "open"} if is_ours(group.method) else {}
     return tag("details", tag("summary", title) + tag("div", cards, class_="cards"), class_="panel", **opened)
 
 

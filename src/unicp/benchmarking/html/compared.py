@@ -20,7 +20,7 @@ from unicp.benchmarking.html.comparison import (
     verdict,
 )
 from unicp.benchmarking.html.markup import MISSING, number, scroll, signed, speed, tag, text_tag
-from unicp.benchmarking.html.parts import BASELINE, OURS, Part
+from unicp.benchmarking.html.parts import BASELINE, OURS, Part, is_ours, is_peer
 
 Sweeps = Mapping[str, Mapping[str, Points]]  # by worth, then by family
 
@@ -85,7 +85,7 @@ def _speed_table(part: Part, cost: str) -> str:
 
 def _ordered(part: Part, found: Mapping[str, Points]) -> Sequence[str]:
     """Ours first, then peers by their fidelity at 2x and their reach, best first."""
-    ours = [name for name in part.families if name in (OURS, BASELINE)]
+    ours = [name for name in part.families if not is_peer(name)]
     peers = [name for name in part.families if name not in ours]
 
     def worth(name: str) -> tuple[float, float]:
@@ -113,7 +113,7 @@ def _family_row(family: str, found: Sweeps, best: Mapping[tuple[str, int], float
             top = value is not None and value == best[worth, index]
             classes = "num" + (" first" if worth == "mean" else "") + (" best" if top else "")
             cells += text_tag("td", shown, class_=classes)
-    return tag("tr", cells, class_="ours-row" if family == OURS else "base-row" if family == BASELINE else None)
+    return tag("tr", cells, class_="ours-row" if is_ours(family) else "base-row" if family == BASELINE else None)
 
 
 def _margin_row(results: Mapping[str, Sequence[Comparison]]) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from unicp.benchmarking.html.markup import listed, number, speed
-from unicp.benchmarking.html.parts import OURS, Part, is_peer
+from unicp.benchmarking.html.parts import Part, is_ours, is_peer
 from unicp.benchmarking.statistics import Group, at_speed, frontier, speed_at
 
 METRIC = "psnr"
@@ -24,7 +24,7 @@ WORTHS: dict[str, Number] = {"mean": lambda g: g.mean(METRIC), "worst tenth": la
 
 @dataclass(frozen=True)
 class Comparison:
-    """UniCP against the best peer at one speed or fidelity; None: nothing that goes so far."""
+    """UniCP, online or planned, against the best peer at one speed or fidelity; None: nothing that goes so far."""
 
     at: float
     ours: float | None
@@ -113,7 +113,8 @@ def _compare(at: float, values: Mapping[str, float | None]) -> Comparison:
     peers = [(value, name) for name, value in values.items() if value is not None and is_peer(name)]
     # max() keeps the first of equals, so the order of families decides and the file stays the same.
     peer, name = max(peers, key=lambda pair: pair[0]) if peers else (None, "")
-    return Comparison(at, values.get(OURS), peer, name)
+    ours = max((value for name, value in values.items() if value is not None and is_ours(name)), default=None)
+    return Comparison(at, ours, peer, name)
 
 
 def ratio(one: Comparison) -> str:

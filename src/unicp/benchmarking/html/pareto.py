@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from unicp.benchmarking.html.chart import CANVASES, Axis, Canvas, figure, marker, path, position
 from unicp.benchmarking.html.comparison import COSTS, METRIC, SAME, WORTHS
 from unicp.benchmarking.html.markup import counted, number, speed, tag, text_tag
-from unicp.benchmarking.html.parts import OURS, Part, Style
+from unicp.benchmarking.html.parts import OURS, Part, Style, is_ours
 from unicp.benchmarking.statistics import Group, frontier
 
 # Above it no difference survives the rounding to 8 bits; without a top, one lossless setting (100 dB by convention)
@@ -116,8 +116,8 @@ def _draw(
             lines.append(path(points, class_=f"line {_classes(look)}", data_f=look.index))
         own = [dot for dot in dots if dot.family == family]
         signs = "".join(_mark(dot, look, canvas, x_axis, y_axis) for dot in own)
-        if family == OURS:
-            signs += _direct_label(points, canvas)
+        if is_ours(family):
+            signs += _direct_label(points, canvas, family)
         marks.append(tag("g", signs, class_=_classes(look), data_f=look.index))
     if x_axis.low < 1:
         x, _ = position(canvas, x_axis, y_axis, 1, y_axis.low)
@@ -133,18 +133,18 @@ def _mark(dot: Dot, look: Style, canvas: Canvas, x_axis: Axis, y_axis: Axis) -> 
     x = min(max(dot.x, x_axis.low), x_axis.high)
     y = min(max(dot.y, y_axis.low), y_axis.high)
     place = position(canvas, x_axis, y_axis, x, y)
-    radius = 4.6 if dot.family == OURS else 3.4
+    radius = 4.6 if is_ours(dot.family) else 3.4
     return marker(look.shape, *place, radius, class_="dot" if inside else "dot beyond", data_i=dot.index)
 
 
-def _direct_label(points: Sequence[tuple[float, float]], canvas: Canvas) -> str:
+def _direct_label(points: Sequence[tuple[float, float]], canvas: Canvas, family: str) -> str:
     inside = [(x, y) for x, y in points if 0 <= x <= canvas.inner_width and 14 <= y <= canvas.inner_height]
     if not inside:
         return ""
     x, y = inside[len(inside) // 2]
     room = x < canvas.inner_width - 60
     place = {"x": f"{x + 9:.1f}", "y": f"{y - 8:.1f}"} if room else {"x": f"{x - 9:.1f}", "y": f"{y - 8:.1f}"}
-    return text_tag("text", OURS, class_="name" if room else "name end", **place)
+    return text_tag("text", family, class_="name" if room else "name end", **place)
 
 
 def _classes(look: Style) -> str:

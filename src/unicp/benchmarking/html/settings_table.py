@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from unicp.benchmarking.html.comparison import METRIC
 from unicp.benchmarking.html.markup import MISSING, number, scroll, size, speed, tag, text_tag
-from unicp.benchmarking.html.parts import OURS, Failure, Part
+from unicp.benchmarking.html.parts import Failure, Part, is_ours
 from unicp.benchmarking.rows import PLAIN
 from unicp.benchmarking.statistics import Group, bootstrap
 
@@ -54,7 +54,7 @@ def settings_table(part: Part) -> str:
         body += _row("plain run (the reference)", part.plain, shown, "plain-row")
     for family, groups in part.families.items():
         for group in groups:
-            body += _row(group.name, group, shown, "ours-row" if family == OURS else None)
+            body += _row(group.name, group, shown, "ours-row" if is_ours(family) else None)
     table = tag("table", tag("thead", tag("tr", "".join(heads))) + tag("tbody", body), class_="settings")
     return scroll(f"All settings, {part.name}", table, "tall")
 

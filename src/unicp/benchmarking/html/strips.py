@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from unicp.benchmarking.html.markup import number, scroll, speed, tag, text_tag
-from unicp.benchmarking.html.parts import OURS, Part
+from unicp.benchmarking.html.parts import Part, is_ours
 from unicp.benchmarking.statistics import Group
 from unicp.records import Action, Trace
 
@@ -76,7 +76,9 @@ def _work_row(group: Group, work: Sequence[float], begins: bool) -> str:
     cells = text_tag("span", group.name, class_="label") + tag("span", strip, class_="strip", data_w=values)
     cells += text_tag("span", speed(group.operations), class_="num")
     return tag(
-        "div", cells, class_="strip-row" + (" ours-row" if group.method == OURS else "") + (" begins" if begins else "")
+        "div",
+        cells,
+        class_="strip-row" + (" ours-row" if is_ours(group.method) else "") + (" begins" if begins else ""),
     )
 
 

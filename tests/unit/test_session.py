@@ -277,13 +277,14 @@ def test_what_stored_text_keys_save_is_taken_off_the_unit_that_would_have_projec
         assert (entry.operations < entry.full_operations) is saves, entry
 
 
+@pytest.mark.parametrize("name", ["wan", "cogvideox"])
 @pytest.mark.parametrize("span", ["model", "unit"])
-def test_a_sliced_run_writes_down_fewer_operations_at_its_width(span):
+def test_a_sliced_run_writes_down_fewer_operations_at_its_width(span, name):
     slicing = unicp.Slicing(widths=(8,), tolerance=9.0, min_saving=-0.0)
-    transformer = tiny_models.cogvideox()
+    transformer = tiny_models.build(name)
     settings = preset("balanced", tolerance=1e-9, span=span, store_factor=64.0, slicing=slicing)
     with enable(transformer, settings) as session:
-        Loop(transformer, "cogvideox").run()
+        Loop(transformer, name).run()
     assert session.trace.counts["not_sliced"] == 0
     sliced = [entry for entry in session.trace.entries if entry.action == "slice"]
     assert sliced

@@ -3,7 +3,7 @@
     python -m unicp.benchmarking.attention_change --out docs/results/attention_change.json --figure docs/img/u_shape.png
 
 Change = root mean square of the difference to the step before, relative to the output's own root mean square, over all
-positions; mean over prompts, seeds and the two branches.
+positions; mean over prompts, seeds and branches.
 """
 
 from __future__ import annotations
@@ -17,33 +17,35 @@ import torch
 from torch import Tensor
 
 from unicp.benchmarking.harness import Harness
+from unicp.benchmarking.step_count import StepCount
 from unicp.benchmarking.suites import SPLITS, STEPS, models, prompts_of
 from unicp.models.finder import map_model
+from unicp.models.loading import SAMPLERS
 from unicp.numerics.error_measures import relative_error
-
-BRANCHES = 2
+from unicp.testbed import DEFAULT
 
 
 class Changes:
     """Forward hooks on the self-attention units; sums the changes per unit and step."""
 
     def __init__(self, pipe: Any):
-        self.units = map_model(pipe.transformer).units_with(("self", "spatial", "temporal", "joint"))
+        found = map_model(pipe.transformer)
+        self.units = found.units_with(("self", "spatial", "temporal", "joint"))
         self.sums = torch.zeros(len(self.units), STEPS)
+        self.counts = torch.zeros(len(self.units), STEPS)
         self.runs = 0
+        self._now = StepCount(found)
         self._last: dict[tuple[int, int], Tensor] = {}
-        self._calls = [0] * len(self.units)
         self.handles = [u.module.register_forward_hook(self._hook(i)) for i, u in enumerate(self.units)]
 
     def _hook(self, index: int) -> Any:
         def hook(module: Any, inputs: Any, output: Any) -> None:
             out = output[0] if isinstance(output, tuple) else output
-            step, branch = divmod(self._calls[index], BRANCHES)
-            last = self._last.get((index, branch))
+            last = self._last.get((index, self._now.branch))
             if last is not None:
-                self.sums[index, step] += float(relative_error(last, out).mean()) / BRANCHES
-            self._last[index, branch] = out
-            self._calls[index] += 1
+                self.sums[index, self._now.step] += float(relative_error(last, out).mean())
+                self.counts[index, self._now.step] += 1
+            self._last[index, self._now.branch] = out
 
         return hook
 
@@ -51,14 +53,25 @@ class Changes:
         """Call after each clip."""
         self.runs += 1
         self._last.clear()
-        self._calls = [0] * len(self.units)
+        self._now.begin_run()
+
+    @property
+    def mean(self) -> Tensor:
+        """Mean change by unit and step, (units, steps); 0 at the first step."""
+        return self.sums / self.counts.clamp(min=1)
+
+    def remove(self) -> None:
+        """Takes the hooks off."""
+        self._now.remove()
+        for handle in self.handles:
+            handle.remove()
 
 
 def main() -> None:
     """The command line; see the module's docstring."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default=str(models()["glyphs"]))
-    parser.add_argument("--sampler", default="unipc", choices=["unipc", "euler"])
+    parser.add_argument("--model", default=DEFAULT, help="a test-bed, or a folder")
+    parser.add_argument("--sampler", default="default", choices=SAMPLERS)
     parser.add_argument("--prompts", type=int, default=4)
     parser.add_argument("--split", default="table", choices=SPLITS)
     parser.add_argument("--seeds", type=int, default=1)
@@ -66,27 +79,25 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("build/bench/attention_change.json"))
     parser.add_argument("--figure", type=Path)
     options = parser.parse_args()
-    harness = Harness(options.model, options.sampler, STEPS, frames=options.frames)
+    harness = Harness(models().get(options.model, options.model), options.sampler, STEPS, frames=options.frames)
     changes = Changes(harness.pipe)
-    for index, prompt in enumerate(prompts_of(options.split)[: options.prompts]):
+    for index, prompt in enumerate(prompts_of(options.split, options.model)[: options.prompts]):
         for seed in range(options.seeds):
             harness.seconds(prompt, 1000 * seed + index, STEPS)
             changes.end_run()
             print(f"{prompt} #{seed}", flush=True)
-    for handle in changes.handles:
-        handle.remove()
-    table = (changes.sums / changes.runs).tolist()
+    changes.remove()
     record = {
         "model": str(Path(options.model).name),
         "sampler": options.sampler,
         "steps": STEPS,
         "clips": changes.runs,
         "units": [unit.name for unit in changes.units],
-        "change": table,
+        "change": changes.mean.tolist(),
     }
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(record) + "\n", encoding="utf-8")
-    mean = (changes.sums / changes.runs).mean(0)
+    mean = changes.mean.mean(0)
     print("mean over blocks:", " ".join(f"{value:.3f}" for value in mean[1:].tolist()))
     if options.figure:
         from unicp.reporting.figures import draw_attention_change

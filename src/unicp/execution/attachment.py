@@ -171,7 +171,7 @@ def _hooked_units(runner: Runner) -> list[Unit]:
         )
     if settings.slicing.widths and settings.span in ("model", "unit"):
         known = {unit.name for unit in wanted}
-        sliceable = [unit for unit in runner.map.units if unit.sliceable and unit.role != "cross"]
+        sliceable = runner.map.sliced_units
         if not sliceable:
             reasons = "; ".join(sorted({unit.why_not for unit in runner.map.units if unit.why_not}))
             raise UnsupportedModelError("sliced attention", reasons or "no attention", "use Slicing() (off)")

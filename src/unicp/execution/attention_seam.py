@@ -46,7 +46,7 @@ class SliceState:
         return sum(tensor.numel() * tensor.element_size() for tensor in held)
 
 
-class _Seam(TorchFunctionMode):
+class Seam(TorchFunctionMode):
     """Hands the one attention call of a module to `handle`; counts calls."""
 
     def __init__(self, handle: Callable[..., Tensor]):
@@ -102,7 +102,7 @@ def run_full(
             learn(named, full)
         return full
 
-    with _Seam(handle) as seam:
+    with Seam(handle) as seam:
         output = call()
     if seam.calls != 1:
         state.bases, state.errors, state.corrections, state.saved = None, {}, {}, {}
@@ -129,5 +129,5 @@ def run_sliced(call: Callable[[], Any], state: SliceState, width: int) -> Any:
         correction = state.corrections.get(width)
         return out if correction is None else out + correction
 
-    with _Seam(handle):
+    with Seam(handle):
         return call()

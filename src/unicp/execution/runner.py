@@ -191,7 +191,8 @@ class Runner:
     def _slices(self, moment: Moment) -> SliceReport | None:
         if not self.settings.slicing.widths:
             return None
-        known = [span.slicing(moment.branch) for span in self.units.values() if span.widths and span.caught]
+        spans = [self.units[unit.name] for unit in self.map.sliced_units]
+        known = [span.slicing(moment.branch) for span in spans if span.widths and span.caught]
         states = [state for state, _ in known]
         return slice_report(states, max((n for _, n in known), default=0), self.recorder.full_operations(MODEL))
 

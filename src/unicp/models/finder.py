@@ -72,6 +72,11 @@ class ModelMap:
         """Why all blocks cannot be served as one; "" = they can."""
         return self.family.stack_refusal
 
+    @property
+    def sliced_units(self) -> tuple[Unit, ...]:
+        """The units that slicing is for: attention over the video's own tokens, not over a text of few tokens."""
+        return tuple(unit for unit in self.units if unit.sliceable and unit.role != "cross")
+
     def units_with(self, roles: Collection[Role]) -> tuple[Unit, ...]:
         """The units that have one of these roles, in execution order."""
         return tuple(unit for unit in self.units if unit.role in roles)

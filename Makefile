@@ -21,7 +21,7 @@ TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARA
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help setup setup-dev demo test check format-check lint types format train bench impact overhead figures clean
+.PHONY: help setup setup-dev demo test check format-check lint types format train train-latte train-film bench impact overhead figures clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -57,6 +57,12 @@ format: $(READY_DEV) ## rewrite the sources as the formatter and the linter want
 
 train: $(READY) ## train the test-bed from nothing (long; continues where it was stopped)
 	$(BIN)/python -m unicp.testbed.training --out build/testbed
+
+train-latte: $(READY) ## train the second test-bed, a Latte pipeline on the same clips (an hour and more; continues)
+	$(BIN)/python -m unicp.testbed.latte --out build/latte
+
+train-film: $(READY) ## train the third test-bed, a CogVideoX pipeline on a real film, which it fetches (continues)
+	$(BIN)/python -m unicp.testbed.film --out build/film
 
 bench: $(READY_DEV) ## measure presets, fixed windows and fewer steps (hours; continues where it was stopped)
 	$(BIN)/unicp bench presets --sampler unipc --out docs/results/presets.jsonl

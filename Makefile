@@ -21,7 +21,7 @@ TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARA
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help setup setup-dev demo test check format-check lint types format train train-latte train-film bench impact overhead figures clean
+.PHONY: help setup setup-dev demo test check format-check lint types format train train-latte train-film bench impact overhead slices figures clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -75,6 +75,9 @@ impact: $(READY_DEV) ## measure what an error at each noise level does to the fi
 
 overhead: $(READY_DEV) ## measure what deciding and recording cost
 	$(BIN)/unicp bench overhead --out docs/results/overhead.json
+
+slices: $(READY_DEV) ## measure what attention at reduced width misses
+	$(BIN)/python -m unicp.benchmarking.slice_errors --out docs/results/slices.json
 
 figures: $(READY_DEV) ## measure and draw the change of attention outputs over steps
 	$(BIN)/python -m unicp.benchmarking.attention_change --prompts 16 --seeds 2 --out docs/results/attention_change.json --figure docs/img/u_shape.png

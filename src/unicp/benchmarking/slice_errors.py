@@ -41,6 +41,7 @@ AGES = (0, 1, 3)
 SHARES = (0.25, 0.5, 0.75)
 KINDS: tuple[BasisKind, ...] = ("pca", "centred_pca", "kq_svd")
 NOTHING = "nothing computed"
+CORRECTED: BasisKind = "kq_svd"  # whose corrected errors the table over all steps shows
 
 
 @dataclass(frozen=True)
@@ -146,7 +147,7 @@ def _worst(served: Tensor, true: Tensor) -> float:
 def measure(harness: Harness, prompts: tuple[str, ...], say: Callable[[str], None]) -> list[dict[str, Any]]:
     """One row per probed step, role of attention, basis, width, age and kind of correction."""
     found = map_model(harness.pipe.transformer)
-    units = tuple(unit for unit in found.units if unit.sliceable)
+    units = found.sliced_units
     needed = frozenset(step - times * age for step in PROBED for age in AGES for times in (1, 2) if step >= times * age)
     every: dict[Key, list[float]] = defaultdict(list)
     for seed, prompt in enumerate(prompts):
@@ -174,20 +175,21 @@ def measure(harness: Harness, prompts: tuple[str, ...], say: Callable[[str], Non
 
 
 def over_steps(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Mean errors over the probed steps that have every kind of correction, one row per role, basis, width and age."""
-    table: dict[tuple[Any, ...], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    """Mean errors over the probed steps that have every kind of correction: one row per role, age and width."""
     whole = {(row["step"], row["age"]) for row in rows if row["correction"] == "forecast"}
+    found: dict[tuple[Any, ...], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for row in rows:
         if not row["age"] or (row["step"], row["age"]) in whole:
-            key = (row["role"], row["age"], row["width"], row["basis"])
-            table[key][row["correction"]].append(row["error"])
-    kinds = {"none": "not corrected", "stored": "stored", "forecast": "forecast"}
+            column = row["basis"] if row["correction"] == "none" else row["correction"]
+            if row["correction"] == "none" or row["basis"] in (NOTHING, CORRECTED):
+                found[row["role"], row["age"], row["width"]][column].append(row["error"])
+    columns = (*KINDS, "stored", "forecast")
     return [
         {
-            **dict(zip(("attention", "age", "width", "basis"), key)),
-            **{kinds[kind]: statistics.fmean(found[kind]) if kind in found else "-" for kind in kinds},
+            **dict(zip(("attention", "age", "width"), key)),
+            **{column: statistics.fmean(values[column]) if column in values else "-" for column in columns},
         }
-        for key, found in sorted(table.items())
+        for key, values in sorted(found.items())
     ]
 
 

@@ -43,7 +43,7 @@ def test_a_run_gives_rows_of_every_kind(tmp_path, monkeypatch):
     harness = Harness(tiny_pipeline.save(tmp_path / "tiny"), "default", 5, frames=5)
     with torch.no_grad():
         rows = measure(harness, ("a red star moving left on a striped background",), lambda text: None)
-    assert {row["role"] for row in rows} == {"self", "cross"} and {row["step"] for row in rows} == {2, 4}
+    assert {row["role"] for row in rows} == {"self"} and {row["step"] for row in rows} == {2, 4}
     assert all(row["error"] <= row["worst"] for row in rows)
     table = over_steps(rows)
     assert {row["width"] for row in table} == {0.0, 0.25, 0.5, 0.75}

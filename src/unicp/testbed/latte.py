@@ -48,7 +48,8 @@ DEFAULTS: dict[str, Any] = {
 AUTOENCODER = (Stage("latte autoencoder", 1600, 16, 1, 4e-3, 1e-5),)
 DENOISER = (
     Stage("latte frames", 1200, 32, 1, 1.5e-3, 1e-3),
-    Stage("latte clips", 2400, 8, FRAMES, 1.5e-3, 1e-5),
+    Stage("latte clips", 1600, 8, FRAMES, 1.5e-3, 0.000506869),
+    Stage("latte clips, weighted", 1500, 6, FRAMES, 8e-4, 1e-5, most_weight=300.0),
 )
 
 
@@ -185,7 +186,9 @@ def train_denoiser(out: Path, autoencoder: Any, log: Log, stages: tuple[Stage, .
             noisy: Any = schedule.add_noise(latents, noise, time_step)  # type: ignore[arg-type]
             output = model(noisy, time_step, text, return_dict=False)[0]
         # The second half of the channels is the variance, which the pipeline drops.
-        loss = (output[:, :LATENT_CHANNELS].float() - noise).square().mean()
+        errors = (output[:, :LATENT_CHANNELS].float() - noise).square().mean((1, 2, 3, 4))
+        weights = (1 / schedule.alphas_cumprod[time_step]).clamp(max=stage.most_weight)
+        loss = (weights * errors).mean()
         optimisers.step(loss, rate_of(stage, step))
         follow(average, model, min(0.998 if stage.frames == 1 else 0.995, finished / (finished + 9)))
         return loss.item(), ""

@@ -49,7 +49,9 @@ AUTOENCODER = (Stage("latte autoencoder", 1600, 16, 1, 4e-3, 1e-5),)
 DENOISER = (
     Stage("latte frames", 1200, 32, 1, 1.5e-3, 1e-3),
     Stage("latte clips", 1600, 8, FRAMES, 1.5e-3, 0.000506869),
-    Stage("latte clips, weighted", 1500, 6, FRAMES, 8e-4, 1e-5, most_weight=300.0),
+    Stage("latte clips, weighted", 340, 6, FRAMES, 8e-4, 0.000621341, most_weight=300.0),
+    Stage("latte frames, weighted", 1500, 33, 1, 1e-3, 3e-4, most_weight=300.0),
+    Stage("latte clips, weighted again", 1800, 7, FRAMES, 8e-4, 1e-5, most_weight=300.0),
 )
 
 

@@ -25,22 +25,24 @@ from diffusers import (
 )
 from torch import Tensor
 
-LAYERS, HEADS, HEAD_WIDTH = 2, 2, 16
-CHANNELS, FRAMES, SIZE = 4, 3, 8
-TEXT_TOKENS, TEXT_WIDTH, POOLED_WIDTH = 6, 12, 8
+from tests.tiny_more import (
+    CHANNELS,
+    FRAMES,
+    HEAD_WIDTH,
+    HEADS,
+    LAYERS,
+    MORE,
+    POOLED_WIDTH,
+    SIZE,
+    TEXT_TOKENS,
+    TEXT_WIDTH,
+    WAN,
+)
 
 _WIDTH = HEADS * HEAD_WIDTH
 _SHAPE = {"num_attention_heads": HEADS, "attention_head_dim": HEAD_WIDTH, "num_layers": LAYERS}
 _IN_OUT = {"in_channels": CHANNELS, "out_channels": CHANNELS}
-_WAN = {
-    **_SHAPE,
-    **_IN_OUT,
-    "patch_size": (1, 2, 2),
-    "text_dim": TEXT_WIDTH,
-    "freq_dim": 32,
-    "ffn_dim": 48,
-    "rope_max_seq_len": 32,
-}
+_WAN = WAN | {"rope_max_seq_len": 32}
 _HUNYUAN = {
     **_SHAPE,
     **_IN_OUT,
@@ -190,11 +192,14 @@ CONFIGS: dict[str, tuple[Any, dict[str, Any]]] = {
             "sample_size": SIZE,
         },
     ),
+    **{name: (tiny.kind, tiny.config) for name, tiny in MORE.items()},
 }
 
 
 def sample_shape(name: str) -> tuple[int, ...]:
     """Shape of the sample that a model takes, without the batch."""
+    if name in MORE:
+        return MORE[name].sample
     if name in ("cogvideox", "consisid"):
         return FRAMES, CHANNELS, SIZE, SIZE
     if name == "ltx":
@@ -214,6 +219,8 @@ def more_inputs(name: str, batch: int, generator: torch.Generator) -> dict[str, 
     def noise(*shape: int) -> Tensor:
         return torch.randn(batch, *shape, generator=generator)
 
+    if name in MORE:
+        return MORE[name].more(noise, batch)
     mask = torch.ones(batch, TEXT_TOKENS)
     mask[:, -1] = 0
     masked = {"encoder_attention_mask": mask}

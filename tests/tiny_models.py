@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from contextlib import nullcontext
 from typing import Any
 
@@ -120,6 +121,12 @@ def build(name: str) -> nn.Module:
     return {"wan": wan, "cogvideox": cogvideox, "latte": latte, "hunyuan_video": hunyuan_video}[name]()
 
 
+@functools.cache
+def shared(name: str) -> nn.Module:
+    """One tiny transformer of each name for all tests that leave it as it was."""
+    return build(name)
+
+
 def flow_scheduler(name: str) -> Any:
     """A flow-matching scheduler that counts its timesteps as the model does."""
     return FlowMatchEulerDiscreteScheduler(invert_sigmas=name == "mochi")
@@ -128,7 +135,7 @@ def flow_scheduler(name: str) -> Any:
 def inputs(name: str, batch: int = 1, seed: int = 0, timestep: float = 500.0) -> dict[str, Any]:
     """Keyword arguments for one forward call; sample and text depend on `seed`, samples of a batch differ.
 
-    timestep: 1000 at pure noise; the model gets it in its own count.
+    timestep: 1000 at pure noise; the model gets it in its own count. Names are the usual ones: see `call`.
     """
     generator = torch.Generator().manual_seed(seed)
     arguments = {
@@ -140,10 +147,40 @@ def inputs(name: str, batch: int = 1, seed: int = 0, timestep: float = 500.0) ->
     return arguments | more_inputs(name, batch, generator)
 
 
+def own(name: str, arguments: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of `inputs` as the model takes them, under its own names and in its own shapes."""
+    if name == "z_image":
+        sample, text, timestep = (arguments.pop(key) for key in ("hidden_states", "encoder_hidden_states", "timestep"))
+        return arguments | {"x": list(sample.unbind()), "cap_feats": list(text.unbind()), "t": timestep}
+    if name == "anyflow":
+        timestep = arguments["timestep"][:, None].expand(-1, FRAMES)
+        return arguments | {"timestep": timestep, "r_timestep": timestep}
+    if name == "ace_step":
+        return arguments | {"timestep_r": arguments["timestep"]}
+    return arguments
+
+
+def call(transformer: nn.Module, name: str, arguments: dict[str, Any]) -> Any:
+    """One forward call with arguments as `inputs` gives them; the output is as the model gives it."""
+    return transformer(**own(name, dict(arguments)))
+
+
+def first(output: Any) -> Tensor:
+    """The first tensor of an output, batch first."""
+    tensor = output if isinstance(output, Tensor) else output[0]
+    return tensor if isinstance(tensor, Tensor) else torch.stack(list(tensor))
+
+
+_FROM_ONE = ("cosmos", "flux", "qwen_image", "minimax_h3", "flux2", "chroma", "aura_flow", "stable_audio", "ace_step")
+_RISING = ("z_image", "lumina2")
+
+
 def _counted(name: str, timestep: Tensor) -> Tensor:
     if name == "mochi":
         return 1000.0 - timestep
-    return timestep / 1000.0 if name in ("cosmos", "flux", "qwen_image") else timestep
+    if name in _RISING:
+        return 1.0 - timestep / 1000.0
+    return timestep / 1000.0 if name in _FROM_ONE else timestep
 
 
 @torch.no_grad()
@@ -167,19 +204,31 @@ def denoise(
     """
     conditions = {"cond": inputs(name, batch, seed), "uncond": inputs(name, batch, seed + 1)}
     sample = conditions["cond"]["hidden_states"]
+    audio = conditions["cond"].get("audio_hidden_states")
     levels = torch.linspace(1.0, 0.0, steps + 1)
     if scheduler is not None:
         scheduler.set_timesteps(steps)
     timesteps = _counted(name, levels[:-1] * 1000) if scheduler is None else scheduler.timesteps
     for step, timestep in enumerate(timesteps):
-        outputs = []
+        outputs, audio_outputs = [], []
         for branch in tuple(conditions)[:branches]:
             given = timestep if scheduler is None or name == "mochi" else _counted(name, timestep)
             changes = {"hidden_states": sample, "timestep": given.expand(batch)}
+            if audio is not None:
+                changes["audio_hidden_states"] = audio
             with transformer.cache_context(branch) if use_cache_context else nullcontext():  # pyright: ignore
-                output = transformer(**(conditions[branch] | changes))[0]
+                output = call(transformer, name, conditions[branch] | changes)
+            if audio is not None:
+                audio_outputs.append(output[1])
+            output = first(output) if name not in _RISING else -first(output)
             outputs.append(output[:, :CHANNELS] if name in ("latte", "pixart") else output)
+        if audio is not None:
+            # The video follows from the audio at the next step, so that what is served of it shows in the end.
+            audio = audio + (levels[step + 1] - levels[step]) * audio_outputs[0]
         velocity = outputs[0] if branches == 1 else outputs[1] + guidance * (outputs[0] - outputs[1])
+        if velocity.shape[1] < sample.shape[1]:
+            # Condition channels behind those of the sample stay as they are.
+            velocity = torch.cat([velocity, torch.zeros_like(sample[:, velocity.shape[1] :])], dim=1)
         if scheduler is None:
             sample = sample + (levels[step + 1] - levels[step]) * velocity
         else:

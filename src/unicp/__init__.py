@@ -13,6 +13,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from unicp.errors import UniCPError as UniCPError
     from unicp.files import load_trace as load_trace
+    from unicp.models.families import BlockListRow as BlockListRow
+    from unicp.models.families import Family as Family
+    from unicp.models.families import UnitRow as UnitRow
+    from unicp.models.families import register as register
     from unicp.records import Trace as Trace
     from unicp.reporting.summary import Summary as Summary
     from unicp.session import Session as Session
@@ -25,6 +29,10 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "BlockListRow": "models.families",
+    "Family": "models.families",
+    "UnitRow": "models.families",
+    "register": "models.families",
     "UniCPError": "errors",
     "load_trace": "files",
     "Trace": "records",
@@ -37,17 +45,21 @@ _HOMES = {
     "preset": "settings",
 }
 __all__ = [
+    "BlockListRow",
+    "Family",
     "Session",
     "Settings",
     "Slicing",
     "Summary",
     "Trace",
     "UniCPError",
+    "UnitRow",
     "__version__",
     "disable",
     "enable",
     "load_trace",
     "preset",
+    "register",
 ]
 
 

@@ -35,9 +35,9 @@ KINDS: dict[str, Settings] = {
 
 def _kinds_of(name: str) -> list[str]:
     """The kinds of span that a model allows: no stack where its row refuses it, no slicing where no unit can be."""
-    found = map_model(tiny_models.build(name))
+    found = map_model(tiny_models.shared(name))
     sliceable = any(unit.sliceable and unit.role != "cross" for unit in found.units)
-    refused = {"stack": bool(found.stack_refusal), "paper": not sliceable}
+    refused = {kind: bool(found.span_refusal(kind)) for kind in ("stack", "block")} | {"paper": not sliceable}
     return [kind for kind in KINDS if not refused.get(kind)]
 
 
@@ -45,15 +45,13 @@ CASES = [(name, kind) for name in tiny_models.NAMES for kind in _kinds_of(name)]
 every_case = pytest.mark.parametrize(("name", "kind"), CASES)
 # Pipelines of models without cache_context have no branch names to give.
 every_case_with_context = pytest.mark.parametrize(
-    ("name", "kind"), [case for case in CASES if hasattr(tiny_models.build(case[0]), "cache_context")]
+    ("name", "kind"), [case for case in CASES if hasattr(tiny_models.shared(case[0]), "cache_context")]
 )
 every_name = pytest.mark.parametrize("name", tiny_models.NAMES)
 
 
-@functools.cache
-def model(name: str) -> nn.Module:
-    """One transformer for all tests: what UniCP leaves behind on it would show."""
-    return tiny_models.build(name)
+# One transformer for all tests: what UniCP leaves behind on it would show.
+model = tiny_models.shared
 
 
 @functools.cache
@@ -143,17 +141,16 @@ def follow(name: str, seeds: tuple[int, ...], context: bool = False) -> dict[int
             arguments["hidden_states"] = arguments["hidden_states"] * (1 - 0.05 * step)
             if context:
                 with model(name).cache_context(f"branch {seed}"):  # type: ignore[operator]
-                    outputs[seed].append(model(name)(**arguments)[0])
+                    outputs[seed].append(tiny_models.first(tiny_models.call(model(name), name, arguments)))
             else:
-                outputs[seed].append(model(name)(**arguments)[0])
+                outputs[seed].append(tiny_models.first(tiny_models.call(model(name), name, arguments)))
     return outputs
 
 
-@pytest.mark.parametrize("context", [False, True])
 @every_case
-def test_no_branch_is_ever_served_from_another(name, kind, context):
-    if context and not hasattr(model(name), "cache_context"):
-        pytest.skip("a model without cache_context")
+def test_no_branch_is_ever_served_from_another(name, kind):
+    # Where a branch's name comes from is the same for all kinds of span.
+    context = kind in ("model", "unit") and hasattr(model(name), "cache_context")
     # Fixed windows: what is served does not depend on what the other branch does, so each must be as if alone.
     fixed = settings(kind, tolerance=1.0, every=2)
     alone: dict[int, list[Tensor]] = {}
@@ -204,9 +201,9 @@ def test_nothing_is_held_after_a_reset_and_after_leaving(name, kind):
     assert session.is_empty and tensors_held(session) == []
 
 
-@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
 @every_case
-def test_after_an_error_inside_the_model_nothing_is_held_and_the_next_run_is_a_first_one(name, kind, error):
+def test_after_an_error_inside_the_model_nothing_is_held_and_the_next_run_is_a_first_one(name, kind):
+    error = KeyboardInterrupt if kind in ("model", "block") else RuntimeError
     calls = iter(range(10**6))
 
     def fail(*_: Any) -> None:
@@ -294,14 +291,14 @@ def test_outputs_have_the_kind_that_was_asked_for_also_when_served(name, kind):
     for as_dict in (False, True):
         outputs[as_dict] = []
         with torch.no_grad():
-            expected = type(model(name)(**tiny_models.inputs(name) | {"return_dict": as_dict}))
+            expected = type(tiny_models.call(model(name), name, tiny_models.inputs(name) | {"return_dict": as_dict}))
         assert (expected is tuple) is not as_dict or expected is Tensor
         with enable(model(name), generous(kind, every=2)) as session, torch.no_grad():
             for step in range(STEPS):
                 arguments = tiny_models.inputs(name, timestep=900.0 - 10 * step) | {"return_dict": as_dict}
-                output = model(name)(**arguments)
+                output = tiny_models.call(model(name), name, arguments)
                 assert type(output) is expected
-                outputs[as_dict].append(output if isinstance(output, Tensor) else output[0])
+                outputs[as_dict].append(tiny_models.first(output))
         assert served(session.trace) > 0
     for one, other in zip(outputs[False], outputs[True], strict=True):
         assert torch.equal(one, other)

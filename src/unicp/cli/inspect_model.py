@@ -75,7 +75,7 @@ def _spans(found: ModelMap) -> dict[str, str]:
     return {
         "model": "",
         "stack": found.stack_refusal or ("" if found.blocks else "no block was found"),
-        "block": "" if found.blocks else "no block was found",
+        "block": found.span_refusal("block") or ("" if found.blocks else "no block was found"),
         "unit": no_units,
     }
 

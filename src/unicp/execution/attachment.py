@@ -165,9 +165,9 @@ def _hooked_units(runner: Runner) -> list[Unit]:
             raise UnsupportedModelError(
                 f"units with roles {', '.join(settings.roles)}", f"roles {found}", "name roles that the model has"
             )
-    elif settings.span == "stack" and runner.map.stack_refusal:
+    elif refusal := runner.map.span_refusal(settings.span):
         raise UnsupportedModelError(
-            'span "stack"', f"{type(runner.map.transformer).__name__}: {runner.map.stack_refusal}", 'use span "model"'
+            f'span "{settings.span}"', f"{type(runner.map.transformer).__name__}: {refusal}", 'use span "model"'
         )
     if settings.slicing.widths and settings.span in ("model", "unit"):
         known = {unit.name for unit in wanted}

@@ -133,10 +133,11 @@ class BlockCall:
             found.append(named[self.row.text_argument])
         return tuple(found)
 
-    def of_output(self, output: Any) -> Streams:
-        """The same streams in a block's output."""
+    def of_output(self, output: Any, entering: Streams) -> Streams:
+        """The same streams in a block's output. A last block that drops the text leaves it as it entered."""
         streams = tuple(output) if isinstance(output, (tuple, list)) else (output,)
-        return streams[::-1] if self.row.returns == "text_and_hidden" else streams
+        streams = streams[::-1] if self.row.returns == "text_and_hidden" else streams
+        return tuple(before if after is None else after for after, before in zip(streams, entering))
 
     def to_output(self, streams: Streams) -> Any:
         """What the block would have returned."""

@@ -1,7 +1,8 @@
 """The whole model output as one span: the largest, and by our measurements the best (DESIGN 3.5).
 
 What is stored is the output and the sample it was computed from; what is forecast is the output, the noise estimate or
-the clean estimate, anchored on the sample at hand, over noise level, log-SNR or step.
+the clean estimate, anchored on the sample at hand, over noise level, log-SNR or step. A model of video and audio has
+several outputs, each with a sample of its own: they are served together, and the worst of their errors counts.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from unicp.numerics.forecasting import NoiseLevel, extrapolate, from_quantity, i
 from unicp.records import Decision, Moment
 from unicp.settings import Abscissa, Settings
 
+Tensors = tuple[Tensor, ...]
 PROBE = 4096  # positions per sample on which errors and drift are measured
 # An error of the forecast quantity grows at most 1 / SERVING_FLOOR times when it is turned back into an output.
 SERVING_FLOOR = 0.045
@@ -33,6 +35,7 @@ class _Branch:
     levels: list[NoiseLevel | None] = field(default_factory=list)
     probe: Tensor | None = None
     drift: list[float] | None = None
+    outputs: int = 1
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,7 @@ class Served:
     """A decision for one call, with the output if it is served and the way it was made."""
 
     decision: Decision
-    output: Tensor | None = None
+    outputs: Tensors | None = None
     candidate: Candidate | None = None
 
 
@@ -53,7 +56,7 @@ class ModelSpan:
         self.guidance = ResidualSpan("guidance", settings, controller, store)
         self._step: tuple[int, int] | None = None
         self._computed_at_step = False
-        self._leader: tuple[str, Tensor] | None = None
+        self._leader: tuple[str, Tensors] | None = None
         self.over_budget = False
 
     @property
@@ -67,8 +70,10 @@ class ModelSpan:
         self.guidance.reset()
         self._step, self._leader, self.over_budget = None, None, False
 
-    def decide(self, moment: Moment, sample: Tensor, slices: SliceReport | None) -> Served:
+    def decide(self, moment: Moment, samples: Tensors, slices: SliceReport | None) -> Served:
         """What to do with this call. All branches of a step are served together or computed together.
+
+        samples: one for each output, in their order; an output beyond them is forecast as it is.
 
         A branch that must be computed makes those after it in the step compute too; the first branch of a step asks
         for all that are known. (Our reading of coherence, DESIGN 3.1.)
@@ -84,7 +89,7 @@ class ModelSpan:
         plain = Question(moment, position, None, slices, doubt)
         if not doubt and not self.controller.may_serve(branch.window, plain) and first:
             doubt = self._doubt_of_others(moment, position)
-        served = self._ask(moment, branch, position, sample, slices, doubt)
+        served = self._ask(moment, branch, position, samples, slices, doubt)
         if not served.decision.action.served:
             self._computed_at_step = True
         return served
@@ -102,7 +107,7 @@ class ModelSpan:
         moment: Moment,
         branch: _Branch,
         position: Position,
-        sample: Tensor,
+        samples: Tensors,
         slices: SliceReport | None,
         doubt: str,
     ) -> Served:
@@ -115,10 +120,11 @@ class ModelSpan:
         if not self._usable(candidate, moment, branch):
             branch.drift = None
             return Served(self.controller.decide(window, replace(question, doubt="level"))[0])
-        output = self._forecast(moment, branch, candidate, position, sample)
+        outputs = self._forecast(moment, branch, candidate, position, samples)
         # One synchronisation for both questions: how far the sample has moved, and is the forecast finite?
-        drift = self._drift(branch, sample)
-        numbers = torch.cat([drift, all_finite(output).to(drift.dtype).reshape(1)]).tolist()
+        drift = self._drift(branch, samples[0])
+        finite = torch.stack([all_finite(output) for output in outputs]).all()
+        numbers = torch.cat([drift, finite.to(drift.dtype).reshape(1)]).tolist()
         branch.drift = numbers[:-1]
         if not numbers[-1]:
             doubt = "non-finite"
@@ -127,9 +133,9 @@ class ModelSpan:
         if not decision.action.served:
             return Served(decision)
         window.serve(max(decision.predicted or (0.0,)))
-        return Served(decision, output, candidate)
+        return Served(decision, outputs, candidate)
 
-    def by_guidance(self, moment: Moment, sample: Tensor) -> Served | None:
+    def by_guidance(self, moment: Moment, samples: Tensors) -> Served | None:
         """A computed step whose first branch is done: this branch as that output plus a forecast difference.
 
         The output becomes the newest point of its branch, without a measurement.
@@ -137,53 +143,53 @@ class ModelSpan:
         """
         if not self.settings.guidance or self._leader is None or self._leader[0] == moment.branch:
             return None
-        outcome, streams = self.guidance.decide(moment, self.position(moment), (self._leader[1],))
+        outcome, streams = self.guidance.decide(moment, self.position(moment), self._leader[1])
         if streams is None:
             return None
-        self._store(moment, self.branches[moment.branch], self.position(moment), sample, streams[0], None)
-        return Served(outcome.decision, streams[0], Candidate("output", "step"))
+        self._store(moment, self.branches[moment.branch], self.position(moment), samples, streams, None)
+        return Served(outcome.decision, streams, Candidate("output", "step"))
 
-    def computed(self, moment: Moment, sample: Tensor, output: Tensor) -> dict[Candidate, list[float]] | None:
-        """Takes in a computed output: measures what each candidate would have served, and stores it.
+    def computed(self, moment: Moment, samples: Tensors, outputs: Tensors) -> dict[Candidate, list[float]] | None:
+        """Takes in computed outputs: measures what each candidate would have served, and stores them.
 
         Returns the measured relative errors per candidate and sample, or None where nothing could have been served.
         """
         branch = self.branches[moment.branch]
         position = self.position(moment)
-        if output.shape != sample.shape:
+        if outputs[0].shape != samples[0].shape:
             # A learned variance, or a sample with a conditioning image: no estimate of its parts can be had.
-            outputs = (Candidate("output", candidate.abscissa) for candidate in branch.window.candidates)
-            branch.window.candidates = tuple(dict.fromkeys(outputs))
-        errors = self._measure(moment, branch, position, sample, output)
-        self._follow_guidance(moment, position, output)
-        self._store(moment, branch, position, sample, output, errors)
+            plain = (Candidate("output", candidate.abscissa) for candidate in branch.window.candidates)
+            branch.window.candidates = tuple(dict.fromkeys(plain))
+        errors = self._measure(moment, branch, position, samples, outputs)
+        self._follow_guidance(moment, position, outputs)
+        self._store(moment, branch, position, samples, outputs, errors)
         return errors
 
-    def _follow_guidance(self, moment: Moment, position: Position, output: Tensor) -> None:
+    def _follow_guidance(self, moment: Moment, position: Position, outputs: Tensors) -> None:
         if not self.settings.guidance:
             return
         if self._leader is None:
-            self._leader = (moment.branch, output)
+            self._leader = (moment.branch, outputs)
         elif self._leader[0] != moment.branch:
-            leading = (self._leader[1],)
-            self.guidance.computed(moment, position, leading, (output,), len(self.branches))
+            self.guidance.computed(moment, position, self._leader[1], outputs, len(self.branches))
 
     def _store(
         self,
         moment: Moment,
         branch: _Branch,
         position: Position,
-        sample: Tensor,
-        output: Tensor,
+        samples: Tensors,
+        outputs: Tensors,
         errors: dict[Candidate, list[float]] | None,
     ) -> None:
         if branch.drift is None and branch.probe is not None:
-            branch.drift = self._drift(branch, sample).tolist()
+            branch.drift = self._drift(branch, samples[0]).tolist()
         branch.window.observe(position, errors, branch.drift)
-        branch.drift, branch.probe = None, strided_sample(sample, PROBE).clone()
+        branch.drift, branch.probe = None, strided_sample(samples[0], PROBE).clone()
         level = None if self.schedule is None else self.schedule.level(moment.timestep)
         keep = self.settings.order + 1
-        stored = self.store.put(("model", moment.branch), (output, sample), keep, len(self.branches))
+        stored = self.store.put(("model", moment.branch), (*outputs, *samples), keep, len(self.branches))
+        branch.outputs = len(outputs)
         if not stored:
             self.over_budget = True
             branch.window = self.controller.new_window(branch.window.candidates)
@@ -193,7 +199,7 @@ class ModelSpan:
         branch.levels = [*branch.levels, level][-keep:]
 
     def _measure(
-        self, moment: Moment, branch: _Branch, position: Position, sample: Tensor, output: Tensor
+        self, moment: Moment, branch: _Branch, position: Position, samples: Tensors, outputs: Tensors
     ) -> dict[Candidate, list[float]] | None:
         if len(branch.window.points) < self.settings.order + 1:
             return None
@@ -202,10 +208,13 @@ class ModelSpan:
         usable = [c for c in branch.window.candidates if self._usable(c, moment, branch, 0.0)]
         if not usable:
             return None
-        true = strided_sample(output, PROBE)
-        served = [self._forecast(moment, branch, c, position, sample, probe=True) for c in usable]
-        table = torch.stack([relative_error(one, true) for one in served]).tolist()
-        return dict(zip(usable, table))
+        true = [strided_sample(output, PROBE) for output in outputs]
+        rows = []
+        for candidate in usable:
+            served = self._forecast(moment, branch, candidate, position, samples, probe=True)
+            # amax keeps a NaN, which must not be hidden by the other output.
+            rows.append(torch.stack([relative_error(a, b) for a, b in zip(served, true)]).amax(dim=0))
+        return dict(zip(usable, torch.stack(rows).tolist()))
 
     def _forecast(
         self,
@@ -213,28 +222,46 @@ class ModelSpan:
         branch: _Branch,
         candidate: Candidate,
         position: Position,
-        sample: Tensor,
+        samples: Tensors,
         probe: bool = False,
-    ) -> Tensor:
-        points = self.store.get(("model", moment.branch), like=sample)
-        now = sample
+    ) -> Tensors:
+        points = self.store.get(("model", moment.branch), like=samples[0])
+        shapes = [tensor.shape for tensor in points[-1]]
         if probe:
             points = [tuple(strided_sample(tensor, PROBE) for tensor in point) for point in points]
-            now = strided_sample(sample, PROBE)
-        axis, quantity = candidate.abscissa, candidate.quantity
+            samples = tuple(strided_sample(sample, PROBE) for sample in samples)
+        axis = candidate.abscissa
         places = [point[axis] for point in branch.window.points]
-        if quantity == "output":
-            return extrapolate([(x, output) for x, (output, _) in zip(places, points)], position[axis])
+        now, forecasts = position[axis], []
+        for place in range(branch.outputs):
+            earlier = branch.outputs + place
+            outputs = [point[place] for point in points]
+            if candidate.quantity == "output" or earlier >= len(shapes) or shapes[earlier] != shapes[place]:
+                forecasts.append(extrapolate(list(zip(places, outputs)), now))
+                continue
+            known = [(x, point[earlier], point[place]) for x, point in zip(places, points)]
+            forecasts.append(self._estimate(moment, branch, candidate, known, now, samples[place]))
+        return tuple(forecasts)
+
+    def _estimate(
+        self,
+        moment: Moment,
+        branch: _Branch,
+        candidate: Candidate,
+        points: list[tuple[float, Tensor, Tensor]],
+        place: float,
+        sample: Tensor,
+    ) -> Tensor:
+        """An output by way of the noise or the clean estimate. points: place, sample and output of each."""
         assert self.schedule is not None
-        kind = self.schedule.prediction
-        level = self._level(moment)
+        quantity, kind = candidate.quantity, self.schedule.prediction
         known = [
             (x, to_quantity(quantity, kind, earlier, output, at))
-            for x, (output, earlier), at in zip(places, points, branch.levels)
+            for (x, earlier, output), at in zip(points, branch.levels)
             if at is not None
         ]
-        forecast = extrapolate(known, position[axis])
-        return from_quantity(quantity, kind, now, forecast, level).to(sample.dtype)
+        forecast = extrapolate(known, place)
+        return from_quantity(quantity, kind, sample, forecast, self._level(moment)).to(sample.dtype)
 
     def _usable(self, candidate: Candidate, moment: Moment, branch: _Branch, floor: float = SERVING_FLOOR) -> bool:
         if candidate.quantity == "output":

@@ -6,7 +6,6 @@ the modules inside, `projection_call` around projections of the text. The runner
 
 from __future__ import annotations
 
-import inspect
 import math
 import threading
 import time
@@ -19,7 +18,8 @@ from torch import Tensor
 from unicp.control.controller import Controller, SliceReport
 from unicp.control.windows import Candidate, Position
 from unicp.execution.block_spans import BlockCall, ResidualSpan, Streams
-from unicp.execution.model_span import ModelSpan, errors_as_lists
+from unicp.execution.model_call import CallReader, OutputForm, read_output
+from unicp.execution.model_span import ModelSpan, Tensors, errors_as_lists
 from unicp.execution.recorder import MODEL, STACK, Recorder
 from unicp.execution.sampler_memory import SamplerMemory
 from unicp.execution.store import OutputStore
@@ -72,8 +72,8 @@ class Runner:
         self.owner: Any = None  # the session, set once its hooks are on
         self._scheduler_of = scheduler_of
         self._scheduler: Any = None
-        self._templates: dict[bool, Any] = {}
-        self._names = list(inspect.signature(type(model_map.transformer).forward).parameters)[1:]
+        self._forms: dict[bool, OutputForm] = {}
+        self._reader = CallReader(model_map.transformer, family)
         self._now: _Call | None = None
         self._over_budget = False
         self._lock = threading.RLock()
@@ -103,20 +103,23 @@ class Runner:
 
     def _call(self, forward: Forward, args: Arguments, kwargs: Keywords, context: Any) -> Any:
         started = time.perf_counter()
-        named = {**dict(zip(self._names, args)), **kwargs}
-        family = self.map.family
-        sample, text = named[family.sample_argument], named.get(family.text_argument)
-        text = text[0] if isinstance(text, tuple) else text
+        given = self._reader.read(args, kwargs)
+        if not given.samples or not all(sample.numel() for sample in given.samples):
+            # Samples of several sizes, or none at all: there is nothing that could be followed from call to call.
+            self.reset()
+            self.recorder.warn("not_followed", "no samples, or samples of several sizes, in one call: computed")
+            return forward(*args, **kwargs)
         self._refresh_schedule()
-        moment, fresh = self.trajectory.enter(sample, named[family.timestep_argument], text, context)
+        samples = given.samples
+        moment, fresh = self.trajectory.enter(samples[0], given.timestep, given.text, context, samples[1:])
         if fresh:
             self._forget()
         self.text_keys.branch = moment.branch
         self.text_keys.may_serve = self.trajectory.text_unchanged and not fresh
         self._now = _Call(moment, self.model_span.position(moment))
-        self.recorder.begin(moment, (tuple(sample.shape), None if text is None else tuple(text.shape)))
+        self.recorder.begin(moment, given.shapes)
         if self.span == "model":
-            output = self._whole(self._now, forward, args, kwargs, sample)
+            output = self._whole(self._now, forward, args, kwargs, samples)
         else:
             output = self.recorder.execute(forward, args, kwargs)
             self.recorder.note(MODEL, Decision(Action.COMPUTE, 0.0, "outside spans"))
@@ -155,31 +158,33 @@ class Runner:
         else:
             self._memory.computed(self._scheduler, self.model_span.schedule, now.position, now.moment.timestep)
 
-    def _whole(self, now: _Call, forward: Forward, args: Arguments, kwargs: Keywords, sample: Tensor) -> Any:
+    def _whole(self, now: _Call, forward: Forward, args: Arguments, kwargs: Keywords, samples: Tensors) -> Any:
         """A call under span "model": served, sliced or computed as one."""
-        served = self.model_span.decide(now.moment, sample, self._slices(now.moment))
+        served = self.model_span.decide(now.moment, samples, self._slices(now.moment))
         decision = served.decision
         self._count_non_finite(decision.why == "non-finite")
         as_dict = bool(kwargs.get("return_dict", True))
-        if served.output is None:
-            served = self.model_span.by_guidance(now.moment, sample) or served
-        if served.output is not None:
-            # A step may be served only after others of the run were computed, so the template is there; a
-            # caller that changes return_dict in mid-run gets a computed output.
-            if as_dict in self._templates:
+        if served.outputs is None:
+            served = self.model_span.by_guidance(now.moment, samples) or served
+        if served.outputs is not None:
+            # A step may be served only after others of the run were computed, so its form is known; a caller that
+            # changes return_dict in mid-run gets a computed output.
+            if as_dict in self._forms:
                 self._tell_sampler(now, True, served.candidate)
                 self.recorder.note(MODEL, served.decision, None, str(served.candidate))
-                return _put_tensor(self._templates[as_dict], served.output)
+                return self._forms[as_dict].fill(served.outputs)
             decision = Decision(Action.COMPUTE, decision.tolerance, "output kind", decision.predicted)
         self._tell_sampler(now, False)
         now.width = decision.width if decision.action is Action.SLICE else None
         now.observe = now.width is None
         output = self.recorder.execute(forward, args, kwargs)
-        tensor = _get_tensor(output)
+        read = read_output(output)
         errors = None
-        if tensor is not None and tensor.shape[0] == sample.shape[0]:
-            self._templates[as_dict] = _without_tensor(output)
-            errors = self.model_span.computed(now.moment, sample, tensor)
+        if read is None or any(tensor.shape[:1] != samples[0].shape[:1] for tensor in read[1]):
+            self.recorder.warn("output", "the model's output is no tensors with the batch first: it is not served")
+        else:
+            self._forms[as_dict] = read[0]
+            errors = self.model_span.computed(now.moment, samples, read[1])
             values = (value for row in (errors or {}).values() for value in row)
             self._count_non_finite(not all(math.isfinite(value) for value in values))
             if self.model_span.over_budget:
@@ -218,7 +223,7 @@ class Runner:
         else:
             with self.recorder.label(block.name):
                 output = call()
-            after = form.of_output(output)
+            after = form.of_output(output, streams)
             measured, fits = span.computed(now.moment, now.position, streams, after, self._branches)
             self._count_non_finite(_has_non_finite(measured))
             self._over_budget |= not fits
@@ -244,7 +249,7 @@ class Runner:
         with self.recorder.label(block.name):
             output = call()
         if block.index == len(self.map.blocks) - 1:
-            after = form.of_output(output)
+            after = form.of_output(output, streams)
             measured, fits = self.stack.computed(now.moment, now.position, now.before_stack, after, self._branches)
             self._count_non_finite(_has_non_finite(measured))
             self._over_budget |= not fits
@@ -304,8 +309,8 @@ class Runner:
         """The byte budget is exceeded: from the next call on, the next coarser span that the model allows."""
         self._over_budget = False
         before, self.span = self.span, COARSER.get(self.span, MODEL)
-        if self.span == "stack" and self.map.stack_refusal:
-            self.span = "model"
+        while self.map.span_refusal(self.span):
+            self.span = COARSER[self.span]
         limit = self.store.limit(self._branches)
         message = f"stored outputs would exceed {limit} bytes: span {before} gives way to {self.span}"
         self.recorder.warn("budget", message)
@@ -318,27 +323,6 @@ class Runner:
 
 def _has_non_finite(errors: list[float] | None) -> bool:
     return not all(math.isfinite(error) for error in errors or ())
-
-
-def _get_tensor(output: Any) -> Tensor | None:
-    if isinstance(output, Tensor):
-        return output
-    if isinstance(output, tuple) and len(output) == 1 and isinstance(output[0], Tensor):
-        return output[0]
-    sample = getattr(output, "sample", None)
-    return sample if isinstance(sample, Tensor) else None
-
-
-def _without_tensor(output: Any) -> Any:
-    if isinstance(output, Tensor):
-        return None
-    return () if isinstance(output, tuple) else type(output)
-
-
-def _put_tensor(template: Any, tensor: Tensor) -> Any:
-    if template is None:
-        return tensor
-    return (tensor,) if template == () else template(sample=tensor)
 
 
 def _first_tensor(args: Arguments, kwargs: Keywords) -> Tensor | None:

@@ -46,14 +46,17 @@ class Trajectory:
     _calls_at_step: int = 0
     text_unchanged: bool = False
 
-    def enter(self, sample: Tensor, timestep: Any, text: Tensor | None, context: Any) -> tuple[Moment, bool]:
+    def enter(
+        self, sample: Tensor, timestep: Any, text: Tensor | None, context: Any, others: tuple[Tensor, ...] = ()
+    ) -> tuple[Moment, bool]:
         """The moment of this call, and whether it opens a new run.
 
-        sample: the model's input, batch first. timestep: number or tensor. text: the text states, or None.
-        context: diffusers' CacheContext, or None.
+        sample, others: the model's input, batch first, and further ones such as audio. timestep: number or tensor.
+        text: the text states, or None. context: diffusers' CacheContext, or None.
         """
         value = self.timestep_shift + self.timestep_scale * _number(timestep)
-        signature = (tuple(sample.shape), sample.dtype, sample.device, threading.get_ident())
+        shapes = tuple(tuple(one.shape) for one in (sample, *others))
+        signature = (shapes, sample.dtype, sample.device, threading.get_ident())
         name = None if context is None else context.name
         fresh = self._opens_run(value, signature, name)
         if self.schedule is not None and _has_several_levels(timestep):

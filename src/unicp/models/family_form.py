@@ -17,7 +17,7 @@ BlockReturn = Literal["hidden", "hidden_and_text", "text_and_hidden", "other"]
 class UnitRow:
     """One unit of a block.
 
-    attribute: where the block keeps it; a block that holds None there lacks the unit.
+    attribute: where the block keeps it, dotted if in a module of its own; a block that holds None there lacks it.
     role: what it does.
     text_keys: its keys and values come from the text (and a conditioning image) alone, and are the same at every step.
     slice_refusal: why attention here cannot be computed at reduced width; "" = it can.
@@ -62,21 +62,25 @@ class Family:
     interleaved: the lists run by turns (first block of each list, second of each, …) instead of one after the other.
     stack_refusal: why all blocks cannot be served as one; "" = they can.
     sample_argument, timestep_argument, text_argument: names of the transformer's forward arguments.
+    more_samples: names of further samples (audio beside video), in the order of the outputs after the first.
     timestep_scale, timestep_shift: shift + scale x the timestep that the model is given is the usual one, which falls
         from about 1000 at pure noise to 0.
+    refusal: why the model cannot be used with UniCP at all; "" = it can. A refused model has no block lists.
     noise_refusal: why the noise level of a call cannot be told, so that only the output is forecast; "" = the
         scheduler tells it.
     notes: what a reader of the row would otherwise stumble over.
     """
 
     transformer: str
-    block_lists: tuple[BlockListRow, ...]
+    block_lists: tuple[BlockListRow, ...] = ()
     interleaved: bool = False
     stack_refusal: str = ""
     sample_argument: str = "hidden_states"
     timestep_argument: str = "timestep"
     text_argument: str = "encoder_hidden_states"
+    more_samples: tuple[str, ...] = ()
     timestep_scale: float = 1.0
     timestep_shift: float = 0.0
+    refusal: str = ""
     noise_refusal: str = ""
     notes: str = ""

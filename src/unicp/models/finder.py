@@ -9,10 +9,11 @@ from typing import Any
 from torch import nn
 
 from unicp.errors import UnsupportedModelError
-from unicp.models.families import FAMILIES, BlockListRow, Family, UnitRow
-from unicp.settings import Role
+from unicp.models.families import BlockListRow, Family, UnitRow, family_named
+from unicp.settings import Role, SpanKind
 
-_NEW_MODEL = "see CONTRIBUTING: support for a new model is one table row"
+_NEW_MODEL = "see docs/models.md for those, or describe yours with unicp.register: a model is one table row"
+_MISSING = object()
 _TRANSFORMER_NAMES = ("transformer", "transformer_2")
 
 
@@ -77,6 +78,13 @@ class ModelMap:
         """The units that slicing is for: attention over the video's own tokens, not over a text of few tokens."""
         return tuple(unit for unit in self.units if unit.sliceable and unit.role != "cross")
 
+    def span_refusal(self, span: SpanKind) -> str:
+        """Why nothing of this kind of span can be served; "" = something can."""
+        if span == "stack":
+            return self.family.stack_refusal
+        reasons = {row.refusal for row in self.family.block_lists}
+        return "; ".join(sorted(reasons)) if span == "block" and "" not in reasons else ""
+
     def units_with(self, roles: Collection[Role]) -> tuple[Unit, ...]:
         """The units that have one of these roles, in execution order."""
         return tuple(unit for unit in self.units if unit.role in roles)
@@ -133,12 +141,15 @@ def _unwrap(module: Any) -> Any:
 def _family_of(transformer: Any) -> Family:
     if isinstance(transformer, nn.Module):
         for ancestor in type(transformer).__mro__:
-            if ancestor.__name__ in FAMILIES:
-                return FAMILIES[ancestor.__name__]
+            family = family_named(ancestor.__name__)
+            if family is not None and family.refusal:
+                raise UnsupportedModelError(f"UniCP on {family.transformer}", family.refusal, "use it without UniCP")
+            if family is not None:
+                return family
         found = type(transformer).__name__
     else:
         found = f"a {type(transformer).__name__}, which is no torch module"
-    raise UnsupportedModelError(f"a transformer UniCP knows ({', '.join(FAMILIES)})", found, _NEW_MODEL)
+    raise UnsupportedModelError("a transformer UniCP knows", found, _NEW_MODEL)
 
 
 def _blocks_in_order(transformer: nn.Module, family: Family) -> list[tuple[str, nn.Module, BlockListRow]]:
@@ -166,15 +177,22 @@ def _map_block(index: int, name: str, module: nn.Module, row: BlockListRow, fami
     units = []
     for unit_row in row.units:
         unit_name = f"{name}.{unit_row.attribute}"
-        if not hasattr(module, unit_row.attribute):
+        unit_module = _inside(module, unit_row.attribute)
+        if unit_module is _MISSING:
             raise _changed(family, f"{unit_name} ({unit_row.role})", f"a {type(module).__name__} without it")
-        unit_module = getattr(module, unit_row.attribute)
         if unit_module is None or (unit_row.needs and getattr(module, unit_row.needs, None) is None):
             continue
         if not isinstance(unit_module, nn.Module):
             raise _changed(family, f"{unit_name} ({unit_row.role})", f"{_described(unit_module)} there")
         units.append(_map_unit(unit_name, unit_module, unit_row, index))
     return Block(name, module, index, tuple(units), row)
+
+
+def _inside(module: nn.Module, dotted: str) -> Any:
+    found: Any = module
+    for name in dotted.split("."):
+        found = getattr(found, name, _MISSING)
+    return found
 
 
 def _map_unit(name: str, module: nn.Module, row: UnitRow, block: int) -> Unit:

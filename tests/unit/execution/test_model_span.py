@@ -50,11 +50,11 @@ class Loop:
     def call(self, step: int, sample: Tensor, branch: str = "cond") -> Tensor:
         moment = self.moment(step, branch)
         true = self.model(sample, moment.sigma)
-        answer = self.span.decide(moment, sample, None)
-        if answer.output is not None:
-            self.served.append((step, answer.output, true))
-            return answer.output
-        errors = self.span.computed(moment, sample, true)
+        answer = self.span.decide(moment, (sample,), None)
+        if answer.outputs is not None:
+            self.served.append((step, answer.outputs[0], true))
+            return answer.outputs[0]
+        errors = self.span.computed(moment, (sample,), (true,))
         if errors is not None:
             self.measured.append(errors)
         return true
@@ -108,12 +108,12 @@ def test_the_quantity_that_would_have_served_best_is_the_one_that_serves():
     clean = noise(1, *SHAPE)
     loop = Loop(settings(order=0, tolerance=1e-3), lambda x, sigma: (x - clean) / sigma)
     for step, sample in enumerate(samples(noise(3, *SHAPE))):
-        answer = loop.span.decide(loop.moment(step), sample, None)
+        answer = loop.span.decide(loop.moment(step), (sample,), None)
         if answer.candidate is not None:
             assert answer.candidate.quantity == "clean"
             loop.served.append((step, sample, sample))
         else:
-            loop.span.computed(loop.moment(step), sample, loop.model(sample, loop.moment(step).sigma))
+            loop.span.computed(loop.moment(step), (sample,), (loop.model(sample, loop.moment(step).sigma),))
     assert loop.served
 
 
@@ -151,11 +151,41 @@ def test_a_branch_whose_output_jumps_makes_both_compute():
     assert not loop.served
 
 
+def test_several_outputs_are_forecast_each_with_its_own_sample_and_the_worst_error_counts():
+    scheduler, set_to = flow_scheduler(STEPS), settings(tolerance=1e9)
+    schedule = read_schedule(scheduler)
+    span = ModelSpan(set_to, Controller(set_to), OutputStore(set_to), schedule)
+    eps, audio_eps, odd = noise(1, *SHAPE), noise(2, SHAPE[0], 5), noise(3, SHAPE[0], 7)
+    served, errors = 0, []
+    for step, timestep in enumerate(scheduler.timesteps.tolist()):
+        assert schedule is not None and (level := schedule.level(timestep)) is not None
+        moment = Moment(0, step, "cond", timestep, SHAPE[0], level.sigma, STEPS)
+        video, audio = eps * level.sigma + 0.1 * step, audio_eps * level.sigma - 0.2 * step
+        # The noise estimate of both is a constant, and the third output, which has no sample, is one too.
+        true = tuple((e - x) / max(1 - level.sigma, 1e-3) for e, x in ((eps, video), (audio_eps, audio)))
+        answer = span.decide(moment, (video, audio), None)
+        if answer.outputs is None:
+            errors.append(span.computed(moment, (video, audio), (*true, odd)))
+            continue
+        served += 1
+        assert [out.shape for out in answer.outputs] == [out.shape for out in (*true, odd)]
+        for out, expected in zip(answer.outputs, (*true, odd), strict=True):
+            torch.testing.assert_close(out, expected, rtol=1e-3, atol=1e-3)
+    assert served
+    bad = ModelSpan(set_to, Controller(set_to), OutputStore(set_to), None)
+    for step in range(4):
+        moment = Moment(0, step, "cond", 900.0 - step, 1)
+        bad.decide(moment, (torch.ones(1, 3), torch.ones(1, 3)), None)
+        # The first output is as forecast, the second never is.
+        found = bad.computed(moment, (torch.ones(1, 3),) * 2, (torch.ones(1, 3), noise(step, 1, 3)))
+    assert found is not None and all(row[0] > 0.1 for row in found.values())
+
+
 def test_without_a_schedule_only_the_output_is_forecast():
     set_to = settings()
     span = ModelSpan(set_to, Controller(set_to), OutputStore(set_to), None)
     moment = Moment(0, 0, "cond", 900.0, 1)
-    span.decide(moment, torch.zeros(1, 3), None)
+    span.decide(moment, (torch.zeros(1, 3),), None)
     errors = {candidate.quantity for candidate in span.branches["cond"].window.candidates}
     assert errors == {"output"}
     assert span.position(moment) == {"step": 0.0, "sigma": 0.9}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from types import SimpleNamespace
 
 import pytest
@@ -83,8 +84,55 @@ UNITS |= {
     "flux": UNITS["hunyuan_video"],
     "qwen_image": _blocks("transformer_blocks", "attn:joint img_mlp:feed_forward txt_mlp:feed_forward"),
     "pixart": _blocks("transformer_blocks", _CROSS),
+    "wan_animate": UNITS["wan"],
+    "helios": UNITS["wan"],
+    "anyflow": UNITS["wan"],
+    "motif_video": _blocks("transformer_blocks", "attn:joint cross_attn:cross ff:feed_forward ff_context:feed_forward")
+    + _blocks("single_transformer_blocks", "attn:joint cross_attn:cross", 2),
+    "minimax_h3": _blocks("transformer_blocks", "attn:joint ff:feed_forward"),
+    "ltx2": _blocks(
+        "transformer_blocks",
+        "attn1:self audio_attn1:self attn2:cross audio_attn2:cross audio_to_video_attn:cross "
+        "video_to_audio_attn:cross ff:feed_forward audio_ff:feed_forward",
+    ),
+    "kandinsky6": _blocks(
+        "visual_transformer_blocks",
+        "video_dec_block.self_attention:self video_dec_block.cross_attention:cross "
+        "audio_dec_block.self_attention:self audio_dec_block.cross_attention:cross "
+        "va_cross_attention:cross av_cross_attention:cross "
+        "video_dec_block.feed_forward:feed_forward audio_dec_block.feed_forward:feed_forward",
+    ),
+    # The first block has a second attention, the last no feed-forward for the text.
+    "sd3": [
+        ("transformer_blocks.0.attn", "joint", 0),
+        ("transformer_blocks.0.attn2", "self", 0),
+        ("transformer_blocks.0.ff", "feed_forward", 0),
+        ("transformer_blocks.0.ff_context", "feed_forward", 0),
+        ("transformer_blocks.1.attn", "joint", 1),
+        ("transformer_blocks.1.ff", "feed_forward", 1),
+    ],
+    "flux2": UNITS["hunyuan_video"],
+    "z_image": _blocks("layers", "attention:joint feed_forward:feed_forward"),
+    "sana": _blocks("transformer_blocks", _CROSS),
+    "chroma": UNITS["hunyuan_video"],
+    "aura_flow": _blocks("joint_transformer_blocks", _MMDIT)
+    + _blocks("single_transformer_blocks", "attn:joint ff:feed_forward", 2),
+    "cogview4": _blocks("transformer_blocks", "attn1:joint"),
+    "hunyuan_image": UNITS["hunyuan_video"],
+    "lumina2": _blocks("layers", "attn:joint feed_forward:feed_forward"),
+    "stable_audio": _blocks("transformer_blocks", _CROSS),
+    "ace_step": _blocks("layers", "self_attn:self cross_attn:cross mlp:feed_forward"),
 }
-UNSLICEABLE = {"mochi": "on its own", "sana_video": "linear attention"}
+UNSLICEABLE = {
+    "mochi": "on its own",
+    "sana_video": "linear attention",
+    "sana": "linear attention",
+    "ace_step": "share one of keys",
+}
+# diffusers cannot fuse their projections.
+UNFUSED = ("mochi", "kandinsky5", "kandinsky6", "anyflow", "ace_step")
+# Their text passes blocks that see the step, or is changed by it.
+NO_TEXT_KEYS = ("kandinsky5", "kandinsky6", "motif_video", "ltx2")
 
 
 def _names(found):
@@ -107,7 +155,7 @@ def test_units_run_in_the_order_found(name):
     found, called = map_model(transformer), []
     for unit in found.units:
         unit.module.register_forward_hook(lambda module, args, output, unit=unit: called.append(unit.name))
-    transformer(**tiny_models.inputs(name))
+    tiny_models.call(transformer, name, tiny_models.inputs(name))
     assert called == _names(found.units)
 
 
@@ -136,8 +184,7 @@ def test_head_width_comes_from_the_projection_when_the_attention_does_not_say():
 def test_only_cross_attention_to_the_text_has_text_keys():
     for name in tiny_models.NAMES:
         found = map_model(tiny_models.build(name))
-        # Kandinsky's text passes blocks that see the timestep.
-        expected = [] if name == "kandinsky5" else _names(found.units_with(["cross"]))
+        expected = [] if name in NO_TEXT_KEYS else _names(found.units_with(["cross"]))
         assert _names(unit for unit in found.units if unit.text_keys) == expected
     assert map_model(tiny_models.cogvideox()).units_with(["cross", "self"]) == ()
 
@@ -168,8 +215,12 @@ def test_no_unit_for_the_missing_cross_attention_of_temporal_blocks():
 def test_the_stack_is_refused_where_blocks_differ_or_something_is_added_between_them():
     refusals = {name: map_model(tiny_models.build(name)).stack_refusal for name in tiny_models.NAMES}
     refused = {name: refusal for name, refusal in refusals.items() if refusal}
-    assert set(refused) == {"latte", "wan_vace", "consisid", "sana_video", "flux", "qwen_image"}
     assert "token layouts" in refused.pop("latte")
+    apart = {"flux2", "chroma", "aura_flow"}
+    assert all("different streams" in refused.pop(name) for name in apart)
+    assert "start anew" in refused.pop("motif_video") and "may be missing" in refused.pop("kandinsky6")
+    added = {"wan_vace", "wan_animate", "consisid", "sana_video", "flux", "qwen_image", "sd3", "z_image", "sana"}
+    assert set(refused) == added
     assert all("added twice" in refusal for refusal in refused.values())
 
 
@@ -177,14 +228,13 @@ def test_the_stack_is_refused_where_blocks_differ_or_something_is_added_between_
 def test_fused_projections_change_nothing(name):
     transformer = tiny_models.build(name)
     before = [unit.sliceable for unit in map_model(transformer).units]
-    fused = [
-        module for module in transformer.modules() if hasattr(module, "fuse_projections") and hasattr(module, "to_q")
-    ]
-    for module in fused:
-        module.fuse_projections()
-    # Mochi's attention cannot be fused, and Kandinsky's has other names than diffusers' fusing expects.
-    assert bool(fused) is (name not in ("mochi", "kandinsky5"))
-    assert all(module.fused_projections for module in fused)
+    for module in transformer.modules():
+        if hasattr(module, "fuse_projections"):
+            # The attention of some models lacks what diffusers' fusing expects of it.
+            with suppress(AttributeError):
+                module.fuse_projections()
+    fused = any(getattr(module, "fused_projections", False) for module in transformer.modules())
+    assert fused is (name not in UNFUSED)
     assert [(unit.name, unit.role, unit.block) for unit in map_model(transformer).units] == UNITS[name]
     assert [unit.sliceable for unit in map_model(transformer).units] == before
 
@@ -209,9 +259,8 @@ def test_compiled_transformers_are_looked_through():
 def test_unknown_models_are_refused_with_the_known_ones_named():
     with pytest.raises(UnsupportedModelError) as caught:
         map_model(nn.Linear(2, 2))
-    assert all(name in caught.value.asked for name in FAMILIES)
     assert caught.value.found == "Linear"
-    assert "CONTRIBUTING" in caught.value.do and "one table row" in caught.value.do
+    assert "docs/models.md" in caught.value.do and "unicp.register" in caught.value.do
 
 
 @pytest.mark.parametrize("thing", [None, "WanTransformer3DModel", WanTransformer3DModel])

@@ -171,8 +171,9 @@ def first(output: Any) -> Tensor:
     return tensor if isinstance(tensor, Tensor) else torch.stack(list(tensor))
 
 
-_FROM_ONE = ("cosmos", "flux", "qwen_image", "minimax_h3", "flux2", "chroma", "aura_flow", "stable_audio", "ace_step")
-_RISING = ("z_image", "lumina2")
+_FROM_ONE = ("cosmos", "flux", "qwen_image", "flux2", "chroma", "aura_flow", "stable_audio", "ace_step")
+# Their timestep rises, and their output has the opposite sign.
+_RISING = ("z_image", "lumina2", "minimax_h3")
 
 
 def _counted(name: str, timestep: Tensor) -> Tensor:
@@ -194,15 +195,22 @@ def denoise(
     use_cache_context: bool = False,
     seed: int = 0,
     batch: int = 1,
+    dtype: torch.dtype = torch.float32,
+    text: Tensor | None = None,
 ) -> Tensor:
     """The final sample of a minimal guided run, shaped like the sample of `inputs`.
 
     Without a scheduler: Euler steps of a flow, noise level linear from 1 to 0, timestep = 1000 x noise level.
     With one: its own timesteps (as the model counts them) and `step`. branches: 1 = with the prompt only, 2 = with and
     without, one after the other. use_cache_context: call the transformer inside `cache_context("cond")` and
-    `("uncond")`, as Wan's pipeline does.
+    `("uncond")`, as Wan's pipeline does. text: of the branch with the prompt, in place of that of the seed.
     """
     conditions = {"cond": inputs(name, batch, seed), "uncond": inputs(name, batch, seed + 1)}
+    if text is not None:
+        conditions["cond"]["encoder_hidden_states"] = text
+    for branch, given in conditions.items():
+        floats = {key: value for key, value in given.items() if isinstance(value, Tensor) and value.is_floating_point()}
+        conditions[branch] = given | {key: value.to(dtype) for key, value in floats.items()}
     sample = conditions["cond"]["hidden_states"]
     audio = conditions["cond"].get("audio_hidden_states")
     levels = torch.linspace(1.0, 0.0, steps + 1)

@@ -13,7 +13,7 @@ from typing import Any
 from torch import nn
 
 from unicp.errors import AttachmentError, SettingsError
-from unicp.execution.attachment import attach, attached_runner, detach, refuse_if_taken
+from unicp.execution.attachment import attach, attached_runner, detach, refuse_if_compiled, refuse_if_taken
 from unicp.execution.runner import Runner
 from unicp.files import save_trace
 from unicp.models.finder import map_model, transformers_of
@@ -34,7 +34,8 @@ class Session:
         self.settings = settings
         modules = transformers_of(target)
         maps = {key: map_model(module) for key, module in modules.items()}
-        for found in maps.values():
+        for key, found in maps.items():
+            refuse_if_compiled(modules[key])
             refuse_if_taken(found.transformer)
         first = next(iter(maps.values())).transformer
         self.trace = Trace(
@@ -44,11 +45,8 @@ class Session:
             settings=settings.to_dict(),
             preset=name,
         )
-        counts = not any(_is_compiled(module) for module in modules.values())
-        if not counts:
-            self.trace.warnings.append("compiled model: operations are not counted, only seconds")
         self._runners = [
-            Runner(found, settings, self.trace, _scheduler_of(target, scheduler), counts) for found in maps.values()
+            Runner(found, settings, self.trace, _scheduler_of(target, scheduler)) for found in maps.values()
         ]
         self._attach()
 
@@ -101,7 +99,11 @@ class Session:
 
     def _tell_if_nothing_was_saved(self) -> None:
         entries = self.trace.entries
-        if not entries or self.settings.tolerance == 0:
+        if self.settings.tolerance == 0:
+            return
+        if not entries and self.trace.counts["not_followed"]:
+            logger.warning("UniCP skipped nothing: %s", "; ".join(self.trace.warnings))
+        if not entries:
             return
         if all(entry.action == Action.COMPUTE.value for entry in entries):
             runs = len({entry.run for entry in entries})
@@ -149,19 +151,17 @@ def _scheduler_of(target: Any, scheduler: Any) -> Callable[[], Any]:
     # Read anew at every call: users swap a pipeline's scheduler.
     if scheduler is not None or isinstance(target, nn.Module):
         return lambda: scheduler
-    reference = weakref.ref(target)
+    try:
+        reference = weakref.ref(target)
+    except TypeError:
+        # Things of the user's own, such as a SimpleNamespace, cannot all be referred to weakly.
+        return lambda: getattr(target, "scheduler", None)
 
     def current() -> Any:
         pipe = reference()
         return getattr(pipe, "scheduler", None)
 
     return current
-
-
-def _is_compiled(module: nn.Module) -> bool:
-    if hasattr(module, "_orig_mod"):
-        return True
-    return any(getattr(part, "_compiled_call_impl", None) is not None for part in module.modules())
 
 
 def _first(parameters: Any, attribute: str) -> Any:

@@ -18,6 +18,8 @@ from unicp.session import Session, enable
 from unicp.settings import Settings, preset
 
 STEPS = 7
+# Random weights that answer to the step more than most, so that errors are larger.
+WILD = ("z_image", "chroma", "ace_step")
 # Room for every unit, so that no coarser span takes over.
 KINDS: dict[str, Settings] = {
     "model": preset("balanced", store_factor=64.0),
@@ -67,15 +69,16 @@ def settings(kind: str, **changes: Any) -> Settings:
     return Settings(**(KINDS[kind].__dict__ | changes))
 
 
-def generous(kind: str, **changes: Any) -> Settings:
-    return settings(kind, **({"tolerance": 0.5, "weighting": "uniform"} | changes))
+def generous(name: str, kind: str, **changes: Any) -> Settings:
+    tolerance = 2.0 if name in WILD else 0.5
+    return settings(kind, **({"tolerance": tolerance, "weighting": "uniform"} | changes))
 
 
 @functools.cache
 def fresh(name: str, kind: str, **run: Any) -> Tensor:
     """The first run of a new session on a new model, with a generous tolerance."""
     transformer = tiny_models.build(name)
-    with enable(transformer, generous(kind)):
+    with enable(transformer, generous(name, kind)):
         return tiny_models.denoise(transformer, name, **_run(run))
 
 
@@ -122,7 +125,7 @@ def test_tolerance_zero_is_bit_equal_and_so_is_the_model_afterwards(name, kind):
 
 @every_case
 def test_a_generous_tolerance_serves_and_stays_finite_and_close(name, kind):
-    with enable(model(name), generous(kind)) as session:
+    with enable(model(name), generous(name, kind)) as session:
         output = denoise(name)
     assert served(session.trace) > 0
     assert torch.isfinite(output).all()
@@ -182,14 +185,14 @@ def test_exact_reuse_gives_each_branch_its_own_last_output(name):
 
 @every_case_with_context
 def test_with_and_without_cache_context_the_result_is_the_same(name, kind):
-    with enable(model(name), generous(kind)):
+    with enable(model(name), generous(name, kind)):
         output = denoise(name, use_cache_context=True)
     assert torch.equal(output, fresh(name, kind))
 
 
 @every_case
 def test_nothing_is_held_after_a_reset_and_after_leaving(name, kind):
-    session = enable(model(name), generous(kind))
+    session = enable(model(name), generous(name, kind))
     try:
         denoise(name)
         assert not session.is_empty and tensors_held(session)
@@ -210,7 +213,7 @@ def test_after_an_error_inside_the_model_nothing_is_held_and_the_next_run_is_a_f
         if next(calls) == 5:
             raise error("in mid-run")
 
-    with enable(model(name), generous(kind)) as session:
+    with enable(model(name), generous(name, kind)) as session:
         handle = map_model(model(name)).blocks[-1].module.register_forward_pre_hook(fail)
         try:
             with pytest.raises(error):
@@ -225,7 +228,7 @@ def test_after_an_error_inside_the_model_nothing_is_held_and_the_next_run_is_a_f
 @every_case
 def test_a_run_leaves_nothing_to_the_next_one_with_another_prompt_batch_or_length(name, kind):
     runs: list[dict[str, Any]] = [{}, {"seed": 7}, {"batch": 2}, {"steps": 9}, {"branches": 1}, {}]
-    with enable(model(name), generous(kind)) as session:
+    with enable(model(name), generous(name, kind)) as session:
         for run in runs:
             assert torch.equal(denoise(name, **run), fresh(name, kind, **run)), run
     assert {entry.run for entry in session.trace.entries} == set(range(len(runs)))
@@ -233,7 +236,7 @@ def test_a_run_leaves_nothing_to_the_next_one_with_another_prompt_batch_or_lengt
 
 @every_case
 def test_errors_are_given_per_sample_of_a_batch(name, kind):
-    with enable(model(name), generous(kind)) as session:
+    with enable(model(name), generous(name, kind)) as session:
         denoise(name, batch=2)
     measured = [entry.measured for entry in session.trace.entries if entry.measured is not None]
     predicted = [entry.predicted for entry in session.trace.entries if entry.predicted is not None]
@@ -251,9 +254,9 @@ def test_a_changed_resolution_opens_a_new_run(name, kind):
         arguments["hidden_states"] = arguments["hidden_states"][..., :width]
         return [model(name)(**arguments | {"timestep": torch.tensor([900.0 - step])})[0] for step in range(steps)]
 
-    with enable(model(name), generous(kind)):
+    with enable(model(name), generous(name, kind)):
         alone = first_outputs(4)
-    with enable(model(name), generous(kind)):
+    with enable(model(name), generous(name, kind)):
         first_outputs(8)
         for one, other in zip(first_outputs(4), alone, strict=True):
             assert torch.equal(one, other)
@@ -274,7 +277,7 @@ def test_a_pipeline_object_tells_its_scheduler(name, kind):
     tells = read_schedule(pipe.scheduler) is not None and not map_model(model(name)).family.noise_refusal
     with enable(pipe, settings(kind, tolerance=0.0)):
         assert torch.equal(denoise(name, scheduler=pipe.scheduler), expected)
-    with enable(pipe, generous(kind, last=1)) as session:
+    with enable(pipe, generous(name, kind, last=1)) as session:
         output = denoise(name, scheduler=pipe.scheduler)
     assert served(session.trace) > 0
     assert all((entry.sigma is not None) is tells for entry in session.trace.entries)
@@ -293,7 +296,7 @@ def test_outputs_have_the_kind_that_was_asked_for_also_when_served(name, kind):
         with torch.no_grad():
             expected = type(tiny_models.call(model(name), name, tiny_models.inputs(name) | {"return_dict": as_dict}))
         assert (expected is tuple) is not as_dict or expected is Tensor
-        with enable(model(name), generous(kind, every=2)) as session, torch.no_grad():
+        with enable(model(name), generous(name, kind, every=2)) as session, torch.no_grad():
             for step in range(STEPS):
                 arguments = tiny_models.inputs(name, timestep=900.0 - 10 * step) | {"return_dict": as_dict}
                 output = tiny_models.call(model(name), name, arguments)
@@ -306,7 +309,7 @@ def test_outputs_have_the_kind_that_was_asked_for_also_when_served(name, kind):
 
 @every_case
 def test_operations_in_the_trace_are_within_those_of_the_plain_model(name, kind):
-    with enable(model(name), generous(kind)) as session:
+    with enable(model(name), generous(name, kind)) as session:
         denoise(name)
     entries = session.trace.entries
     assert all(0 <= entry.operations <= entry.full_operations for entry in entries)

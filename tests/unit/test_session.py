@@ -6,6 +6,7 @@ import gc
 import logging
 import threading
 import weakref
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -371,7 +372,7 @@ def test_half_precision_stores_take_half_the_bytes():
     assert held["bfloat16"] * 2 == held["same"]
 
 
-def test_a_compiled_model_is_looked_through_and_its_operations_are_not_counted():
+def test_a_model_that_was_compiled_as_a_whole_is_refused_and_one_with_compiled_blocks_is_not_counted():
     class Compiled(nn.Module):
         """Shaped like what torch.compile gives, which takes seconds to import."""
 
@@ -380,13 +381,15 @@ def test_a_compiled_model_is_looked_through_and_its_operations_are_not_counted()
             self._orig_mod = module
 
     transformer = tiny_models.wan()
-    with enable(Compiled(transformer), GENEROUS) as session:
+    with pytest.raises(AttachmentError, match="compiled as a whole; do: compile its blocks instead"):
+        enable(Compiled(transformer), GENEROUS)
+    for block in transformer.blocks:
+        block._compiled_call_impl = block._call_impl
+    with enable(transformer, GENEROUS) as session:
         Loop(transformer, "wan").run()
     assert any("compiled" in warning for warning in session.trace.warnings)
     assert served(session)
     assert {entry.full_operations for entry in session.trace.entries} == {0}
-    with pytest.raises(AttachmentError):
-        disable(transformer)
 
 
 def test_a_pipeline_that_is_gone_takes_its_model_with_it():
@@ -396,3 +399,13 @@ def test_a_pipeline_that_is_gone_takes_its_model_with_it():
     del pipe
     gc.collect()
     assert model() is None
+
+
+def test_anything_with_a_transformer_and_a_scheduler_will_do_for_a_pipeline():
+    scheduler = FlowMatchEulerDiscreteScheduler()
+    scheduler.set_timesteps(STEPS)
+    transformer = tiny_models.wan()
+    with enable(SimpleNamespace(transformer=transformer, scheduler=scheduler), GENEROUS) as session, torch.no_grad():
+        for timestep in scheduler.timesteps:
+            transformer(**tiny_models.inputs("wan") | {"timestep": timestep.expand(1)})
+    assert all(entry.sigma is not None for entry in session.trace.entries)

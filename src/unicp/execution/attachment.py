@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from diffusers.hooks import HookRegistry, ModelHook
 from diffusers.hooks.hooks import BaseState, StateManager
 from torch import nn
@@ -28,7 +29,16 @@ class _NoState(BaseState):
         pass
 
 
-class _RootHook(ModelHook):
+class _Hook(ModelHook):
+    """What all of UniCP's hooks share: a model that has one cannot be copied, since the copy would call the first."""
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise AttachmentError(
+            "to copy or pickle a model", "UniCP is enabled on it", "call unicp.disable first, and enable it on the copy"
+        )
+
+
+class _RootHook(_Hook):
     """Around the transformer. Its StateManager holds nothing: it is how `cache_context` reaches us."""
 
     _is_stateful = True
@@ -48,15 +58,22 @@ class _RootHook(ModelHook):
         return module
 
 
-class _InnerHook(ModelHook):
-    """Around a module inside the transformer; `call` is a bound method of the runner."""
+class _InnerHook(_Hook):
+    """Around a module inside the transformer; `call` is a bound method of the runner.
+
+    A compiled block holds no hook of ours: what it was compiled from is what it does at every step.
+    """
 
     def __init__(self, call: Callable[..., Any], subject: Any):
         super().__init__()
         self.call, self.subject = call, subject
 
     def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        return self.call(self.subject, self.fn_ref.original_forward, args, kwargs)
+        forward = self.fn_ref.original_forward
+        if torch.compiler.is_compiling():
+            assert forward is not None
+            return forward(*args, **kwargs)
+        return self.call(self.subject, forward, args, kwargs)
 
 
 def attached_runner(transformer: nn.Module) -> Runner | None:
@@ -85,6 +102,16 @@ def refuse_if_taken(transformer: nn.Module) -> None:
         )
 
 
+def refuse_if_compiled(module: nn.Module) -> None:
+    """Raises AttachmentError for a transformer that was compiled as a whole; single compiled blocks are fine."""
+    if hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None:
+        raise AttachmentError(
+            "to enable UniCP",
+            "a transformer that was compiled as a whole",
+            "compile its blocks instead: transformer.compile_repeated_blocks()",
+        )
+
+
 def attach(runner: Runner) -> None:
     """Puts on the hooks that the runner's settings need; takes all of them off again if one cannot be put on."""
     transformer = runner.map.transformer
@@ -97,8 +124,10 @@ def attach(runner: Runner) -> None:
         for unit in _hooked_units(runner):
             _register(unit.module, _InnerHook(runner.unit_call, unit), UNIT_HOOK)
         if runner.settings.text_keys_values:
+            compiled = {id(part) for block in _compiled_blocks(runner) for part in block.modules()}
             for unit in runner.map.units:
-                if unit.text_keys:
+                # A hook inside a compiled block would make it compile again, and not be called.
+                if unit.text_keys and id(unit.module) not in compiled:
                     for name, module in text_projections(unit.module).items():
                         hook = _InnerHook(runner.projection_call, f"{unit.name}.{name}")
                         _register(module, hook, TEXT_HOOK)
@@ -155,8 +184,28 @@ def _forget_forward(module: nn.Module) -> None:
         del module.__dict__["forward"]
 
 
+def _compiled_blocks(runner: Runner) -> list[nn.Module]:
+    blocks = [block.module for block in runner.map.blocks]
+    return [block for block in blocks if getattr(block, "_compiled_call_impl", None) is not None]
+
+
+def _refuse_what_works_on_the_output_alone(runner: Runner) -> None:
+    settings = runner.settings
+    if settings.span == "model" and not settings.slicing.widths:
+        return
+    found = ""
+    if _compiled_blocks(runner):
+        found = "compiled blocks, inside which nothing can be served"
+    elif getattr(runner.map.transformer, "_parallel_config", None) is not None:
+        found = "a model that is parallel over processes, each of which would decide by its own share"
+    if found:
+        asked = "sliced attention" if settings.span == "model" else f'span "{settings.span}"'
+        raise UnsupportedModelError(asked, found, 'use span "model" without slicing')
+
+
 def _hooked_units(runner: Runner) -> list[Unit]:
     settings: Settings = runner.settings
+    _refuse_what_works_on_the_output_alone(runner)
     wanted: list[Unit] = []
     if settings.span == "unit":
         wanted = list(runner.map.units_with(settings.roles))

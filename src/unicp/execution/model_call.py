@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from unicp.models.families import Family
+from unicp.settings import SpanKind
 
 Tensors = tuple[Tensor, ...]
 
@@ -51,6 +52,20 @@ class CallReader:
         others = (batched(named.get(name)) for name in family.more_samples)
         samples = () if first is None else (first, *(other for other in others if other is not None))
         return CallInputs(samples, named[family.timestep_argument], _text(named.get(family.text_argument)))
+
+
+def why_not_followed(transformer: nn.Module, given: CallInputs, span: SpanKind) -> str:
+    """Why a call is computed as if UniCP were not there; "" = it can be followed."""
+    if span != "model" and getattr(transformer, "_parallel_config", None) is not None:
+        return "the model was made parallel after UniCP was enabled; enable it again"
+    if not given.samples:
+        return "samples of several sizes in one call"
+    if not all(sample.numel() for sample in given.samples):
+        return "a call without samples"
+    # What is served has no gradient. Parameters are looked at only where one would be recorded at all.
+    if torch.is_grad_enabled() and any(one.requires_grad for one in (*given.samples, *transformer.parameters())):
+        return "gradients are recorded; call the model under torch.no_grad() to have it served"
+    return ""
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,8 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
+from torch import nn
+
 from unicp.execution.unit_span import UnitSpan
 from unicp.models.finder import ModelMap
 from unicp.numerics.operation_counts import OperationCounter
@@ -23,17 +25,19 @@ class Costs:
     by_label: Mapping[str, int]
 
 
+def has_compiled_parts(transformer: nn.Module) -> bool:
+    """Whether the model or a part of it runs compiled; operations inside cannot be counted."""
+    return any(getattr(part, "_compiled_call_impl", None) is not None for part in transformer.modules())
+
+
 class Recorder:
-    """Collects the entries of the call under way, and knows what a full call of its shapes costs.
+    """Collects the entries of the call under way, and knows what a full call of its shapes costs."""
 
-    counts: whether operations can be counted at all (not in compiled models).
-    """
-
-    def __init__(self, trace: Trace, model_map: ModelMap, units: Mapping[str, UnitSpan], counts: bool):
+    def __init__(self, trace: Trace, model_map: ModelMap, units: Mapping[str, UnitSpan]):
         self.trace = trace
         self._blocks = [block.name for block in model_map.blocks]
         self._units = units
-        self._counts = counts
+        self._counts, self._transformer = True, model_map.transformer
         self._known: dict[tuple[Any, ...], Costs] = {}
         self._entries: list[Entry] = []
         self._text: list[str] = []
@@ -53,6 +57,10 @@ class Recorder:
     def execute(self, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Runs the transformer; the first time with these shapes under the operation counter."""
         if not self._counts or self._shapes in self._known:
+            return forward(*args, **kwargs)
+        if has_compiled_parts(self._transformer):
+            self._counts = False
+            self.warn("compiled", "compiled blocks: operations are not counted, only seconds")
             return forward(*args, **kwargs)
         try:
             with OperationCounter() as counter:

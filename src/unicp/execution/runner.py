@@ -18,7 +18,7 @@ from torch import Tensor
 from unicp.control.controller import Controller, SliceReport
 from unicp.control.windows import Candidate, Position
 from unicp.execution.block_spans import BlockCall, ResidualSpan, Streams
-from unicp.execution.model_call import CallReader, OutputForm, read_output
+from unicp.execution.model_call import CallReader, OutputForm, read_output, why_not_followed
 from unicp.execution.model_span import ModelSpan, Tensors, errors_as_lists
 from unicp.execution.recorder import MODEL, STACK, Recorder
 from unicp.execution.sampler_memory import SamplerMemory
@@ -26,6 +26,7 @@ from unicp.execution.store import OutputStore
 from unicp.execution.text_keys import TextKeys
 from unicp.execution.trajectory import Trajectory
 from unicp.execution.unit_span import UnitSpan, slice_report
+from unicp.models.adapters import adapters_in_use
 from unicp.models.finder import Block, ModelMap, Unit
 from unicp.models.noise import read_schedule
 from unicp.records import Action, Decision, Moment, Trace
@@ -52,9 +53,7 @@ class _Call:
 class Runner:
     """All state of one transformer under UniCP. `scheduler_of` gives the scheduler in use, or None."""
 
-    def __init__(
-        self, model_map: ModelMap, settings: Settings, trace: Trace, scheduler_of: Callable[[], Any], counts: bool
-    ):
+    def __init__(self, model_map: ModelMap, settings: Settings, trace: Trace, scheduler_of: Callable[[], Any]):
         self.map, self.settings = model_map, settings
         self.span: SpanKind = settings.span
         family = model_map.family
@@ -67,7 +66,7 @@ class Runner:
         self.blocks = {b.name: ResidualSpan(b.name, settings, controller, self.store) for b in model_map.blocks}
         self.units = {unit.name: UnitSpan(unit, settings, controller, self.store) for unit in model_map.units}
         self._spans = (self.model_span, self.stack, *self.blocks.values(), *self.units.values())
-        self.recorder = Recorder(trace, model_map, self.units, counts)
+        self.recorder = Recorder(trace, model_map, self.units)
         self._block_calls = {block.name: BlockCall(block) for block in model_map.blocks}
         self.owner: Any = None  # the session, set once its hooks are on
         self._scheduler_of = scheduler_of
@@ -75,7 +74,7 @@ class Runner:
         self._forms: dict[bool, OutputForm] = {}
         self._reader = CallReader(model_map.transformer, family)
         self._now: _Call | None = None
-        self._over_budget = False
+        self._over_budget = self._reached = False
         self._lock = threading.RLock()
         self._memory = SamplerMemory(trace.counts)
 
@@ -104,14 +103,14 @@ class Runner:
     def _call(self, forward: Forward, args: Arguments, kwargs: Keywords, context: Any) -> Any:
         started = time.perf_counter()
         given = self._reader.read(args, kwargs)
-        if not given.samples or not all(sample.numel() for sample in given.samples):
-            # Samples of several sizes, or none at all: there is nothing that could be followed from call to call.
+        if reason := why_not_followed(self.map.transformer, given, self.span):
             self.reset()
-            self.recorder.warn("not_followed", "no samples, or samples of several sizes, in one call: computed")
+            self.recorder.warn("not_followed", f"computed: {reason}")
             return forward(*args, **kwargs)
         self._refresh_schedule()
         samples = given.samples
-        moment, fresh = self.trajectory.enter(samples[0], given.timestep, given.text, context, samples[1:])
+        weights = adapters_in_use(self.map.transformer)
+        moment, fresh = self.trajectory.enter(samples[0], given.timestep, given.text, context, samples[1:], weights)
         if fresh:
             self._forget()
         self.text_keys.branch = moment.branch
@@ -121,8 +120,12 @@ class Runner:
         if self.span == "model":
             output = self._whole(self._now, forward, args, kwargs, samples)
         else:
+            self._reached = False
             output = self.recorder.execute(forward, args, kwargs)
             self.recorder.note(MODEL, Decision(Action.COMPUTE, 0.0, "outside spans"))
+            if not self._reached:
+                message = f"no {self.span} was reached: nothing is served (compiled after UniCP was enabled?)"
+                self.recorder.warn("not_reached", message)
         held = (
             self.store.bytes
             + self.text_keys.bytes
@@ -203,7 +206,7 @@ class Runner:
 
     def block_call(self, block: Block, forward: Forward, args: Arguments, kwargs: Keywords) -> Any:
         """One call of one block."""
-        now = self._now
+        now, self._reached = self._now, True
         if now is None or self.span == "model":
             return forward(*args, **kwargs)
         streams = self._block_calls[block.name].streams(args, kwargs)

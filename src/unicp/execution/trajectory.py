@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import threading
 import weakref
+from collections.abc import Hashable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +19,9 @@ from torch import Tensor
 
 from unicp.models.noise import NoiseSchedule
 from unicp.records import Moment
+
+# So many calls at one timestep are no branches: a loop that never changes it would otherwise store ever more.
+MOST_BRANCHES = 64
 
 
 @dataclass
@@ -44,21 +48,29 @@ class Trajectory:
     _timestep: float = float("inf")
     _step: int = -1
     _calls_at_step: int = 0
+    _sample: tuple[Tensor, int | None] | None = None
     text_unchanged: bool = False
 
     def enter(
-        self, sample: Tensor, timestep: Any, text: Tensor | None, context: Any, others: tuple[Tensor, ...] = ()
+        self,
+        sample: Tensor,
+        timestep: Any,
+        text: Tensor | None,
+        context: Any,
+        others: tuple[Tensor, ...] = (),
+        weights: Hashable = (),
     ) -> tuple[Moment, bool]:
         """The moment of this call, and whether it opens a new run.
 
         sample, others: the model's input, batch first, and further ones such as audio. timestep: number or tensor.
-        text: the text states, or None. context: diffusers' CacheContext, or None.
+        text: the text states, or None. context: diffusers' CacheContext, or None. weights: says by a change that the
+        model has become another one, for instance by a LoRA.
         """
-        value = self.timestep_shift + self.timestep_scale * _number(timestep)
+        value = self.timestep_shift + self.timestep_scale * _number(timestep, self.timestep_scale < 0)
         shapes = tuple(tuple(one.shape) for one in (sample, *others))
-        signature = (shapes, sample.dtype, sample.device, threading.get_ident())
+        signature = (shapes, sample.dtype, sample.device, threading.get_ident(), weights)
         name = None if context is None else context.name
-        fresh = self._opens_run(value, signature, name)
+        fresh = self._opens_run(value, signature, name) or (name is None and self._repeats(value, sample, text))
         if self.schedule is not None and _has_several_levels(timestep):
             # The schedule would tell the level of some tokens only, and forecasts of the others would be wrong.
             fresh = True
@@ -69,6 +81,7 @@ class Trajectory:
         self._advance(value)
         branch = name or f"call{self._calls_at_step - 1}"
         self._remember(branch, value, text, fresh)
+        self._sample = sample, _version(sample)
         return self._moment(branch, value, sample.shape[0], context), fresh
 
     @property
@@ -81,13 +94,32 @@ class Trajectory:
         self._signature = None
         self._branches.clear()
         self._timestep, self._step, self._calls_at_step = float("inf"), -1, 0
+        self._sample = None
         self.text_unchanged = False
 
     def _opens_run(self, timestep: float, signature: tuple[Any, ...], name: str | None) -> bool:
-        if signature != self._signature or timestep > self._timestep:
+        # A timestep that is no number is never the next one.
+        if signature != self._signature or not timestep <= self._timestep:
+            return True
+        if timestep == self._timestep and self._calls_at_step >= MOST_BRANCHES:
             return True
         known = self._branches.get(name) if name is not None else None
         return known is not None and known.last_timestep == timestep
+
+    def _repeats(self, timestep: float, sample: Tensor, text: Tensor | None) -> bool:
+        """Whether a call at the timestep of the one before begins a run that starts where the last one was left.
+
+        It does if it has the text of a branch that was called at this step and another sample. Asked only while the
+        branches of a run are not all known, so that values are compared at its first step alone.
+        """
+        if timestep != self._timestep or self._calls_at_step == 0 or self._next_branch(timestep) in self._branches:
+            return False
+        if self._sample is not None:
+            last, version = self._sample
+            # Written to since, it tells nothing.
+            if version == _version(last) and (last is sample or torch.equal(last, sample)):
+                return False
+        return any(_is_text_of(branch, text) for branch in self._branches.values())
 
     def _next_branch(self, timestep: float) -> str:
         return f"call{self._calls_at_step if timestep == self._timestep else 0}"
@@ -97,13 +129,7 @@ class Trajectory:
         self.text_unchanged = False
         if branch is None or text is None or branch.values is None:
             return True
-        # Tensors made in inference mode have no version: only their values tell whether they were written to.
-        known = branch.text is not None and branch.text() is text and branch.version is not None
-        if known and branch.version == _version(text):
-            self.text_unchanged = True
-            return True
-        same = branch.values.shape == text.shape and branch.values.dtype == text.dtype
-        self.text_unchanged = same and bool(torch.equal(branch.values.to(text.device), text))
+        self.text_unchanged = _is_text_of(branch, text)
         return self.text_unchanged
 
     def _begin(self, signature: tuple[Any, ...]) -> None:
@@ -139,9 +165,22 @@ class Trajectory:
         return Moment(self.run, step, branch, timestep, samples, sigma, steps)
 
 
-def _number(timestep: Any) -> float:
-    # Image-to-video models give a timestep per token, 0 for given frames: the largest is the step's.
-    return float(timestep.max()) if isinstance(timestep, Tensor) else float(timestep)
+def _is_text_of(branch: _Branch, text: Tensor | None) -> bool:
+    if branch.values is None or text is None:
+        return branch.values is text
+    # Tensors made in inference mode have no version: only their values tell whether they were written to.
+    known = branch.text is not None and branch.text() is text and branch.version is not None
+    if known and branch.version == _version(text):
+        return True
+    same = branch.values.shape == text.shape and branch.values.dtype == text.dtype
+    return same and bool(torch.equal(branch.values.to(text.device), text))
+
+
+def _number(timestep: Any, rises: bool) -> float:
+    # Image-to-video models give a timestep per token, that of no noise for given frames: the noisiest is the step's.
+    if not isinstance(timestep, Tensor):
+        return float(timestep)
+    return float(timestep.min() if rises else timestep.max())
 
 
 def _has_several_levels(timestep: Any) -> bool:

@@ -261,3 +261,15 @@ def test_the_reset_of_a_pipeline_forgets_the_run(wan):
         assert not session.is_empty
         HookRegistry.check_if_exists_or_initialize(wan).reset_stateful_hooks()
         assert session.is_empty
+
+
+def test_blocks_none_of_which_can_be_served_are_refused_and_passed_over_when_the_budget_is_spent():
+    transformer = tiny_models.build("kandinsky6")
+    with pytest.raises(
+        UnsupportedModelError, match='asked: span "block"; found: .* may be missing; do: use span "model"'
+    ):
+        enable(transformer, preset("balanced", span="block"))
+    tight = preset("balanced", span="unit", roles=("self",), tolerance=0.5, store_bytes=3000)
+    with enable(transformer, tight) as session:
+        tiny_models.denoise(transformer, "kandinsky6", steps=6)
+    assert any("span unit gives way to model" in warning for warning in session.trace.warnings)

@@ -10,7 +10,7 @@ import torch
 from diffusers.hooks.hooks import CacheContext
 
 from tests.fake_models import flow_scheduler
-from unicp.execution.trajectory import Trajectory
+from unicp.execution.trajectory import MOST_BRANCHES, Trajectory
 from unicp.models.noise import read_schedule
 
 SAMPLE = torch.zeros(1, 4, 2)
@@ -267,3 +267,61 @@ def test_a_call_after_one_with_several_noise_levels_goes_on_with_its_run():
     call(torch.tensor([[600.0, 600.0]]))
     call(torch.tensor([[400.0, 400.0]]))
     assert call.runs == [0, 0, 0]
+
+
+@pytest.mark.parametrize("text", [COND, None])
+def test_after_a_run_of_one_step_another_sample_with_the_same_text_opens_a_new_run(text):
+    # An interrupt after the first step leaves a run at the timestep at which the next one begins.
+    call = Calls()
+    call(1000, text, sample=torch.zeros(1, 4))
+    call(1000, text, sample=torch.ones(1, 4))
+    call(900, text, sample=torch.ones(1, 4))
+    assert call.runs == [0, 1, 1] and [branch for *_, branch, _ in call.found] == ["call0"] * 3
+
+
+def test_branches_with_the_same_text_are_told_from_a_new_run_by_their_sample():
+    # A negative prompt that is the prompt, or guidance that perturbs the model.
+    call = Calls()
+    for timestep in (1000, 900, 800):
+        sample = torch.full((1, 4), float(timestep))
+        call(timestep, COND, sample=sample)
+        call(timestep, COND, sample=sample.clone())
+    assert call.runs == [0] * 6 and [branch for *_, branch, _ in call.found] == ["call0", "call1"] * 3
+    # A sample that was written to in place is another one.
+    call = Calls()
+    sample = torch.zeros(1, 4)
+    call(1000, COND, sample=sample)
+    sample += 1
+    call(1000, COND, sample=sample.clone())
+    assert call.runs == [0, 1]
+
+
+def test_other_shapes_of_a_second_sample_and_other_weights_open_a_new_run():
+    trajectory = Trajectory()
+
+    def enter(timestep: float, audio: int = 5, weights: object = ()) -> bool:
+        return trajectory.enter(SAMPLE, timestep, COND, None, (torch.zeros(1, audio),), weights)[1]  # type: ignore[arg-type]
+
+    assert [enter(900), enter(800), enter(700, audio=6), enter(600, audio=6)] == [True, False, True, False]
+    assert [enter(500, 6, "lora"), enter(400, 6, "lora"), enter(300, 6)] == [True, False, True]
+
+
+def test_a_timestep_that_is_no_number_is_never_the_next_one():
+    call = Calls()
+    for timestep in (900.0, float("nan"), 800.0, 700.0):
+        call(timestep, COND)
+    assert call.runs == [0, 1, 2, 2]
+
+
+def test_of_several_timesteps_the_noisiest_counts_also_where_they_rise():
+    # Given rows are at 1, which is clean.
+    rising = Trajectory(timestep_scale=-1000.0, timestep_shift=1000.0)
+    found = [rising.enter(SAMPLE, torch.tensor([level, 1.0]), COND, None)[0] for level in (0.0, 0.3, 0.6)]
+    assert [moment.step for moment in found] == [0, 1, 2] and found[1].timestep == pytest.approx(700.0)
+
+
+def test_a_loop_that_never_changes_the_timestep_does_not_gather_branches_for_ever():
+    call = Calls()
+    for place in range(200):
+        call(500, torch.full((1, 2), float(place)))
+    assert call.trajectory.branches <= MOST_BRANCHES < 200 and call.runs[-1] == 3

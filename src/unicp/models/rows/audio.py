@@ -5,6 +5,8 @@ from __future__ import annotations
 from unicp.models.family_form import BlockListRow, Family, UnitRow
 from unicp.models.rows.units import CROSS_UNITS
 
+_SHARED_KEYS = "several heads share one of keys and values"
+
 AUDIO: tuple[Family, ...] = (
     Family(
         transformer="StableAudioDiTModel",
@@ -19,8 +21,8 @@ AUDIO: tuple[Family, ...] = (
             BlockListRow(
                 "layers",
                 (
-                    UnitRow("self_attn", "self", slice_refusal="several heads share one of keys and values"),
-                    UnitRow("cross_attn", "cross", text_keys=True),
+                    UnitRow("self_attn", "self", slice_refusal=_SHARED_KEYS),
+                    UnitRow("cross_attn", "cross", text_keys=True, slice_refusal=_SHARED_KEYS),
                     UnitRow("mlp", "feed_forward"),
                 ),
             ),

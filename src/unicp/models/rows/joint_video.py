@@ -158,11 +158,13 @@ JOINT_VIDEO: tuple[Family, ...] = (
         transformer="MiniMaxH3Transformer3DModel",
         block_lists=(BlockListRow("transformer_blocks", (UnitRow("attn", "joint"), UnitRow("ff", "feed_forward"))),),
         more_samples=("audio_hidden_states",),
-        timestep_scale=1000.0,
+        timestep_scale=-1000.0,
+        timestep_shift=1000.0,
         noise_refusal="video, audio and given rows have noise levels of their own in one call",
         notes=(
             "Video and audio: both outputs are served together. The stream of a block is one packed sequence of text, "
-            "image, video and audio. The timestep is a list of the distinct levels in the call, from 1 to 0."
+            "image, video and audio. The timestep is a list of the distinct levels in the call, which rise from 0 to "
+            "1; the lowest is that of the video."
         ),
     ),
 )

@@ -21,7 +21,7 @@ TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARA
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help setup setup-dev demo test check format-check lint types format train train-latte train-film bench impact overhead slices figures clean
+.PHONY: help setup setup-dev demo test check format-check lint types format train train-latte train-film bench models impact overhead slices figures clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -68,6 +68,10 @@ bench: $(READY_DEV) ## measure presets, fixed windows and fewer steps (hours; co
 	$(BIN)/unicp bench presets --sampler unipc --out docs/results/presets.jsonl
 	$(BIN)/unicp bench presets --sampler euler --out docs/results/presets.jsonl
 	$(BIN)/python -m unicp.benchmarking.report
+
+models: $(READY_DEV) ## run the contract suite and write what it found into docs/models.md
+	$(TEST_ENV) $(BIN)/python -m pytest tests/families -n 2 -q --write-matrix docs/results/models.json
+	$(BIN)/python -m unicp.benchmarking.models_table
 
 impact: $(READY_DEV) ## measure what an error at each noise level does to the final latent
 	$(BIN)/python -m unicp.benchmarking.impact --prompts 3 --sampler unipc --out docs/results/impact_unipc.json

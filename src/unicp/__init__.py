@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from unicp.errors import UniCPError as UniCPError
     from unicp.files import load_trace as load_trace
+    from unicp.planning.plan import Plan as Plan
+    from unicp.planning.plan import load_plan as load_plan
     from unicp.records import Trace as Trace
     from unicp.reporting.summary import Summary as Summary
     from unicp.session import Session as Session
@@ -27,6 +29,8 @@ __version__ = "0.1.0"
 _HOMES = {
     "UniCPError": "errors",
     "load_trace": "files",
+    "Plan": "planning.plan",
+    "load_plan": "planning.plan",
     "Trace": "records",
     "Summary": "reporting.summary",
     "Session": "session",
@@ -37,6 +41,7 @@ _HOMES = {
     "preset": "settings",
 }
 __all__ = [
+    "Plan",
     "Session",
     "Settings",
     "Slicing",
@@ -46,6 +51,7 @@ __all__ = [
     "__version__",
     "disable",
     "enable",
+    "load_plan",
     "load_trace",
     "preset",
 ]

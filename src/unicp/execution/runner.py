@@ -17,8 +17,10 @@ from typing import Any
 from torch import Tensor
 
 from unicp.control.controller import Controller, SliceReport
+from unicp.control.guard import Guard
 from unicp.control.windows import Candidate, Position
 from unicp.execution.block_spans import BlockCall, ResidualSpan, Streams
+from unicp.execution.model_output import get_tensor, put_tensor, without_tensor
 from unicp.execution.model_span import ModelSpan, errors_as_lists
 from unicp.execution.recorder import MODEL, STACK, Recorder
 from unicp.execution.sampler_memory import SamplerMemory
@@ -27,12 +29,14 @@ from unicp.execution.text_keys import TextKeys
 from unicp.execution.trajectory import Trajectory
 from unicp.execution.unit_span import UnitSpan, slice_report
 from unicp.models.finder import Block, ModelMap, Unit
-from unicp.models.noise import read_schedule
+from unicp.models.noise import NoiseSchedule, read_schedule
 from unicp.records import Action, Decision, Moment, Trace
 from unicp.settings import Settings, SpanKind
 
 COARSER: dict[SpanKind, SpanKind] = {"unit": "block", "block": "stack", "stack": "model"}
 Forward = Callable[..., Any]
+# (noise schedule, branches, shape of the sample) of a run -> the plan it follows, None = the online rule.
+Planner = Callable[[NoiseSchedule | None, int, tuple[int, ...]], Guard | None]
 Arguments = tuple[Any, ...]
 Keywords = dict[str, Any]
 
@@ -70,6 +74,8 @@ class Runner:
         self.recorder = Recorder(trace, model_map, self.units, counts)
         self._block_calls = {block.name: BlockCall(block) for block in model_map.blocks}
         self.owner: Any = None  # the session, set once its hooks are on
+        self.planner: Planner | None = None
+        self._planned_run = -1
         self._scheduler_of = scheduler_of
         self._scheduler: Any = None
         self._templates: dict[bool, Any] = {}
@@ -83,6 +89,11 @@ class Runner:
         """Forgets the run: stored outputs, windows, branches. The trace stays."""
         self.trajectory.reset()
         self._forget()
+
+    @property
+    def scheduler(self) -> Any:
+        """The scheduler in use now, or None."""
+        return self._scheduler_of()
 
     @property
     def is_empty(self) -> bool:
@@ -113,6 +124,7 @@ class Runner:
             self._forget()
         self.text_keys.branch = moment.branch
         self.text_keys.may_serve = self.trajectory.text_unchanged and not fresh
+        self._follow_plan(moment, sample)
         self._now = _Call(moment, self.model_span.position(moment))
         self.recorder.begin(moment, (tuple(sample.shape), None if text is None else tuple(text.shape)))
         if self.span == "model":
@@ -130,6 +142,17 @@ class Runner:
         if self._over_budget:
             self._coarsen()
         return output
+
+    def _follow_plan(self, moment: Moment, sample: Tensor) -> None:
+        """A plan is asked for at the second step: by then a run has shown its branches, and nothing was served yet."""
+        if self.planner is not None and moment.step > 0 and moment.run != self._planned_run:
+            self._planned_run = moment.run
+            self.model_span.follow(self.planner(self.model_span.schedule, self._branches, tuple(sample.shape)))
+        guard = self.model_span.controller.guard
+        if guard is not None:
+            guard.why(moment.step)
+            while guard.events:
+                self.recorder.warn("guard", f"run {moment.run}, {guard.events.pop(0)}")
 
     def _forget(self) -> None:
         self._memory.reset()
@@ -169,16 +192,16 @@ class Runner:
             if as_dict in self._templates:
                 self._tell_sampler(now, True, served.candidate)
                 self.recorder.note(MODEL, served.decision, None, str(served.candidate))
-                return _put_tensor(self._templates[as_dict], served.output)
+                return put_tensor(self._templates[as_dict], served.output)
             decision = Decision(Action.COMPUTE, decision.tolerance, "output kind", decision.predicted)
         self._tell_sampler(now, False)
         now.width = decision.width if decision.action is Action.SLICE else None
         now.observe = now.width is None
         output = self.recorder.execute(forward, args, kwargs)
-        tensor = _get_tensor(output)
+        tensor = get_tensor(output)
         errors = None
         if tensor is not None and tensor.shape[0] == sample.shape[0]:
-            self._templates[as_dict] = _without_tensor(output)
+            self._templates[as_dict] = without_tensor(output)
             errors = self.model_span.computed(now.moment, sample, tensor)
             values = (value for row in (errors or {}).values() for value in row)
             self._count_non_finite(not all(math.isfinite(value) for value in values))
@@ -317,27 +340,6 @@ class Runner:
 
 def _has_non_finite(errors: list[float] | None) -> bool:
     return not all(math.isfinite(error) for error in errors or ())
-
-
-def _get_tensor(output: Any) -> Tensor | None:
-    if isinstance(output, Tensor):
-        return output
-    if isinstance(output, tuple) and len(output) == 1 and isinstance(output[0], Tensor):
-        return output[0]
-    sample = getattr(output, "sample", None)
-    return sample if isinstance(sample, Tensor) else None
-
-
-def _without_tensor(output: Any) -> Any:
-    if isinstance(output, Tensor):
-        return None
-    return () if isinstance(output, tuple) else type(output)
-
-
-def _put_tensor(template: Any, tensor: Tensor) -> Any:
-    if template is None:
-        return tensor
-    return (tensor,) if template == () else template(sample=tensor)
 
 
 def _first_tensor(args: Arguments, kwargs: Keywords) -> Tensor | None:

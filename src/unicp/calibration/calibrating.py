@@ -166,10 +166,11 @@ class Calibration:
         error = self._one_step_error(recording, step)
         if not any(entry.step == step and entry.action == "forecast" for entry in trace.entries):
             raise InputError("to calibrate this pipeline", f"step {step}, which UniCP does not serve", "use more steps")
-        self.notes.add(key, Probe(reference.prompt, step, error, _displacement(outcome, reference)))
+        quality = psnr(reference.outcome.frames, outcome.frames).total
+        self.notes.add(key, Probe(reference.prompt, step, error, _displacement(outcome, reference), quality))
 
     def _one_step_error(self, recording: Recording, step: int) -> float:
-        profile = self._profile([], [], [Probe(recording.prompt, step, 1.0, 1.0)], [recording])
+        profile = self._profile([], [], [Probe(recording.prompt, step, 1.0, 1.0, 20.0)], [recording])
         errors = forecast_errors(profile, [recording], CANDIDATES[0], self._levels[:-1])
         assert errors is not None
         return errors(step - 2, step - 1, step)

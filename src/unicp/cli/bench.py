@@ -122,7 +122,7 @@ def _run(plan: Sweep, about: str) -> None:
 
 def _prompts(file: Path | None, split: str, count: int, is_asked: bool) -> tuple[str, ...]:
     """The first `count` prompts; fewer are an error only if that many were asked for."""
-    texts = _read_prompts(file) if file is not None else _prompts_of(split)
+    texts = options.read_prompts("--prompts-file", file) if file is not None else _prompts_of(split)
     if count > len(texts) and is_asked:
         raise InputError(f"--prompts {count}", f"{len(texts)} prompts", "ask for fewer")
     return texts[:count]
@@ -134,13 +134,3 @@ def _prompts_of(split: str) -> tuple[str, ...]:
     if split not in suites.SPLITS:
         raise InputError(f"--split {split!r}", f"the splits {', '.join(suites.SPLITS)}", "name one of them")
     return suites.prompts_of(split)
-
-
-def _read_prompts(file: Path) -> tuple[str, ...]:
-    try:
-        texts = tuple(line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip())
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"--prompts-file {file}", str(error), "name a text file") from None
-    if not texts:
-        raise InputError(f"--prompts-file {file}", "no prompts in it", "write one prompt a line")
-    return texts

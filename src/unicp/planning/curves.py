@@ -85,7 +85,7 @@ def covers(profile: Profile, level: NoiseLevel) -> bool:
 
 
 def impact_curve(profile: Profile) -> list[tuple[float, float]]:
-    """(noise level, movement of the final latent per relative error and per unit of noise level), levels rising.
+    """(noise level, change of the clip per relative error and per unit of noise level), levels rising.
 
     Geometric mean over prompts. Per unit of noise level, because an error acts as long as its step is.
     """
@@ -93,12 +93,12 @@ def impact_curve(profile: Profile) -> list[tuple[float, float]]:
     by_step: dict[int, list[float]] = {}
     for probe in profile.probes:
         width = sigmas[probe.step] - sigmas[probe.step + 1]
-        by_step.setdefault(probe.step, []).append(math.log(probe.displacement / probe.error / width))
+        by_step.setdefault(probe.step, []).append(math.log(probe.change / probe.error / width))
     return sorted((sigmas[step], math.exp(math.fsum(logs) / len(logs))) for step, logs in by_step.items())
 
 
 def step_weights(profile: Profile, candidate: Candidate, levels: Sequence[NoiseLevel]) -> list[float]:
-    """Movement of the final latent per relative error at each step; inf where the step cannot be served.
+    """Change of the clip per relative error at each step; inf where the step cannot be served.
 
     levels: of the steps, and the one after the last.
     """

@@ -1,4 +1,4 @@
-"""From the displacement of the final latent that a plan allows to the PSNR of the clip, with an interval."""
+"""From the change of the clip that a plan is predicted to make to the PSNR that comes out, with an interval."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from unicp.planning.profile import FewerSteps, Trial
 ONE_SIDED = 1.645  # 95 % of a normal distribution lie above its mean minus this many standard deviations
 # Least spread of clips about the line, in dB: a few trials may agree by chance.
 LEAST_SPREAD = 0.5
-SLOPES = (0.5, 1.5)  # of PSNR over 20 log10 of the displacement; 1 where the decoder is linear
+SLOPES = (0.5, 1.5)  # of PSNR over -20 log10 of the predicted change; 1 where losses add as predicted
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Psnr:
 
 @dataclass(frozen=True)
 class FidelityLine:
-    """psnr = offset - slope * 20 log10(displacement) +- spread, a normal distribution over clips.
+    """psnr = offset - slope * 20 log10(change) +- spread, a normal distribution over clips.
 
     margin: dB between the mean and either bound. served_again: share of the steps a plan serves that its guard
     computes after all, mean over trials.
@@ -37,16 +37,16 @@ class FidelityLine:
     margin: float
     served_again: float
 
-    def psnr(self, displacement: float, doubt: float = 0.0) -> Psnr:
-        """What a clip with this allowed displacement comes out at. doubt: dB by which both bounds are moved away."""
-        if displacement <= 0:
+    def psnr(self, change: float, doubt: float = 0.0) -> Psnr:
+        """What a clip with this predicted change comes out at. doubt: dB by which both bounds are moved away."""
+        if change <= 0:
             return Psnr(math.inf, math.inf, math.inf)
-        mean = self.offset - self.slope * 20 * math.log10(displacement)
+        mean = self.offset - self.slope * 20 * math.log10(change)
         margin = math.hypot(self.margin, doubt)
         return Psnr(mean, mean - margin, mean + margin)
 
-    def displacement(self, psnr: float) -> float:
-        """The largest displacement with which 95 % of clips reach this PSNR."""
+    def change(self, psnr: float) -> float:
+        """The largest predicted change with which 95 % of clips reach this PSNR."""
         return 10 ** ((self.offset - self.margin - psnr) / (20 * self.slope))
 
 
@@ -60,7 +60,7 @@ def fit_line(trials: Sequence[Trial], caution: float = 0.0) -> FidelityLine:
     served = [(t.computed - t.planned) / t.saved for t in trials if t.saved > 0]
     again = min(1.0, max(0.0, statistics.fmean(served))) if served else 0.0
     if len(known) < 3:
-        return FidelityLine(20.0 - caution, 1.0, 10.0, again)
+        return FidelityLine(-caution, 1.0, 10.0, again)
     xs, ys = [-20 * math.log10(t.allowed) for t in known], [t.psnr for t in known]
     x, y = statistics.fmean(xs), statistics.fmean(ys)
     variance = math.fsum((one - x) ** 2 for one in xs)

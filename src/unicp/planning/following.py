@@ -47,12 +47,16 @@ class RunPlanner:
         known = profile.fingerprint.branches
         if branches != known and not self._caution:
             return self._without(f"the profile is of {known} calls a step and this run makes {branches} (guidance)")
-        self.plan = self._solve(target, profile, levels, shape)
+        self.plan = self.solve(levels, shape)
         self._tell_of_fewer(self.plan, target)
         return Guard(self.plan.schedule)
 
-    def _solve(self, target: Target, profile: Profile, levels: Levels, shape: Sequence[int]) -> Plan:
-        same_size = list(shape) == list(profile.shape) and not self._caution
+    def solve(self, levels: Levels, shape: Sequence[int] | None = None) -> Plan:
+        """The plan of a run. shape: of the sample; None = taken for that of the profile. Raises InputError."""
+        if isinstance(self._source, Plan):
+            return self._source
+        target, profile = self._source
+        same_size = (shape is None or list(shape) == list(profile.shape)) and not self._caution
         key = (*(level.sigma for level in levels), float(same_size))
         if key not in self._solved:
             self._solved[key] = Solver(profile, levels, self._caution, same_size).plan(target)

@@ -50,21 +50,29 @@ class Recording:
 
 @dataclass(frozen=True)
 class Probe:
-    """A run with one step forecast: relative error made there, and relative displacement of the final latent."""
+    """A run with the outputs of one step forecast over the log-SNR from those of the two steps before.
+
+    error: relative, of the outputs at that step. displacement: relative, of the final latent. psnr: of the clip, in dB.
+    """
 
     prompt: str
     step: int
     error: float
     displacement: float
+    psnr: float
+
+    @property
+    def change(self) -> float:
+        """Root mean square of the change of the clip's pixels, as a share of their range."""
+        return 10 ** (-self.psnr / 20)
 
 
 @dataclass(frozen=True)
 class Trial:
     """A run of a solved plan, under the guard, on a calibration prompt.
 
-    planned, saved: steps the plan computes and serves. computed: steps computed in the end. allowed: what the guard was
-    allowed, as displacement of the final latent. displacement, psnr: what came out, of the final latent and of the clip
-    (dB).
+    planned, saved: steps the plan computes and serves. computed: steps computed in the end. allowed: change of the clip
+    that was predicted, and that the guard allowed. displacement: of the final latent. psnr: of the clip, in dB.
     """
 
     prompt: str
@@ -166,7 +174,8 @@ def _problem(profile: Profile) -> str:
         if not all(math.isfinite(one) and one > 0 for one in recording.power):
             return "an output without power"
     if any(
-        not 0 <= probe.step < steps or not probe.error > 0 or not probe.displacement > 0 for probe in profile.probes
+        not 0 <= probe.step < steps or not probe.error > 0 or not 0 < probe.change < math.inf
+        for probe in profile.probes
     ):
         return "a probe without an error, or outside the run"
     if not 1 <= profile.power <= 2 or not profile.seconds.computed > 0:

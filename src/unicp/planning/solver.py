@@ -22,7 +22,7 @@ CANDIDATES = tuple(Candidate(q, a) for q in ("noise", "output", "clean") for a i
 
 @dataclass(frozen=True)
 class Choice:
-    """The best schedule with a certain number of computed steps: how, and the displacement it is predicted to cause."""
+    """The best schedule with a certain number of computed steps: how, and the change it is predicted to make."""
 
     path: StepPath
     errors: ForecastErrors
@@ -30,8 +30,8 @@ class Choice:
     power: float
 
     @property
-    def displacement(self) -> float:
-        """Predicted relative displacement of the final latent."""
+    def change(self) -> float:
+        """Predicted change of the clip."""
         return self.path.loss ** (1.0 / self.power)
 
     def schedule(self, allowance: float, most: int) -> Schedule:
@@ -122,8 +122,8 @@ class Solver:
         return (cost.rest + self.steps * cost.computed) / self.seconds(computed)
 
     def _for_psnr(self, target: Target, choices: dict[int, Choice], line: FidelityLine) -> Plan:
-        allowed = line.displacement(target.value)
-        count = next(count for count in sorted(choices) if choices[count].displacement <= allowed)
+        allowed = line.change(target.value)
+        count = next(count for count in sorted(choices) if choices[count].change <= allowed)
         choice = choices[count]
         expected = count + line.served_again * (self.steps - count)
         plan = self.made(str(target), choice, allowed**choice.power, self.steps, expected)
@@ -141,7 +141,7 @@ class Solver:
         choice = choices[count]
         # The guard must not spend what the target forbids: it has nothing to spend.
         plan = self.made(str(target), choice, 0.0, count, float(count))
-        psnr = line.psnr(choice.displacement, 1.645 * hardness_spread(self.profile, self.levels, choice))
+        psnr = line.psnr(choice.change, 1.645 * hardness_spread(self.profile, self.levels, choice))
         plan = replace(plan, psnr=psnr.mean, psnr_low=psnr.low, psnr_high=psnr.high)
         return self._or_fewer(plan, target)
 
@@ -227,6 +227,20 @@ class Solver:
         speed_up = self._plain_speed_up(max(fits))
         low, high = psnr.low, psnr.high
         return replace(plan, fewer=max(fits), psnr=psnr.mean, psnr_low=low, psnr_high=high, speed_up=speed_up)
+
+
+def levels_of(profile: Profile, steps: int) -> list[NoiseLevel]:
+    """Levels of a run of `steps` steps, and the one after: the profile's own, or read off between those."""
+    known = profile.levels
+    if steps == profile.steps:
+        return known
+    found = []
+    for step in range(steps + 1):
+        place = step * profile.steps / steps
+        low = min(int(place), profile.steps - 1)
+        share, a, b = place - low, known[low], known[low + 1]
+        found.append(NoiseLevel(a.signal + share * (b.signal - a.signal), a.noise + share * (b.noise - a.noise)))
+    return found
 
 
 def plan_to_try(profile: Profile, levels: Sequence[NoiseLevel], count: int, without: str) -> Plan:

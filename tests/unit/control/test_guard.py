@@ -86,7 +86,7 @@ def test_what_is_spent_stays_within_the_allowance():
 
 def test_an_allowance_above_the_plan_is_used_up_before_more_is_computed():
     plan = schedule(8)
-    roomy = Schedule(STEPS, plan.computed, announced, plan.weights, 2.0, plan.allowance * 4, STEPS)
+    roomy = Schedule(STEPS, plan.computed, announced, plan.weights, 2.0, plan.allowance * 8, STEPS)
     assert computed(run(Guard(roomy), lambda step: 1.9)) == list(plan.computed)
 
 

@@ -35,7 +35,7 @@ def made(
     seconds: Seconds | None = None,
     **fingerprint: object,
 ) -> Profile:
-    """A profile of two prompts, the second with twice the curvature; errors change the clip 0.5 per unit of noise level.
+    """A profile of two prompts, the second with twice the curvature; impact 0.5 per unit of noise level.
 
     Its trials came out 2 dB and -2 dB around what was predicted.
     """

@@ -92,6 +92,8 @@ class Guard:
         previous = self._now
         self._now = step
         if previous < 0:
+            # A plan is made once a run has shown itself: the steps before were computed.
+            self._points = list(range(step))
             return
         if self._was_computed:
             self._take_in(previous)
@@ -119,6 +121,9 @@ class Guard:
             self._solve(step)
 
     def _learn(self, step: int) -> None:
+        if self._points[-2] == 0:
+            # The first step is at noise alone, or as good as: what a line through it misses by tells nothing.
+            return
         announced = self.schedule.error(self._points[-2], self._points[-1], step)
         seen = math.sqrt(sum(error * error for error in self._measured.values()) / len(self._measured))
         if not announced > 0:

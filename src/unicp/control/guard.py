@@ -20,6 +20,8 @@ ROUNDING = 1e-6  # a run whose errors are just those announced must not be taken
 # What an error does grows faster than the error: on prompts whose errors are larger, the same error also moves the clip
 # further. Measured on the test-bed, see docs/planning.md.
 HARDNESS = 1.5
+# What is spent cannot be had back: once the allowance is used up, this share of it more may be spent (0.4 dB).
+LOST = 0.1
 MEMORY = 0.5  # weight of the ratios before the newest one, as logarithms
 
 
@@ -138,7 +140,7 @@ class Guard:
         plan = self.schedule
         ahead = frozenset(one for one in plan.computed if one > step)
         before, self._chosen = self._chosen, ahead
-        left = plan.allowance * (1 + ROUNDING) - self.spent
+        left = max(plan.allowance * (1 + ROUNDING) - self.spent, LOST * self.spent)
         scale = self._scale
         start = self._points
         if plan.most <= len(start) + len(ahead):

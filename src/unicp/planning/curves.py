@@ -16,7 +16,7 @@ from unicp.numerics.noise_levels import SERVING_FLOOR, NoiseLevel, coefficients
 from unicp.planning.profile import Profile, Recording
 
 NEAREST = 4  # recorded levels that one between them is read off from
-# A level this many recorded steps beyond the recorded range is still read off; farther ones are not covered.
+# A level this many recorded steps after the last one is still read off; farther ones are not covered.
 BEYOND = 1.0
 
 
@@ -77,9 +77,10 @@ def servable(candidate: Candidate, prediction: str, level: NoiseLevel) -> bool:
 
 
 def covers(profile: Profile, level: NoiseLevel) -> bool:
-    """Whether a level is within the recorded ones, or at most `BEYOND` of their steps outside."""
+    """Whether a profile tells of a level: not noisier than the noisiest probe, because impact rises steeply there and
+    is not to be guessed; not cleaner than `BEYOND` recorded steps after the last one."""
     sigmas = [one.sigma for one in profile.levels[:-1]]
-    above = sigmas[0] + BEYOND * (sigmas[0] - sigmas[1])
+    above = sigmas[min(probe.step for probe in profile.probes)] + 1e-6
     below = sigmas[-1] - BEYOND * (sigmas[-2] - sigmas[-1])
     return below <= level.sigma <= above
 

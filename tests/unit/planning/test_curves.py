@@ -64,9 +64,10 @@ def test_a_level_at_which_an_error_would_blow_up_is_not_served():
     assert not servable(Candidate("clean", "sigma"), "flow", NoiseLevel(0.99, 0.01))
 
 
-def test_a_level_far_outside_the_recorded_ones_is_not_covered():
+def test_a_level_far_outside_the_recorded_ones_or_noisier_than_any_probe_is_not_covered():
     profile = made()
     last = profile.levels[-2].sigma
+    assert covers(profile, profile.levels[4]) and not covers(profile, profile.levels[3])
     assert covers(profile, NoiseLevel(1 - last / 2, last / 2))
     assert not covers(made(), NoiseLevel(0.999, 0.001))
 
@@ -76,7 +77,7 @@ def test_impact_is_per_unit_of_noise_level():
         assert value == pytest.approx(0.5)
     profile, levels = made(), flow_levels()
     weights = step_weights(profile, WAY, levels)
-    assert weights[0] == math.inf and weights[10] == pytest.approx(0.5 * (levels[10].sigma - levels[11].sigma))
+    assert weights[3] == math.inf > weights[4] and weights[10] == pytest.approx(0.5 * (levels[10].sigma - levels[11].sigma))
     # Twice the steps are half as long, and an error does half as much at each.
     finer = step_weights(profile, WAY, flow_levels(32))
     assert finer[20] + finer[21] == pytest.approx(weights[10], rel=0.05)

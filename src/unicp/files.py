@@ -181,7 +181,7 @@ def _read(hint: Any, value: Any, where: str) -> Any:
     elif get_origin(hint) in (dict, Counter):
         if isinstance(value, dict):
             item = get_args(hint)[1] if get_origin(hint) is dict else int
-            read = value if item is Any else {k: _read(item, v, f"{where}.{k:.40}") for k, v in value.items()}
+            read = value if item is Any else {k: _read(item, v, where) for k, v in value.items()}
             return read if get_origin(hint) is dict else Counter(read)
     elif is_dataclass(hint):
         record = _read_record(hint, value, where)  # type: ignore[arg-type]

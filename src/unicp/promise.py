@@ -52,7 +52,8 @@ class Promise:
         profile, caution = builtin_profile(own)
         if caution:
             say(f"target {self.target}: a guess from another model's profile; unicp calibrate makes one of this model")
-        return RunPlanner((self.target, profile), caution, say)
+        # The device on which a shipped profile was made is not this one.
+        return RunPlanner((self.target, profile), caution, say, knows_seconds=False)
 
 
 def plan_ahead(promise: Promise, pipe: Any, steps: int) -> Plan | None:

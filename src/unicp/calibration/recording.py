@@ -121,7 +121,7 @@ def recording_of(
         total: Tensor | None = None
         for branch in range(branches):
             rows = [
-                to_quantity(quantity, prediction, *(_probe(one) for one in step[branch]), level).flatten()
+                to_quantity(quantity, prediction, _probe(step[branch][0]), _probe(step[branch][1]), level).flatten()
                 for step, level in zip(calls, levels)
             ]
             table = torch.stack(rows)

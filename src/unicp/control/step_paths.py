@@ -15,6 +15,9 @@ Loss = Callable[[int, int, int], float]
 # A first-order forecast needs two computed steps, and one more at which its error is measured before it serves.
 WARM_UP = (0, 1, 2)
 MAX_WINDOW = 8
+# Farthest a forecast may reach beyond its newer point, in distances between its two points, as in the online rule:
+# farther ones came apart on hard prompts, whatever the errors of others were.
+MAX_REACH = 1.0
 
 
 @dataclass(frozen=True)
@@ -31,12 +34,14 @@ def best_paths(
     start: Sequence[int] = WARM_UP,
     required: Collection[int] = (),
     max_window: int = MAX_WINDOW,
+    max_reach: float = MAX_REACH,
 ) -> dict[int, StepPath]:
     """The path of least loss for each possible number of computed steps, by that number.
 
     start: steps computed already, in order, at least two; the path goes on after them. required: steps that are
-    computed in any case. max_window: most steps served in a row. Numbers that no path of finite loss has are left out;
-    that of computing everything is always there. Source: a shortest path, as in LeMiCa (arXiv 2511.00090), over pairs.
+    computed in any case. max_window: most steps served in a row. max_reach: of a forecast beyond its newer point, in
+    distances between its two points. Numbers that no path of finite loss has are left out; that of computing everything
+    is always there. Source: a shortest path, as in LeMiCa (arXiv 2511.00090), here over pairs.
     """
     begin = tuple(step for step in start if step < steps)
     if len(begin) < min(2, steps):
@@ -49,7 +54,8 @@ def best_paths(
     while layer:
         longer: dict[tuple[int, int], StepPath] = {}
         for (before, last), path in layer.items():
-            ended = _extend(path, before, last, steps, loss, frozenset(required), max_window, longer)
+            window = min(max_window, int(max_reach * (last - before)))
+            ended = _extend(path, before, last, steps, loss, frozenset(required), window, longer)
             count = len(path.computed)
             if ended < math.inf and (count not in found or ended < found[count].loss):
                 found[count] = StepPath(path.computed, ended)

@@ -19,11 +19,18 @@ class RunPlanner:
     """Makes or checks the plan of each run. plan: of the last run, None before the first and where none could be had.
 
     source: a target to be solved for under a profile, or a plan to be followed as it is. caution: dB taken off what
-    the profile promises, because it is another model's. say: told, once, what a user must know.
+    the profile promises, because it is another model's. say: told, once, what a user must know. knows_seconds: whether
+    the profile was made on this device.
     """
 
-    def __init__(self, source: tuple[Target, Profile] | Plan, caution: float, say: Callable[[str], None]):
-        self._source, self._caution, self._say = source, caution, say
+    def __init__(
+        self,
+        source: tuple[Target, Profile] | Plan,
+        caution: float,
+        say: Callable[[str], None],
+        knows_seconds: bool = True,
+    ):
+        self._source, self._caution, self._say, self._knows_seconds = source, caution, say, knows_seconds
         self._solved: dict[tuple[float, ...], Plan] = {}
         self._said: set[str] = set()
         self.plan: Plan | None = source if isinstance(source, Plan) else None
@@ -56,7 +63,7 @@ class RunPlanner:
         if isinstance(self._source, Plan):
             return self._source
         target, profile = self._source
-        same_size = (shape is None or list(shape) == list(profile.shape)) and not self._caution
+        same_size = (shape is None or list(shape) == list(profile.shape)) and self._knows_seconds
         key = (*(level.sigma for level in levels), float(same_size))
         if key not in self._solved:
             self._solved[key] = Solver(profile, levels, self._caution, same_size).plan(target)

@@ -149,7 +149,7 @@ class Solver:
         if target.kind == "speedup":
             return self.speed_up(computed) >= target.value
         if not self.knows_seconds:
-            found = f"a profile of latents {self.profile.shape} on {self.profile.device}, and a run of another size"
+            found = "no profile made on this device at the size of this run"
             raise InputError(f"target {target}", found, "calibrate at this size, or name a speedup")
         return self.seconds(computed) <= target.value
 

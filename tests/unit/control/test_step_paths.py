@@ -26,6 +26,12 @@ def longest_window(computed, steps):
     return max(later - earlier - 1 for earlier, later in zip(edges, edges[1:]))
 
 
+def farthest_reach(computed, steps):
+    edges = [*computed, steps]
+    triples = zip(edges, edges[1:], edges[2:])
+    return max((following - 1 - last) / (last - before) for before, last, following in triples)
+
+
 def table_of(numbers):
     keys = [(b, a, c) for b in range(STEPS) for a in range(b + 1, STEPS) for c in range(a + 1, STEPS)]
     return dict(zip(keys, itertools.cycle(numbers)))
@@ -35,8 +41,9 @@ def table_of(numbers):
     numbers=st.lists(st.floats(0, 10) | st.just(math.inf), min_size=7, max_size=53),
     required=st.sets(st.integers(3, STEPS - 1), max_size=2),
     window=st.integers(1, 5),
+    reach=st.sampled_from([1.0, 1.5, 9.0]),
 )
-def test_every_budget_is_solved_as_brute_force_solves_it(numbers, required, window):
+def test_every_budget_is_solved_as_brute_force_solves_it(numbers, required, window, reach):
     table = table_of(numbers)
 
     def loss(before, last, served):
@@ -45,9 +52,10 @@ def test_every_budget_is_solved_as_brute_force_solves_it(numbers, required, wind
     best: dict[int, float] = {}
     for computed in every_schedule(STEPS, WARM_UP, required):
         total = path_loss(computed, STEPS, loss)
-        if longest_window(computed, STEPS) <= window and total < math.inf:
+        fits = longest_window(computed, STEPS) <= window and farthest_reach(computed, STEPS) <= reach
+        if fits and total < math.inf:
             best[len(computed)] = min(total, best.get(len(computed), math.inf))
-    found = best_paths(STEPS, loss, WARM_UP, required, window)
+    found = best_paths(STEPS, loss, WARM_UP, required, window, reach)
     assert sorted(found) == sorted(best)
     for count, path in found.items():
         assert path.loss == pytest.approx(best[count])
@@ -60,7 +68,7 @@ def test_a_known_answer():
     def loss(before, last, served):
         return 0.0 if served == 5 else 1.0 if served == last + 1 else 10.0
 
-    found = best_paths(7, loss)
+    found = best_paths(7, loss, max_reach=9.0)
     assert found[7].computed == tuple(range(7)) and found[7].loss == 0
     assert found[6].computed == (0, 1, 2, 3, 4, 6)
     assert found[5].loss == 1 and path_loss(found[5].computed, 7, loss) == 1

@@ -77,7 +77,9 @@ def test_impact_is_per_unit_of_noise_level():
         assert value == pytest.approx(0.5)
     profile, levels = made(), flow_levels()
     weights = step_weights(profile, WAY, levels)
-    assert weights[3] == math.inf > weights[4] and weights[10] == pytest.approx(0.5 * (levels[10].sigma - levels[11].sigma))
+    assert weights[3] == math.inf > weights[4] and weights[10] == pytest.approx(
+        0.5 * (levels[10].sigma - levels[11].sigma)
+    )
     # Twice the steps are half as long, and an error does half as much at each.
     finer = step_weights(profile, WAY, flow_levels(32))
     assert finer[20] + finer[21] == pytest.approx(weights[10], rel=0.05)

@@ -51,7 +51,13 @@ def test_a_guess_does_not_mind_other_guidance_but_promises_less():
     guess, sure = planner(caution=6.0), planner()
     assert guess(flow_levels(), 1, SHAPE) is not None and sure(flow_levels(), 2, SHAPE) is not None
     assert guess.plan is not None and sure.plan is not None
-    assert len(guess.plan.computed) > len(sure.plan.computed) and guess.plan.seconds is None
+    assert len(guess.plan.computed) > len(sure.plan.computed) and sure.plan.seconds is not None
+
+
+def test_seconds_of_a_shipped_profile_are_not_promised():
+    own = RunPlanner((parse_target("seconds<=12"), made()), 0.0, lambda text: None, knows_seconds=False)
+    with pytest.raises(InputError, match="calibrate at this size"):
+        own(flow_levels(), 2, SHAPE)
 
 
 def test_seconds_are_for_the_size_of_the_profile():

@@ -65,7 +65,7 @@ TABLE: dict[str, Row] = {
         {"testbed/film_data.py": "av numpy"},
     ),
     "benchmarking": row(
-        "unicp errors settings records files numerics models control execution reporting session testbed",
+        "unicp errors settings records files numerics models control execution reporting session testbed planning",
         "torch diffusers",
         # Rivals and metrics of the `bench` extra, each in the one file that works without it.
         {

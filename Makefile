@@ -21,7 +21,7 @@ TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARA
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help setup setup-dev demo test check format-check lint types format train bench impact overhead figures clean
+.PHONY: help setup setup-dev demo test check format-check lint types format train bench targets impact overhead figures clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -61,6 +61,12 @@ train: $(READY) ## train the test-bed from nothing (long; continues where it was
 bench: $(READY_DEV) ## measure presets, fixed windows and fewer steps (hours; continues where it was stopped)
 	$(BIN)/unicp bench presets --sampler unipc --out docs/results/presets.jsonl
 	$(BIN)/unicp bench presets --sampler euler --out docs/results/presets.jsonl
+	$(BIN)/python -m unicp.benchmarking.report
+
+targets: $(READY_DEV) ## measure how often targets are met, on short clips (continues where it was stopped)
+	for sampler in unipc euler; do $(BIN)/unicp bench presets --split tuning --prompts 8 --seeds 1 --frames 9 --fast-metrics \
+	    --sampler $$sampler --out docs/results/targets.jsonl --method "target psnr>=30" --method "target psnr>=35" \
+	    --method "target psnr>=40" --method "target speedup>=2" --method balanced --method 'balanced {"tolerance": 0.4}' || exit 1; done
 	$(BIN)/python -m unicp.benchmarking.report
 
 impact: $(READY_DEV) ## measure what an error at each noise level does to the final latent

@@ -58,7 +58,7 @@ TABLE: dict[str, Row] = {
     ),
     "promise": row("errors settings models planning"),
     "session": row("errors settings records files models control execution planning promise reporting", "torch"),
-    "calibration": row("unicp errors settings records files numerics models execution planning", "torch"),
+    "calibration": row("unicp errors settings records files numerics models control execution planning", "torch"),
     "testbed": row(
         "errors",
         "torch diffusers transformers tokenizers safetensors PIL",

@@ -28,6 +28,11 @@ class Promise:
     profile: Profile | None
     plan: Plan | None
 
+    @property
+    def name(self) -> str:
+        """What a summary calls a session under it."""
+        return "under a plan" if self.target is None else f"target {self.target}"
+
     def planner(self, maps: Sequence[ModelMap], scheduler: Any, say: Callable[[str], None]) -> RunPlanner:
         """What plans the runs of this model. Raises InputError where profile, plan or model do not fit.
 

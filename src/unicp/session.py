@@ -179,7 +179,8 @@ def enable(
     """
     if target is not None or profile is not None or plan is not None:
         base = preset(settings) if isinstance(settings, str) else settings
-        return Session(model, base, None, scheduler, make_promise(base, target, profile, plan))
+        promise = make_promise(base, target, profile, plan)
+        return Session(model, base, promise.name, scheduler, promise)
     if isinstance(settings, str):
         return Session(model, preset(settings), settings, scheduler)
     if not isinstance(settings, Settings):

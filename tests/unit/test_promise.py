@@ -86,6 +86,7 @@ def test_a_run_follows_the_plan_of_its_target():
     assert plan is not None and computed(session) == plan.computed and 3 < len(plan.computed) < STEPS
     leading = [entry for entry in session.trace.entries if entry.branch == "call0"]
     assert {entry.why for entry in leading if entry.step in plan.computed} == {"first", "plan"}
+    assert session.trace.preset == "target speedup>=1.5"
     assert {entry.choice for entry in session.trace.entries if entry.action == "forecast"} == {str(plan.candidate)}
 
 

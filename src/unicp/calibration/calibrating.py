@@ -17,6 +17,7 @@ import unicp
 from unicp.calibration.notes import Notes
 from unicp.calibration.recording import Tape, recording_of
 from unicp.calibration.running import Outcome, Reference, Runs
+from unicp.control.windows import Candidate
 from unicp.errors import InputError
 from unicp.numerics.error_measures import relative_error
 from unicp.numerics.fidelity import psnr
@@ -25,7 +26,7 @@ from unicp.planning.curves import forecast_errors, servable
 from unicp.planning.fingerprint import fingerprint_of
 from unicp.planning.plan import Plan
 from unicp.planning.profile import FewerSteps, Fingerprint, Probe, Profile, Recording, Seconds, Trial, save_profile
-from unicp.planning.solver import CANDIDATES, plan_to_try
+from unicp.planning.solver import plan_to_try
 from unicp.settings import preset
 
 LEAST_STEPS = 8
@@ -69,16 +70,19 @@ class Calibration:
             raise InputError("to calibrate", "no prompts, or one of them twice", "give different prompts")
         self.runs, self.prompts, self.out, self.say = Runs(pipe, arguments, steps), list(prompts), out, say
         self.fingerprint = fingerprint_of(self.runs.transformer, pipe.scheduler, self.runs.schedule.prediction, 0)
-        about = {"model": vars(self.fingerprint), "steps": steps, "prompts": self.prompts, "arguments": dict(arguments)}
-        self.notes = Notes.open(out, {**about, "arguments": {k: str(v) for k, v in arguments.items()}})
+        given = {name: str(value) for name, value in arguments.items()}
+        about = {"model": vars(self.fingerprint), "steps": steps, "prompts": self.prompts, "arguments": given}
+        self.notes = Notes.open(out, about)
         self._levels: tuple[NoiseLevel, ...] = ()
 
-    @property
-    def _probed(self) -> list[int]:
-        steps = self.runs.steps
-        usable = [
-            k for k, level in enumerate(self._levels[:-1]) if k > 2 and servable(CANDIDATES[0], self._kind, level)
-        ]
+    def _way(self, prompt: str) -> Candidate:
+        """How probes are forecast: the noise estimate, or the output of models of which nothing else can be told."""
+        products = self.notes.known[f"recording {prompt}"]["products"]
+        return Candidate("noise" if "noise" in products else "output", "log_snr")
+
+    def _probed(self, prompt: str) -> list[int]:
+        steps, way = self.runs.steps, self._way(prompt)
+        usable = [k for k, level in enumerate(self._levels[:-1]) if k > 2 and servable(way, self._kind, level)]
         if not usable:
             raise InputError("to calibrate this pipeline", "no step that could be served", "use more steps")
         return sorted({min(usable, key=lambda k: abs(k - share * (steps - 1))) for share in PROBED})
@@ -102,12 +106,13 @@ class Calibration:
     def run(self) -> Profile:
         """Does what is left and writes the profile."""
         references: dict[str, Reference] = {}
-        each = 1 + len(PROBED) + len(TRIED) + len(FEWER)
-        progress = _Progress(each * len(self.prompts), self.say)
+        progress = _Progress(0, self.say)
         for number, prompt in enumerate(self.prompts):
             references[prompt] = self._plain(number, prompt)
+            each = 1 + len(self._probed(prompt)) + len(TRIED) + len(FEWER)
+            progress.total = each * len(self.prompts)
             progress.step(f"plain run of {prompt!r}")
-            for step in self._probed:
+            for step in self._probed(prompt):
                 self._probe(references[prompt], step)
                 progress.step(f"probe at step {step} of {prompt!r}")
         for prompt in self.prompts:
@@ -171,7 +176,7 @@ class Calibration:
 
     def _one_step_error(self, recording: Recording, step: int) -> float:
         profile = self._profile([], [], [Probe(recording.prompt, step, 1.0, 1.0, 20.0)], [recording])
-        errors = forecast_errors(profile, [recording], CANDIDATES[0], self._levels[:-1])
+        errors = forecast_errors(profile, [recording], self._way(recording.prompt), self._levels[:-1])
         assert errors is not None
         return errors(step - 2, step - 1, step)
 

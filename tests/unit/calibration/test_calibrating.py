@@ -16,6 +16,8 @@ from unicp.errors import InputError
 from unicp.models.loading import load_pipeline, sampler
 from unicp.planning.profile import Profile, load_profile
 
+pytestmark = pytest.mark.slow
+
 STEPS = 8
 PROMPTS = ["a red star", "a blue ring"]
 ARGUMENTS = {"height": 32, "width": 32, "num_frames": 5, "guidance_scale": 3.0, "max_sequence_length": 16}
@@ -100,16 +102,23 @@ def test_a_stopped_calibration_goes_on_and_comes_to_the_same(calibrated, pipe, t
 
         return say
 
-    for count in (3, 7):
-        with pytest.raises(Stopped):
-            calibration(pipe, out, stop_after(count)).run()
-        assert not out.exists()
-    again = calibration(pipe, out)
+    one = PROMPTS[:1]
+    with pytest.raises(Stopped):
+        calibration(pipe, out, stop_after(3), prompts=one).run()
+    assert not out.exists()
+    again = calibration(pipe, out, prompts=one)
     known = dict(again.notes.known)
-    assert any(key.startswith("probe") for key in known)
+    assert sum(key.startswith("probe") for key in known) == 2
     finished = again.run()
-    assert finished.recordings == profile.recordings and finished.probes == profile.probes
-    assert finished.trials == profile.trials and finished.fewer == profile.fewer
+    assert finished.recordings == profile.recordings[:1] and finished.probes == profile.probes[:2]
+    assert len(finished.trials) == 1 and finished.fewer == profile.fewer[:1]
+    with pytest.raises(InputError, match="another prompts"):
+        calibration(pipe, _begun(pipe, tmp_path / "other.json"), prompts=one)
+
+
+def _begun(pipe, out: Path) -> Path:
+    calibration(pipe, out)
+    return out
 
 
 def test_nothing_is_left_on_the_pipeline(calibrated, pipe):

@@ -117,6 +117,7 @@ def calibrated(tmp_path_factory) -> tuple[Path, Path]:
     return model, out
 
 
+@pytest.mark.slow
 def test_generate_meets_a_target_by_a_profile(calibrated, tmp_path):
     model, profile = calibrated
     options = ("--model", model, "--sampler", "euler", "--steps", 8, "--target", "speedup>=1.1", "--profile", profile)
@@ -127,6 +128,7 @@ def test_generate_meets_a_target_by_a_profile(calibrated, tmp_path):
     assert facts["summary"]["actions"]["forecast"]["calls"] == 2 * (8 - len(facts["plan"]["computed"])) > 0
 
 
+@pytest.mark.slow
 def test_fewer_plain_steps_are_run_where_they_do_better(calibrated, tmp_path):
     model, profile = calibrated
     known = load_profile(profile)
@@ -140,6 +142,7 @@ def test_fewer_plain_steps_are_run_where_they_do_better(calibrated, tmp_path):
     assert facts["plan"]["fewer"] == 4 and facts["summary"] is None
 
 
+@pytest.mark.slow
 def test_a_profile_of_another_sampler_is_one_line(calibrated):
     model, profile = calibrated
     line = refused("generate", PROMPT, "--model", model, "--target", "psnr>=30", "--profile", profile)

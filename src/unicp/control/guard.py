@@ -17,13 +17,13 @@ from unicp.control.step_paths import WARM_UP, StepPath, best_paths, path_loss
 from unicp.control.windows import Candidate
 
 ROUNDING = 1e-6  # a run whose errors are just those announced must not be taken for a harder one
-# What an error does grows faster than the error: on prompts whose errors are larger, the same error also moves the clip
-# further. Measured on the test-bed, see docs/planning.md.
+# What an error does grows faster than the error: on prompts of the test-bed whose errors were larger, the same error
+# also changed the clip more. Chosen by trial.
 HARDNESS = 1.5
 # What is spent cannot be had back: once the allowance is used up, this share of it more may be spent (0.4 dB).
 LOST = 0.1
 # Larger ratios are not taken at their word. After served steps the sample is a little off, and most of what is then
-# measured is the model's answer to that, which mends it: clips with ratios up to 9 came out well.
+# measured is the model's answer to that, which mends it: clips with ratios up to 9 came out well. Chosen by trial.
 LARGEST = 1.5
 MEMORY = 0.5  # weight of the ratios before the newest one, as logarithms
 
@@ -120,7 +120,8 @@ class Guard:
         """A computed step is done: its error says what the window before it really cost, and what to expect."""
         if self._measured and len(self._points) >= 2:
             self._learn(step)
-        self.spent += self._open_loss * self._scale
+        if self._open_loss > 0:
+            self.spent += self._open_loss * self._scale
         self._open_loss = 0.0
         self._points = [*self._points, step]
         if len(self._points) >= len(WARM_UP):

@@ -21,7 +21,8 @@ TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARA
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help setup setup-dev demo test check format-check lint types format train train-latte train-film bench models impact overhead slices figures clean
+.PHONY: help setup setup-dev demo test check format-check lint types format train train-latte train-film bench models targets \
+	impact overhead slices figures clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -72,6 +73,12 @@ bench: $(READY_DEV) ## measure presets, fixed windows and fewer steps (hours; co
 models: $(READY_DEV) ## run the contract suite and write what it found into docs/models.md
 	$(TEST_ENV) $(BIN)/python -m pytest tests/families -n 2 -q --write-matrix docs/results/models.json
 	$(BIN)/python -m unicp.benchmarking.models_table
+
+targets: $(READY_DEV) ## measure how often targets are met, on short clips (continues where it was stopped)
+	for sampler in unipc euler; do $(BIN)/unicp bench presets --split tuning --prompts 8 --seeds 1 --frames 9 --fast-metrics \
+	    --sampler $$sampler --out docs/results/targets.jsonl --method "target psnr>=30" --method "target psnr>=35" \
+	    --method "target psnr>=40" --method "target speedup>=2" --method balanced --method 'balanced {"tolerance": 0.4}' || exit 1; done
+	$(BIN)/python -m unicp.benchmarking.report
 
 impact: $(READY_DEV) ## measure what an error at each noise level does to the final latent
 	$(BIN)/python -m unicp.benchmarking.impact --prompts 3 --sampler unipc --out docs/results/impact_unipc.json

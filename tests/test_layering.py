@@ -48,20 +48,24 @@ TABLE: dict[str, Row] = {
     "numerics": row("errors", "torch"),
     "models": row("errors settings records files numerics", "torch", {"models/loading.py": "diffusers"}),
     "control": row("errors settings records"),
+    # No torch: a plan can be made, printed and drawn where there is none.
+    "planning": row("errors settings records files numerics control"),
     "execution": row(
         "errors settings records numerics models control", "torch", {"execution/attachment.py": "diffusers"}
     ),
     "reporting": row(
         "errors records files", "", {"reporting/figures.py": "matplotlib", "reporting/video.py": "av numpy PIL"}
     ),
-    "session": row("errors settings records files models control execution reporting", "torch"),
+    "promise": row("errors settings models planning"),
+    "session": row("errors settings records files models control execution planning promise reporting", "torch"),
+    "calibration": row("unicp errors settings records files numerics models control execution planning", "torch"),
     "testbed": row(
         "errors",
         "torch diffusers transformers tokenizers safetensors PIL",
         {"testbed/film_data.py": "av numpy"},
     ),
     "benchmarking": row(
-        "unicp errors settings records files numerics models control execution reporting session testbed",
+        "unicp errors settings records files numerics models control execution reporting session testbed planning",
         "torch diffusers",
         # Rivals and metrics of the `bench` extra, each in the one file that works without it.
         {
@@ -74,12 +78,13 @@ TABLE: dict[str, Row] = {
         },
     ),
     "cli": row(
-        "unicp errors settings records files numerics models reporting session testbed benchmarking",
+        "unicp errors settings records files numerics models reporting session testbed benchmarking "
+        "planning promise calibration",
         "typer rich torch numpy av PIL",
         {"cli/common.py": "diffusers transformers"},  # their progress bars and log levels
     ),
     # src/unicp/__init__.py: the public names, loaded when asked for.
-    API: row("errors settings records files models reporting session"),
+    API: row("errors settings records files models planning reporting session"),
 }
 
 
@@ -231,7 +236,7 @@ def test_importing_the_package_loads_nothing_heavy():
     assert loaded_after("import unicp", HEAVY) == []
 
 
-@pytest.mark.parametrize("part", ["settings", "records", "control.controller"])
+@pytest.mark.parametrize("part", ["settings", "records", "control.controller", "planning.solver"])
 def test_what_needs_no_tensors_loads_no_torch(part: str):
     assert loaded_after(f"import unicp.{part}", HEAVY) == []
 

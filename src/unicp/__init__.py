@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from unicp.models.families import Family as Family
     from unicp.models.families import UnitRow as UnitRow
     from unicp.models.families import register as register
+    from unicp.planning.plan import Plan as Plan
+    from unicp.planning.plan import load_plan as load_plan
     from unicp.records import Trace as Trace
     from unicp.reporting.summary import Summary as Summary
     from unicp.session import Session as Session
@@ -35,6 +37,8 @@ _HOMES = {
     "register": "models.families",
     "UniCPError": "errors",
     "load_trace": "files",
+    "Plan": "planning.plan",
+    "load_plan": "planning.plan",
     "Trace": "records",
     "Summary": "reporting.summary",
     "Session": "session",
@@ -47,6 +51,7 @@ _HOMES = {
 __all__ = [
     "BlockListRow",
     "Family",
+    "Plan",
     "Session",
     "Settings",
     "Slicing",
@@ -57,6 +62,7 @@ __all__ = [
     "__version__",
     "disable",
     "enable",
+    "load_plan",
     "load_trace",
     "preset",
     "register",

@@ -13,17 +13,18 @@ import uuid
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import fields
+from dataclasses import is_dataclass
 from pathlib import Path
-from typing import Any, NoReturn, get_args, get_origin, get_type_hints
+from typing import Any, NoReturn, TypeVar, get_args, get_origin, get_type_hints
 
-from unicp.errors import FileFormatError, InputError
+from unicp.errors import FileFormatError, InputError, UniCPError
 from unicp.records import Action, Entry, Trace
 
 TRACE_TYPE, TRACE_VERSION = "unicp.trace", 1
 
 _NOT_FINITE = ("nan", "inf", "-inf")
 _HEADER = ("type", "version", "unicp")
+_R = TypeVar("_R")
 
 
 class _Misfit(Exception):
@@ -35,18 +36,7 @@ def save_trace(trace: Trace, path: str | Path) -> None:
 
     Raises InputError where the path cannot be written or a setting cannot be expressed in JSON.
     """
-    body = {"type": TRACE_TYPE, "version": TRACE_VERSION, "unicp": package_version()}
-    # Not dataclasses.asdict: it copies every list of every entry.
-    body |= {name.name: getattr(trace, name.name) for name in fields(Trace)}
-    body["entries"] = [vars(entry) for entry in trace.entries]
-    try:
-        text = json.dumps(json_ready(body), allow_nan=False)
-    except TypeError as error:
-        raise InputError(
-            f"the trace in {path}", f"a value JSON cannot hold ({error})", "keep plain values in it"
-        ) from error
-    with replacing(path) as part:
-        part.write_text(text + "\n", encoding="ascii")
+    save_record(trace, TRACE_TYPE, TRACE_VERSION, path)
 
 
 def load_trace(path: str | Path) -> Trace:
@@ -55,21 +45,39 @@ def load_trace(path: str | Path) -> Trace:
     Raises InputError where there is no readable file, FileFormatError where it is damaged, foreign, of another
     version, or has unknown, missing or mistyped fields.
     """
-    body = read_json(path)
-    if not isinstance(body, dict) or body.get("type") != TRACE_TYPE:
-        found = f"type {body.get('type')!r}" if isinstance(body, dict) else f"a JSON {type(body).__name__}"
-        raise FileFormatError(f"a trace in {path}", found, f"pass a file of type {TRACE_TYPE!r}")
-    if body.get("version") != TRACE_VERSION:
+    return load_record(Trace, TRACE_TYPE, TRACE_VERSION, path, "record it again")
+
+
+def save_record(record: Any, kind: str, version: int, path: str | Path) -> None:
+    """Writes a dataclass, with those in it, as JSON under the name `kind`; errors as for `save_trace`."""
+    body = {"type": kind, "version": version, "unicp": package_version(), **vars(record)}
+    try:
+        # Not dataclasses.asdict: it copies every list of every entry.
+        text = json.dumps(json_ready(body), allow_nan=False)
+    except TypeError as error:
+        raise InputError(
+            f"the {_noun(kind)} in {path}", f"a value JSON cannot hold ({error})", "keep plain values in it"
+        ) from error
+    with replacing(path) as part:
+        part.write_text(text + "\n", encoding="ascii")
+
+
+def load_record(record: type[_R], kind: str, version: int, path: str | Path, again: str) -> _R:
+    """Reads what `save_record` wrote, as a `record`; errors as for `load_trace`. again: how to get a good file."""
+    body, noun = read_json(path), _noun(kind)
+    if not isinstance(body, dict) or body.get("type") != kind:
+        found = f"type {body.get('type')!r:.40}" if isinstance(body, dict) else f"a JSON {type(body).__name__}"
+        raise FileFormatError(f"a {noun} in {path}", found, f"pass a file of type {kind!r}")
+    if body.get("version") != version:
         raise FileFormatError(
-            f"a trace of version {TRACE_VERSION} in {path}",
-            f"version {body.get('version')!r} (written by unicp {body.get('unicp')!r})",
-            "read it with that release, or record it again",
+            f"a {noun} of version {version} in {path}",
+            f"version {body.get('version')!r:.40} (written by unicp {body.get('unicp')!r:.40})",
+            f"read it with that release, or {again}",
         )
     try:
-        trace = _read_record(Trace, {name: value for name, value in body.items() if name not in _HEADER}, "")
-    except _Misfit as error:
-        raise FileFormatError(f"a trace in {path}", str(error), "record it again") from error
-    return trace
+        return _read_record(record, {name: value for name, value in body.items() if name not in _HEADER}, "")
+    except (_Misfit, UniCPError) as error:
+        raise FileFormatError(f"a {noun} in {path}", getattr(error, "found", str(error)), again) from error
 
 
 def read_json(path: str | Path) -> Any:
@@ -88,6 +96,8 @@ def json_ready(value: Any) -> Any:
     """A copy with lists for tuples and the strings "nan", "inf", "-inf" for such numbers, as strict JSON needs it."""
     if isinstance(value, float) and not math.isfinite(value):
         return str(float(value))
+    if is_dataclass(value) and not isinstance(value, type):
+        return json_ready(vars(value))
     if isinstance(value, Mapping):
         return {key: json_ready(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -129,6 +139,10 @@ def package_version() -> str:
         return "unknown"
 
 
+def _noun(kind: str) -> str:
+    return kind.removeprefix("unicp.")
+
+
 def _open_part(path: str | Path, target: Path) -> Path:
     if not str(path):
         raise InputError("to write a file", "an empty name", "name the file")
@@ -157,7 +171,7 @@ def _read_record(kind: type, values: Any, where: str) -> Any:
 
 
 def _read(hint: Any, value: Any, where: str) -> Any:
-    """`value` as the type that `hint` names: a plain type, `X | None`, list[X], dict, Counter or Entry."""
+    """`value` as the type that `hint` names: a plain type, `X | None`, list[X], dict, Counter or a dataclass."""
     if get_origin(hint) is list:
         (item,) = get_args(hint)
         if isinstance(value, list):
@@ -166,12 +180,14 @@ def _read(hint: Any, value: Any, where: str) -> Any:
         return None if value is None else _read(get_args(hint)[0], value, where)
     elif get_origin(hint) in (dict, Counter):
         if isinstance(value, dict):
-            return value if get_origin(hint) is dict else Counter({k: _read(int, v, where) for k, v in value.items()})
-    elif hint is Entry:
-        entry = _read_record(Entry, value, where)
-        if entry.action not in [action.value for action in Action]:
-            raise _Misfit(f"{where}.action is {entry.action!r:.40}")
-        return entry
+            item = get_args(hint)[1] if get_origin(hint) is dict else int
+            read = value if item is Any else {k: _read(item, v, where) for k, v in value.items()}
+            return read if get_origin(hint) is dict else Counter(read)
+    elif is_dataclass(hint):
+        record = _read_record(hint, value, where)  # type: ignore[arg-type]
+        if isinstance(record, Entry) and record.action not in [action.value for action in Action]:
+            raise _Misfit(f"{where}.action is {record.action!r:.40}")
+        return record
     elif hint is float:
         if isinstance(value, (int, float)) and not isinstance(value, bool):
             return _finite(value, where)

@@ -12,11 +12,17 @@ from typing import Any
 
 from torch import nn
 
+from unicp.control.guard import Guard
 from unicp.errors import AttachmentError, SettingsError
 from unicp.execution.attachment import attach, attached_runner, detach, refuse_if_compiled, refuse_if_taken
 from unicp.execution.runner import Runner
 from unicp.files import save_trace
 from unicp.models.finder import map_model, transformers_of
+from unicp.models.noise import NoiseSchedule
+from unicp.planning.following import RunPlanner
+from unicp.planning.plan import Plan, plan_of_trace, save_plan
+from unicp.planning.profile import Profile
+from unicp.promise import Promise, make_promise
 from unicp.records import Action, Trace
 from unicp.reporting.summary import Summary, summarise
 from unicp.settings import Settings, preset
@@ -27,10 +33,18 @@ logger = logging.getLogger("unicp")
 class Session:
     """UniCP on one pipeline or transformer. A context manager: leaving it disables UniCP, whatever happened.
 
-    trace: what was done, appended to by every run. settings: what it runs under.
+    trace: what was done, appended to by every run. settings: what it runs under; under a target or a plan they hold
+    for what the plan leaves open.
     """
 
-    def __init__(self, target: Any, settings: Settings, name: str | None, scheduler: Any = None):
+    def __init__(
+        self,
+        target: Any,
+        settings: Settings,
+        name: str | None,
+        scheduler: Any = None,
+        promise: Promise | None = None,
+    ):
         self.settings = settings
         modules = transformers_of(target)
         maps = {key: map_model(module) for key, module in modules.items()}
@@ -48,7 +62,26 @@ class Session:
         self._runners = [
             Runner(found, settings, self.trace, _scheduler_of(target, scheduler)) for found in maps.values()
         ]
+        self._planner: RunPlanner | None = None
+        if promise is not None:
+            self._planner = promise.planner(list(maps.values()), self._runners[0].scheduler, self._tell)
+            for runner in self._runners:
+                runner.planner = self._guard_of_run
         self._attach()
+
+    @property
+    def plan(self) -> Plan | None:
+        """The plan of the last run; None before the first, and where there is no target or no plan could be had."""
+        return None if self._planner is None else self._planner.plan
+
+    def _guard_of_run(self, schedule: NoiseSchedule | None, branches: int, shape: tuple[int, ...]) -> Guard | None:
+        assert self._planner is not None
+        return self._planner(None if schedule is None else schedule.levels(), branches, shape)
+
+    def _tell(self, text: str) -> None:
+        if text not in self.trace.warnings:
+            self.trace.warnings.append(text)
+        logger.warning("%s", text)
 
     def _attach(self) -> None:
         done: list[Runner] = []
@@ -97,6 +130,13 @@ class Session:
         """Writes the trace as versioned JSON. Raises InputError where that cannot be done."""
         save_trace(self.trace, path)
 
+    def save_plan(self, path: str | Path) -> None:
+        """Writes the plan of the last run, with a target or plan, or else one that replays the last run of the trace.
+
+        Raises InputError where there is none, or it cannot be written.
+        """
+        save_plan(self.plan or plan_of_trace(self.trace), path)
+
     def _tell_if_nothing_was_saved(self) -> None:
         entries = self.trace.entries
         if self.settings.tolerance == 0:
@@ -118,23 +158,38 @@ class Session:
             )
 
 
-def enable(target: Any, settings: str | Settings = "balanced", *, scheduler: Any = None) -> Session:
+def enable(
+    model: Any,
+    settings: str | Settings = "balanced",
+    *,
+    target: str | None = None,
+    profile: str | Path | Profile | None = None,
+    plan: str | Path | Plan | None = None,
+    scheduler: Any = None,
+) -> Session:
     """Enables UniCP on a diffusers pipeline, or on a bare transformer in a denoising loop of one's own.
 
-    settings: a preset's name ("paper", "quality", "balanced", "fast") or a `Settings`. scheduler: the scheduler of
-    the loop, for a bare transformer; without it noise levels are unknown and only the output itself is forecast.
-    Use it with `with`, or call `disable()` of the session, or `unicp.disable(target)`.
+    settings: a preset's name ("paper", "quality", "balanced", "fast") or a `Settings`. target: "psnr>=35", "speedup>=2"
+    or "seconds<=40" instead; each run then follows a plan solved for it. profile: of `unicp calibrate`, or its file;
+    without one a built-in profile is gone by, and it is said if that is a guess. plan: one to follow as it is, or its
+    file. scheduler: that of the loop, for a bare transformer; without it noise levels are unknown and only the output
+    itself is forecast. Use it with `with`, or call `disable()` of the session, or `unicp.disable(model)`.
 
-    Raises SettingsError, UnsupportedModelError (no known unit), AttachmentError (enabled already, another cache);
-    then nothing has been changed.
+    Raises SettingsError, UnsupportedModelError (no known unit), AttachmentError (enabled already, another cache),
+    InputError and FileFormatError (a target, profile or plan that cannot be used); then nothing has been changed.
+    A target that turns out infeasible when a run shows its steps raises InputError from that run.
     """
+    if target is not None or profile is not None or plan is not None:
+        base = preset(settings) if isinstance(settings, str) else settings
+        promise = make_promise(base, target, profile, plan)
+        return Session(model, base, promise.name, scheduler, promise)
     if isinstance(settings, str):
-        return Session(target, preset(settings), settings, scheduler)
+        return Session(model, preset(settings), settings, scheduler)
     if not isinstance(settings, Settings):
         raise SettingsError(
             f"settings of type {type(settings).__name__}", "not a preset's name or Settings", 'use "balanced"'
         )
-    return Session(target, settings, None, scheduler)
+    return Session(model, settings, None, scheduler)
 
 
 def disable(target: Any) -> None:

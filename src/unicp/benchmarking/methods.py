@@ -16,6 +16,7 @@ import unicp
 from unicp.benchmarking.rows import PLAIN
 from unicp.errors import InputError
 from unicp.models.loading import sampler
+from unicp.planning.targets import parse_target
 from unicp.settings import Settings, preset
 
 
@@ -82,6 +83,18 @@ def unicp_method(setting: str, settings: Settings, family: str = "UniCP") -> Met
     return Method(family, setting, attach)
 
 
+def with_target(text: str) -> Method:
+    """UniCP under a target like "psnr>=35", by the shipped profile of the model, or a guess."""
+    parse_target(text)
+
+    @contextmanager
+    def attach(bench: Bench) -> Iterator[None]:
+        with unicp.enable(bench.pipe, target=text):
+            yield
+
+    return Method("UniCP", f"target {text}", attach)
+
+
 def with_preset(name: str, **changes: Any) -> Method:
     """UniCP under a preset, with fields changed by keyword."""
     parts = [name, *(f"{key} {value}" for key, value in changes.items())]
@@ -120,7 +133,10 @@ def other_sampler(name: str, steps: int) -> Method:
 
 
 def parse_method(text: str, known: list[Method]) -> Method:
-    """A method by its name; also "fixed window N", "fewer steps N", a preset, or 'PRESET {"tolerance": 0.1, …}'."""
+    """A method by its name.
+
+    Also "fixed window N", "fewer steps N", "target psnr>=35", a preset, or 'PRESET {"tolerance": 0.1, …}'.
+    """
     for method in known:
         if method.name == text:
             return method
@@ -128,6 +144,8 @@ def parse_method(text: str, known: list[Method]) -> Method:
     if words[:-1] in (["fixed", "window"], ["fewer", "steps"]) and words[-1].isdigit() and int(words[-1]) > 0:
         return fixed_window(int(words[-1])) if words[0] == "fixed" else fewer_steps(int(words[-1]))
     name, _, rest = text.removeprefix("UniCP ").partition(" ")
+    if name == "target":
+        return with_target(rest)
     try:
         changes = json.loads(rest) if rest else {}
         settings = Settings.from_dict({**preset(name).to_dict(), **changes})

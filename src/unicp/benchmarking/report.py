@@ -1,11 +1,11 @@
 """Writes the measured tables into the documents, or checks that they are what was measured.
 
-    python -m unicp.benchmarking.report            # rewrite README.md and docs/results.md
+    python -m unicp.benchmarking.report            # rewrite the documents
     python -m unicp.benchmarking.report --check    # exit code 1 if a table differs from its rows
 
 A table stands between `<!-- table NAME -->` and `<!-- end -->`. NAME is a file of docs/results without its suffix,
 after a colon the sampler, and behind it ":equal" for the rivals at the operations that each setting of UniCP saves,
-":margins" or ":margins-seconds" for UniCP beside the best peer at each speed-up.
+":margins" or ":margins-seconds" for UniCP beside the best peer at each speed-up, ":met" for how often targets were met.
 """
 
 from __future__ import annotations
@@ -24,9 +24,11 @@ from unicp.benchmarking.html.parts import is_ours, is_peer, split
 from unicp.benchmarking.rows import Row, read_rows
 from unicp.benchmarking.statistics import Group, at_speed, frontier, group_rows, markdown
 from unicp.errors import InputError
+from unicp.planning.targets import parse_target
 
-DOCUMENTS = ("README.md", "docs/results.md")
+DOCUMENTS = ("README.md", "docs/results.md", "docs/planning.md")
 RESULTS = Path("docs/results")
+TARGET = "target "
 RIVALS = ("fixed window", "fewer steps")
 _BLOCK = re.compile(r"<!-- table (\S+) -->\n.*?<!-- end -->", re.DOTALL)
 
@@ -43,7 +45,7 @@ def _table(name: str, results: Path) -> str:
         groups = _ordered(group_rows(rows))
         if kind.startswith("margins"):
             return margins(rows, "seconds" if kind.endswith("seconds") else "operations")
-        return equal_operations(groups) if kind == "equal" else markdown(groups)
+        return {"equal": equal_operations, "met": targets_met}.get(kind, markdown)(groups)
     path = results / f"{stem}.json"
     if not path.is_file():
         raise InputError(f"table {name}", f"no rows in {results}", "run the benchmark that makes them")
@@ -101,6 +103,23 @@ def _minus(one: float | None, other: float | None) -> float | None:
 
 def _pair(values: Iterable[float | None], form: str = ".1f") -> str:
     return " / ".join("-" if value is None else f"{value:{form}}" for value in values) + " dB"
+
+
+def targets_met(groups: list[Group]) -> str:
+    """How often each target was met: PSNR against the plain clip, speed in seconds of the whole pipeline call."""
+    lines = ["| target | clips | met | operations saved | PSNR mean | lowest |", "|---|---|---|---|---|---|"]
+    for group in groups:
+        if not group.setting.startswith(TARGET) or group.reason:
+            continue
+        target = parse_target(group.setting.removeprefix(TARGET))
+        psnr = [row.fidelity["psnr"] for row in group.rows]
+        speed = [row.plain_seconds / row.seconds for row in group.rows]
+        had = {"psnr": psnr, "speedup": speed, "seconds": [-row.seconds for row in group.rows]}[target.kind]
+        least = -target.value if target.kind == "seconds" else target.value
+        met = sum(value >= least for value in had)
+        saved, lowest = f"{group.operations:.2f}x", f"{min(psnr):.1f} dB"
+        lines.append(f"| {target} | {len(psnr)} | {met} | {saved} | {group.mean('psnr'):.1f} dB | {lowest} |")
+    return "\n".join(lines)
 
 
 def _on_clips_of(group: Group, groups: list[Group], method: str) -> list[Group]:

@@ -77,7 +77,9 @@ def bench(
     check_model(folder)
     name = model if model in suites.models() else Path(model).name
     methods = [parse_method(text, list(chosen.methods)) for text in method] if method else list(chosen.methods)
-    texts = _read_prompts(prompts_file) if prompts_file is not None else _prompts_of(split, name)
+    texts = (
+        options.read_prompts("--prompts-file", prompts_file) if prompts_file is not None else _prompts_of(split, name)
+    )
     plan = sweep.Sweep(
         suite=suite,
         model=name,
@@ -150,13 +152,3 @@ def _prompts_of(split: str, model: str) -> tuple[str, ...]:
     if split not in suites.SPLITS:
         raise InputError(f"--split {split!r}", f"the splits {', '.join(suites.SPLITS)}", "name one of them")
     return suites.prompts_of(split, model)
-
-
-def _read_prompts(file: Path) -> tuple[str, ...]:
-    try:
-        texts = tuple(line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip())
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"--prompts-file {file}", str(error), "name a text file") from None
-    if not texts:
-        raise InputError(f"--prompts-file {file}", "no prompts in it", "write one prompt a line")
-    return texts

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from diffusers.pipelines.pipeline_utils import DiffusionPipeline
     from numpy.typing import NDArray
 
+    from unicp.planning.plan import Plan
+    from unicp.reporting.summary import Summary
+
 DEFAULT_FPS = 16.0
 
 _FRAME_NAMES = ("num_frames", "video_length")
@@ -45,6 +48,15 @@ class Prepared:
         parameter = inspect.signature(type(self.pipe).__call__).parameters.get("num_inference_steps")
         default = None if parameter is None else parameter.default
         return default if isinstance(default, int) else None
+
+
+@dataclass(frozen=True, eq=False)
+class Made:
+    """A run with what was asked for: its video, and, where there are such, the summary and the plan."""
+
+    video: Generated
+    summary: Summary | None
+    plan: Plan | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,6 +122,49 @@ def generate(prepared: Prepared, title: str, steps: int | None = None) -> Genera
             raise InputError("a video with these options", found, "change them") from error
         seconds = time.perf_counter() - begin
     return Generated(np.asarray(output.frames[0], dtype=np.float32), seconds)
+
+
+def generate_enabled(prepared: Prepared, request: Request, title: str) -> Made:
+    """A run with what was asked for. Where fewer plain steps do better than any plan, that is what is run, and said."""
+    from unicp.files import save_trace
+
+    if request.enabling is None:
+        return Made(generate(prepared, "generating"), None, None)
+    import unicp
+
+    ahead = None if request.target is None else _plan_ahead(prepared, request)
+    if ahead is not None and ahead.fewer is not None:
+        say(f"unicp: plain {ahead.fewer} steps do better than any plan of {ahead.steps}: they are run, without UniCP")
+        if request.trace is not None:
+            say("unicp: no trace is written: nothing was served")
+        return Made(generate(prepared, title, steps=ahead.fewer), None, ahead)
+    with unicp.enable(prepared.pipe, **request.enabling) as session:
+        video = generate(prepared, title)
+        summary = session.summary()
+        if request.trace is not None:
+            save_trace(session.trace, request.trace)
+    return Made(video, summary, session.plan)
+
+
+def plan_facts(request: Request, plan: Plan | None) -> dict[str, Any]:
+    """What --json says of a target and its plan."""
+    if request.target is None:
+        return {}
+    facts = {} if plan is None else {k: v for k, v in vars(plan).items() if k not in ("curves", "sigmas")}
+    profile = None if request.profile is None else str(request.profile)
+    return {"target": request.target, "profile": profile, "plan": facts or None}
+
+
+def _plan_ahead(prepared: Prepared, request: Request) -> Plan | None:
+    """The plan as far as it is known before the run; None where only the run can tell its noise levels."""
+    from unicp.promise import make_promise, plan_ahead
+    from unicp.settings import preset
+
+    assert request.target is not None
+    if prepared.steps is None:
+        return None
+    promise = make_promise(preset(request.preset), request.target, request.profile, None)
+    return plan_ahead(promise, prepared.pipe, prepared.steps)
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from unicp.errors import InputError
 if TYPE_CHECKING:
     from unicp.cli.common import Generated, Prepared
     from unicp.numerics.fidelity import Psnr
+    from unicp.planning.plan import Plan
     from unicp.reporting.summary import Summary
 
 WARM_UP_STEPS = 2
@@ -25,7 +26,8 @@ class _Comparison:
     plain: Generated
     fast: Generated
     fidelity: Psnr
-    summary: Summary
+    summary: Summary | None
+    plan: Plan | None
     prepared: Prepared
 
     @property
@@ -36,8 +38,10 @@ class _Comparison:
 def compare(
     prompt: options.PromptArgument,
     model: options.ModelOption = None,
-    preset: options.PresetOption = "balanced",
+    preset: options.PresetOption = options.DEFAULT_PRESET,
     tolerance: options.ToleranceOption = None,
+    target: options.TargetOption = None,
+    profile: options.ProfileOption = None,
     steps: options.StepsOption = None,
     seed: options.SeedOption = 0,
     cfg: options.CfgOption = None,
@@ -78,6 +82,8 @@ def compare(
         fps=fps,
         trace=trace,
         sampler=sampler,
+        target=target,
+        profile=profile,
     )
     if request.preset == OFF:
         raise InputError(f"compare with --preset {OFF}", "nothing to compare with", "name a preset")
@@ -87,32 +93,28 @@ def compare(
 def _run(request: Request) -> _Comparison:
     import unicp
     from unicp.cli import common
-    from unicp.files import save_trace
     from unicp.numerics.fidelity import psnr
     from unicp.reporting.video import side_by_side
 
-    assert request.settings is not None
+    assert request.enabling is not None and request.out is not None
     prepared = common.prepare(request)
     # A model that cannot be accelerated is told before the plain run, not after it.
-    with unicp.enable(prepared.pipe, request.settings):
+    with unicp.enable(prepared.pipe, **request.enabling):
         pass
     common.generate(prepared, "warming up", steps=min(WARM_UP_STEPS, prepared.steps or WARM_UP_STEPS))
     plain = common.generate(prepared, "plain")
-    with unicp.enable(prepared.pipe, request.settings) as session:
-        fast = common.generate(prepared, request.preset)
-        summary = session.summary()
-        if request.trace is not None:
-            save_trace(session.trace, request.trace)
+    made = common.generate_enabled(prepared, request, request.name)
+    fast = made.video
     with common.waiting("comparing"):
         fidelity = psnr(plain.frames, fast.frames)
-        result = _Comparison(plain, fast, fidelity, summary, prepared)
+        result = _Comparison(plain, fast, fidelity, made.summary, made.plan, prepared)
         joined = side_by_side(plain.frames, fast.frames, _labels(request, result))
     common.write(joined, request.out, prepared.fps)
     return result
 
 
 def _labels(request: Request, result: _Comparison) -> tuple[str, str]:
-    accelerated = f"{request.preset} {result.fast.seconds:.1f} s, {result.speed_up:.1f}x"
+    accelerated = f"{request.name} {result.fast.seconds:.1f} s, {result.speed_up:.1f}x"
     return f"plain {result.plain.seconds:.1f} s", accelerated
 
 
@@ -124,11 +126,15 @@ def _report(request: Request, result: _Comparison, as_json: bool) -> None:
     if as_json:
         common.print_json(_facts(request, result))
         return
-    typer.echo(summary.text() + "\n")
-    saved = "not counted" if summary.operations_saved is None else f"{summary.operations_saved:.2f}x fewer"
+    if result.plan is not None:
+        typer.echo(result.plan.text() + "\n")
+    if summary is not None:
+        typer.echo(summary.text() + "\n")
+    counted = None if summary is None else summary.operations_saved
+    saved = "not counted" if counted is None else f"{counted:.2f}x fewer"
     rows = [
         ("plain", f"{result.plain.seconds:.2f} s"),
-        (request.preset, f"{result.fast.seconds:.2f} s, {result.speed_up:.2f}x as fast"),
+        (request.name, f"{result.fast.seconds:.2f} s, {result.speed_up:.2f}x as fast"),
         ("operations", saved),
         ("PSNR", f"{_decibels(fidelity.total)}, worst frame {_decibels(fidelity.worst)}"),
         ("video", str(request.out)),
@@ -138,11 +144,14 @@ def _report(request: Request, result: _Comparison, as_json: bool) -> None:
 
 
 def _facts(request: Request, result: _Comparison) -> dict[str, Any]:
+    from unicp.cli import common
+
     count, height, width, _ = result.plain.frames.shape
     return {
         "prompt": request.prompt,
         "preset": request.preset,
         "tolerance": request.tolerance,
+        **common.plan_facts(request, result.plan),
         "seed": request.seed,
         "steps": result.prepared.steps,
         "sampler": type(result.prepared.pipe.scheduler).__name__,
@@ -155,10 +164,10 @@ def _facts(request: Request, result: _Comparison) -> dict[str, Any]:
         "plain_seconds": result.plain.seconds,
         "seconds": result.fast.seconds,
         "speed_up": result.speed_up,
-        "operations_saved": result.summary.operations_saved,
+        "operations_saved": None if result.summary is None else result.summary.operations_saved,
         "psnr": result.fidelity.total,
         "worst_frame_psnr": result.fidelity.worst,
-        "summary": result.summary.to_dict(),
+        "summary": None if result.summary is None else result.summary.to_dict(),
     }
 
 

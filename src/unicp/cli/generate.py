@@ -14,8 +14,10 @@ from unicp.cli.options import Request
 def generate(
     prompt: options.PromptArgument,
     model: options.ModelOption = None,
-    preset: options.PresetOption = "balanced",
+    preset: options.PresetOption = options.DEFAULT_PRESET,
     tolerance: options.ToleranceOption = None,
+    target: options.TargetOption = None,
+    profile: options.ProfileOption = None,
     steps: options.StepsOption = None,
     seed: options.SeedOption = 0,
     cfg: options.CfgOption = None,
@@ -53,6 +55,8 @@ def generate(
         fps=fps,
         trace=trace,
         sampler=sampler,
+        target=target,
+        profile=profile,
     )
     _report(request, _run(request), as_json)
 
@@ -61,20 +65,10 @@ def _run(request: Request) -> dict[str, Any]:
     from unicp.cli import common
 
     prepared = common.prepare(request)
-    summary = None
-    if request.settings is None:
-        video = common.generate(prepared, "generating")
-    else:
-        import unicp
-        from unicp.files import save_trace
-
-        with unicp.enable(prepared.pipe, request.settings) as session:
-            video = common.generate(prepared, f"generating ({request.preset})")
-            summary = session.summary()
-            if request.trace is not None:
-                save_trace(session.trace, request.trace)
-    common.write(video.frames, request.out, prepared.fps)
-    return {"prepared": prepared, "video": video, "summary": summary}
+    made = common.generate_enabled(prepared, request, f"generating ({request.name})")
+    assert request.out is not None
+    common.write(made.video.frames, request.out, prepared.fps)
+    return {"prepared": prepared, "video": made.video, "summary": made.summary, "plan": made.plan}
 
 
 def _report(request: Request, result: dict[str, Any], as_json: bool) -> None:
@@ -87,6 +81,7 @@ def _report(request: Request, result: dict[str, Any], as_json: bool) -> None:
             "prompt": request.prompt,
             "preset": request.preset,
             "tolerance": request.tolerance,
+            **common.plan_facts(request, result["plan"]),
             "seed": request.seed,
             "steps": prepared.steps,
             "sampler": type(prepared.pipe.scheduler).__name__,
@@ -101,6 +96,8 @@ def _report(request: Request, result: dict[str, Any], as_json: bool) -> None:
         }
         common.print_json(facts)
         return
+    if result["plan"] is not None:
+        typer.echo(result["plan"].text() + "\n")
     if summary is not None:
         typer.echo(summary.text() + "\n")
     typer.echo(f"{request.out}: {count} frames of {width} x {height} in {video.seconds:.1f} s")

@@ -9,9 +9,11 @@ import typer
 from typer.core import TyperGroup
 
 from unicp.cli.bench import bench
+from unicp.cli.calibrate import calibrate
 from unicp.cli.compare import compare
 from unicp.cli.generate import generate
 from unicp.cli.inspect_model import inspect_model
+from unicp.cli.plan import plan
 from unicp.cli.report import report
 from unicp.errors import UniCPError
 from unicp.files import package_version
@@ -62,6 +64,8 @@ app = typer.Typer(
 app.command("generate")(generate)
 app.command("compare")(compare)
 app.command("inspect")(inspect_model)
+app.command("calibrate")(calibrate)
+app.command("plan")(plan)
 app.command("bench")(bench)
 app.command("report")(report)
 

@@ -12,9 +12,12 @@ import typer
 from unicp.errors import InputError
 from unicp.files import check_writable
 from unicp.models.loading import SAMPLERS
+from unicp.planning.profile import load_profile
+from unicp.planning.targets import parse_target
 from unicp.settings import PRESETS, Settings, preset
 
 OFF = "off"
+DEFAULT_PRESET = "balanced"
 ENDINGS = (".mp4", ".gif")
 
 PromptArgument = Annotated[str, typer.Argument(metavar="PROMPT", help="What the video shows.", show_default=False)]
@@ -37,7 +40,24 @@ OutOption = Annotated[Path, typer.Option(metavar="FILE", help=f"The video to wri
 FpsOption = Annotated[float | None, typer.Option(metavar="FLOAT", help="Frames per second of the file.")]
 TraceOption = Annotated[Path | None, typer.Option(metavar="FILE", help="Also write what was done at each step (JSON).")]
 SamplerOption = Annotated[str, typer.Option(metavar="NAME", help=f"{', '.join(SAMPLERS)}; default = the model's own.")]
+TargetOption = Annotated[
+    str | None, typer.Option(metavar="TARGET", help='Instead of a preset: "psnr>=35", "speedup>=2" or "seconds<=40".')
+]
+ProfileOption = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="Profile to meet the target by [default: a built-in one].")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else on stdout.")]
+
+
+def read_prompts(flag: str, file: Path) -> tuple[str, ...]:
+    """The prompts in a text file, one a line. Raises InputError."""
+    try:
+        texts = tuple(line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip())
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{flag} {file}", str(error), "name a text file") from None
+    if not texts:
+        raise InputError(f"{flag} {file}", "no prompts in it", "write one prompt a line")
+    return texts
 
 
 @dataclass(frozen=True)
@@ -55,10 +75,12 @@ class Request:
     width: int | None
     frames: int | None
     negative: str | None
-    out: Path
+    out: Path | None
     fps: float | None
     trace: Path | None
     sampler: str
+    target: str | None = None
+    profile: Path | None = None
 
     def __post_init__(self) -> None:
         if not self.prompt.strip():
@@ -76,7 +98,20 @@ class Request:
         if self.sampler not in SAMPLERS:
             raise InputError(f"--sampler {self.sampler!r}", f"known ones {', '.join(SAMPLERS)}", "use one of them")
         self._check_preset()
+        self._check_target()
         self._check_files()
+
+    @property
+    def name(self) -> str:
+        """What the accelerated run goes by: the target, else the preset."""
+        return self.target or self.preset
+
+    @property
+    def enabling(self) -> dict[str, Any] | None:
+        """Arguments of `unicp.enable`; None = nothing is to be enabled."""
+        if self.target is not None:
+            return {"target": self.target, "profile": self.profile}
+        return None if self.settings is None else {"settings": self.settings}
 
     @property
     def settings(self) -> str | Settings | None:
@@ -112,7 +147,20 @@ class Request:
             raise InputError(f"--preset {self.preset!r}", found, "name one of them")
         _ = self.settings  # made once here, so that a bad tolerance is seen before the model is loaded
 
+    def _check_target(self) -> None:
+        if self.target is None:
+            if self.profile is not None:
+                raise InputError(f"--profile {self.profile}", "no --target", 'name one, like --target "psnr>=35"')
+            return
+        if self.preset != DEFAULT_PRESET or self.tolerance is not None:
+            raise InputError(f"--target {self.target}", "--preset or --tolerance as well", "give one of them")
+        parse_target(self.target)
+        if self.profile is not None:
+            load_profile(self.profile)
+
     def _check_files(self) -> None:
+        if self.out is None:
+            return
         if self.out.suffix.lower() not in ENDINGS:
             raise InputError(f"--out {self.out}", f"known endings {' and '.join(ENDINGS)}", "use one of them")
         check_writable(self.out)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from unicp.control.guard import Guard
 from unicp.control.shift import FULL, Option, cheapest_within_tolerance
 from unicp.control.tolerance import step_tolerance
 from unicp.control.windows import Candidate, ErrorWindow, Position
@@ -41,10 +42,14 @@ class Question:
 
 
 class Controller:
-    """The online rule (EDCW for serving, PCAS for widths, DWS between them) under one `Settings`."""
+    """The online rule (EDCW for serving, PCAS for widths, DWS between them) under one `Settings`.
+
+    guard: follows a plan in the run under way, instead of the online rule for serving; None = no plan.
+    """
 
     def __init__(self, settings: Settings):
         self.settings = settings
+        self.guard: Guard | None = None
 
     def new_window(self, candidates: tuple[Candidate, ...]) -> ErrorWindow:
         """An empty window for one span or unit in one branch."""
@@ -55,6 +60,8 @@ class Controller:
         moment, settings = question.moment, self.settings
         if question.doubt:
             return question.doubt
+        if self.guard is not None:
+            return self.guard.why(moment.step) or ("" if window.ready else "learning")
         if settings.computed_steps is not None:
             if moment.step in settings.computed_steps:
                 return "schedule"
@@ -99,7 +106,13 @@ class Controller:
     @property
     def _is_fixed(self) -> bool:
         """A window or schedule that no error closes."""
-        return self.settings.every is not None or self.settings.computed_steps is not None
+        return self.guard is not None or self.settings.every is not None or self.settings.computed_steps is not None
+
+    def computed(self, moment: Moment, errors: Mapping[Candidate, Sequence[float]] | None) -> None:
+        """A call of the whole model was computed: errors that serving it would have had, by candidate and sample."""
+        if self.guard is not None:
+            known = (errors or {}).get(self.guard.schedule.candidate)
+            self.guard.computed(moment.step, moment.branch, max(known) if known else None)
 
     def slice_or_compute(self, decision: Decision, question: Question) -> Decision:
         """A decision to compute, turned into a slice where one is allowed."""

@@ -14,19 +14,19 @@ import torch
 from torch import Tensor
 
 from unicp.control.controller import Controller, Question, SliceReport
+from unicp.control.guard import Guard
 from unicp.control.windows import Candidate, ErrorWindow, Position
 from unicp.execution.block_spans import ResidualSpan
 from unicp.execution.store import OutputStore
 from unicp.models.noise import NoiseSchedule
 from unicp.numerics.error_measures import all_finite, relative_error, strided_sample
-from unicp.numerics.forecasting import NoiseLevel, extrapolate, from_quantity, is_invertible, to_quantity
+from unicp.numerics.forecasting import extrapolate, from_quantity, to_quantity
+from unicp.numerics.noise_levels import SERVING_FLOOR, NoiseLevel, is_invertible
 from unicp.records import Decision, Moment
 from unicp.settings import Abscissa, Settings
 
 Tensors = tuple[Tensor, ...]
 PROBE = 4096  # positions per sample on which errors and drift are measured
-# An error of the forecast quantity grows at most 1 / SERVING_FLOOR times when it is turned back into an output.
-SERVING_FLOOR = 0.045
 
 
 @dataclass
@@ -64,8 +64,19 @@ class ModelSpan:
         """True when nothing of a run is held."""
         return not self.branches and self.guidance.is_empty
 
+    def follow(self, guard: Guard | None) -> None:
+        """From here on a plan decides what is served in this run, and how; None = the online rule.
+
+        To be called before anything of the run was measured: its windows begin anew.
+        """
+        self.controller.guard = guard
+        if guard is not None:
+            for branch in self.branches.values():
+                branch.window.candidates, branch.window.factors = (guard.schedule.candidate,), {}
+
     def reset(self) -> None:
         """Forgets the run."""
+        self.controller.guard = None
         self.branches.clear()
         self.guidance.reset()
         self._step, self._leader, self.over_budget = None, None, False
@@ -161,6 +172,7 @@ class ModelSpan:
             plain = (Candidate("output", candidate.abscissa) for candidate in branch.window.candidates)
             branch.window.candidates = tuple(dict.fromkeys(plain))
         errors = self._measure(moment, branch, position, samples, outputs)
+        self.controller.computed(moment, errors)
         self._follow_guidance(moment, position, outputs)
         self._store(moment, branch, position, samples, outputs, errors)
         return errors
@@ -279,6 +291,8 @@ class ModelSpan:
 
     def _candidates(self, moment: Moment) -> tuple[Candidate, ...]:
         """All pairs of the settings' quantities and abscissas that can be known for this model and scheduler."""
+        if self.controller.guard is not None:
+            return (self.controller.guard.schedule.candidate,)
         level_known = self.schedule is not None and self.schedule.level(moment.timestep) is not None
         quantities = self.settings.quantities if level_known else ("output",)
         axes: tuple[Abscissa, ...] = tuple(a for a in self.settings.abscissas if level_known or a != "log_snr")

@@ -16,6 +16,7 @@ from typing import Any
 from torch import Tensor
 
 from unicp.control.controller import Controller, SliceReport
+from unicp.control.guard import Guard
 from unicp.control.windows import Candidate, Position
 from unicp.execution.block_spans import BlockCall, ResidualSpan, Streams
 from unicp.execution.model_call import CallReader, OutputForm, read_output, why_not_followed
@@ -28,12 +29,14 @@ from unicp.execution.trajectory import Trajectory
 from unicp.execution.unit_span import UnitSpan, slice_report
 from unicp.models.adapters import adapters_in_use
 from unicp.models.finder import Block, ModelMap, Unit
-from unicp.models.noise import read_schedule
+from unicp.models.noise import NoiseSchedule, read_schedule
 from unicp.records import Action, Decision, Moment, Trace
 from unicp.settings import Settings, SpanKind
 
 COARSER: dict[SpanKind, SpanKind] = {"unit": "block", "block": "stack", "stack": "model"}
 Forward = Callable[..., Any]
+# (noise schedule, branches, shape of the sample) of a run -> the plan it follows, None = the online rule.
+Planner = Callable[[NoiseSchedule | None, int, tuple[int, ...]], Guard | None]
 Arguments = tuple[Any, ...]
 Keywords = dict[str, Any]
 
@@ -69,6 +72,8 @@ class Runner:
         self.recorder = Recorder(trace, model_map, self.units)
         self._block_calls = {block.name: BlockCall(block) for block in model_map.blocks}
         self.owner: Any = None  # the session, set once its hooks are on
+        self.planner: Planner | None = None
+        self._planned_run = -1
         self._scheduler_of = scheduler_of
         self._scheduler: Any = None
         self._forms: dict[bool, OutputForm] = {}
@@ -82,6 +87,11 @@ class Runner:
         """Forgets the run: stored outputs, windows, branches. The trace stays."""
         self.trajectory.reset()
         self._forget()
+
+    @property
+    def scheduler(self) -> Any:
+        """The scheduler in use now, or None."""
+        return self._scheduler_of()
 
     @property
     def is_empty(self) -> bool:
@@ -115,6 +125,7 @@ class Runner:
             self._forget()
         self.text_keys.branch = moment.branch
         self.text_keys.may_serve = self.trajectory.text_unchanged and not fresh
+        self._follow_plan(moment, samples[0])
         self._now = _Call(moment, self.model_span.position(moment))
         self.recorder.begin(moment, given.shapes)
         if self.span == "model":
@@ -126,16 +137,23 @@ class Runner:
             if not self._reached:
                 message = f"no {self.span} was reached: nothing is served (compiled after UniCP was enabled?)"
                 self.recorder.warn("not_reached", message)
-        held = (
-            self.store.bytes
-            + self.text_keys.bytes
-            + self._memory.bytes
-            + sum(span.bytes for span in self.units.values())
-        )
+        held = self.store.bytes + self.text_keys.bytes + self._memory.bytes
+        held += sum(span.bytes for span in self.units.values())
         self.recorder.finish(time.perf_counter() - started, held)
         if self._over_budget:
             self._coarsen()
         return output
+
+    def _follow_plan(self, moment: Moment, sample: Tensor) -> None:
+        """A plan is asked for at the second step: by then a run has shown its branches, and nothing was served yet."""
+        if self.planner is not None and moment.step > 0 and moment.run != self._planned_run:
+            self._planned_run = moment.run
+            self.model_span.follow(self.planner(self.model_span.schedule, self._branches, tuple(sample.shape)))
+        guard = self.model_span.controller.guard
+        if guard is not None:
+            guard.why(moment.step)
+            while guard.events:
+                self.recorder.warn("guard", f"run {moment.run}, {guard.events.pop(0)}")
 
     def _forget(self) -> None:
         self._memory.reset()

@@ -64,6 +64,14 @@ class NoiseSchedule:
             return None
         return len(self._timesteps.read()) or None
 
+    def levels(self) -> tuple[NoiseLevel, ...] | None:
+        """The level of each step of the run and the one after the last; None where not all of them are known."""
+        timesteps = self._timesteps.read()
+        found = [self.level(timestep) for timestep in timesteps]
+        last = self.next_level(timesteps[-1]) if timesteps else None
+        known = [level for level in (*found, last) if level is not None]
+        return tuple(known) if timesteps and len(known) == len(timesteps) + 1 else None
+
     def step_index(self, timestep: float) -> int | None:
         """Index of a timestep in the run, from 0; None when it is not in it, is ambiguous, or no run is set."""
         matches = self._matches(timestep)

@@ -8,46 +8,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from unicp.errors import InputError
-
-QuantityKind = Literal["output", "noise", "clean"]
-Prediction = Literal["flow", "epsilon", "v_prediction", "sample"]
-
-LOG_SNR_LIMIT = 20.0
-
-
-@dataclass(frozen=True)
-class NoiseLevel:
-    """How a sample is mixed: x = signal * clean + noise * eps. Raises InputError unless both are finite, at least 0
-    and not both 0. (alpha and sigma in papers; flow matching has signal = 1 - noise.)"""
-
-    signal: float
-    noise: float
-
-    def __post_init__(self) -> None:
-        numbers = (self.signal, self.noise)
-        if not all(math.isfinite(number) and number >= 0 for number in numbers) or sum(numbers) == 0:
-            found = f"signal={self.signal!r}, noise={self.noise!r}"
-            raise InputError("a noise level", found, "use finite parts of at least 0, not both 0")
-
-    @property
-    def sigma(self) -> float:
-        """Normalised noise level, noise / (signal + noise): 0 is a clean sample, 1 is noise alone."""
-        return self.noise / (self.signal + self.noise)
-
-    @property
-    def log_snr(self) -> float:
-        """2 ln(signal / noise), the natural logarithm of the ratio of powers, kept within +-20."""
-        if self.signal == 0 or self.noise == 0:
-            return LOG_SNR_LIMIT if self.noise == 0 else -LOG_SNR_LIMIT
-        exact = 2.0 * (math.log(self.signal) - math.log(self.noise))
-        return min(LOG_SNR_LIMIT, max(-LOG_SNR_LIMIT, exact))
+from unicp.numerics.noise_levels import LOG_SNR_LIMIT as LOG_SNR_LIMIT
+from unicp.numerics.noise_levels import NoiseLevel as NoiseLevel
+from unicp.numerics.noise_levels import Prediction as Prediction
+from unicp.numerics.noise_levels import QuantityKind as QuantityKind
+from unicp.numerics.noise_levels import coefficients
+from unicp.numerics.noise_levels import is_invertible as is_invertible
 
 
 def extrapolate(points: Sequence[tuple[float, Tensor]], at: float) -> Tensor:
@@ -112,46 +83,11 @@ def from_quantity(
     return (_wide(quantity) - of_sample * _wide(sample)) / of_output
 
 
-def is_invertible(kind: QuantityKind, prediction: Prediction, level: NoiseLevel, floor: float) -> bool:
-    """Whether a model output can be had back from the quantity `kind` at `level` without blowing up its error.
-
-    True where the quantity exists and the coefficient of the output in it is at least `floor` in magnitude; an error
-    in the quantity then grows at most 1/floor times. Raises InputError for unknown names.
-    """
-    of_sample, of_output = _coefficients(kind, prediction, level)
-    return math.isfinite(of_sample) and math.isfinite(of_output) and abs(of_output) >= floor
-
-
-def _coefficients(kind: str, prediction: str, level: NoiseLevel) -> tuple[float, float]:
-    """(a, b) such that the quantity is a * sample + b * output; infinite where it does not exist."""
-    signal, noise = level.signal, level.noise
-    total = signal + noise
-    table: dict[tuple[str, str], tuple[float, float]] = {
-        ("noise", "flow"): (1.0 / total, signal / total),
-        ("clean", "flow"): (1.0 / total, -noise / total),
-        ("noise", "epsilon"): (0.0, 1.0),
-        ("clean", "epsilon"): (_over(1.0, signal), _over(-noise, signal)),
-        ("noise", "v_prediction"): (noise, signal),
-        ("clean", "v_prediction"): (signal, -noise),
-        ("noise", "sample"): (_over(1.0, noise), _over(-signal, noise)),
-        ("clean", "sample"): (0.0, 1.0),
-    }
-    predictions = sorted({known for _, known in table})
-    if prediction not in predictions or kind not in ("output", "noise", "clean"):
-        names = f"output, noise, clean and {', '.join(predictions)}"
-        raise InputError(f"quantity {kind!r} of prediction {prediction!r}", "an unknown name", f"use {names}")
-    return (0.0, 1.0) if kind == "output" else table[kind, prediction]
-
-
 def _finite_coefficients(kind: str, prediction: str, level: NoiseLevel) -> tuple[float, float]:
-    pair = _coefficients(kind, prediction, level)
+    pair = coefficients(kind, prediction, level)
     if not all(math.isfinite(number) for number in pair):
         raise InputError(f"{kind!r} from {prediction!r}", f"not defined at {level}", "use is_invertible first")
     return pair
-
-
-def _over(numerator: float, denominator: float) -> float:
-    return numerator / denominator if denominator else math.inf
 
 
 def _wide(x: Tensor) -> Tensor:

@@ -31,6 +31,7 @@ def test_every_peer_has_a_sweep():
         ('fast {"tolerance": 0.5}', "UniCP", 'fast {"tolerance": 0.5}'),
         ("fixed window 7", "fixed window", "7"),
         ("fewer steps 7", "fewer steps", "7"),
+        ("target psnr>=35", "UniCP", "target psnr>=35"),
     ],
 )
 def test_methods_by_name(text, family, setting):
@@ -43,7 +44,8 @@ def test_fewer_steps_take_fewer_steps():
 
 
 @pytest.mark.parametrize(
-    "text", ["", "slow", "fewer steps 0", 'slow {"tolerance": 1}', 'fast {"speed": 1}', "fast {", "fast 3"]
+    "text",
+    ["", "slow", "fewer steps 0", 'slow {"tolerance": 1}', 'fast {"speed": 1}', "fast {", "fast 3", "target psnr"],
 )
 def test_an_unknown_method_is_one_line(text):
     with pytest.raises(UniCPError) as caught:

@@ -1,0 +1,254 @@
+"""From prompts to a profile: plain runs, probes, trials of solved plans and runs with fewer steps, in that order.
+
+Every run but the plain ones begins as its prompt's plain run does. What is equal is played from a tape and costs
+nothing, so a probe late in a run, or a trial, takes a part of a clip's time.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import unicp
+from unicp.calibration.notes import Notes
+from unicp.calibration.recording import Tape, recording_of
+from unicp.calibration.running import Outcome, Reference, Runs
+from unicp.control.windows import Candidate
+from unicp.errors import InputError
+from unicp.numerics.error_measures import relative_error
+from unicp.numerics.fidelity import psnr
+from unicp.numerics.noise_levels import NoiseLevel
+from unicp.planning.curves import forecast_errors, servable
+from unicp.planning.fingerprint import fingerprint_of
+from unicp.planning.plan import Plan
+from unicp.planning.profile import FewerSteps, Fingerprint, Probe, Profile, Recording, Seconds, Trial, save_profile
+from unicp.planning.solver import plan_to_try
+from unicp.settings import preset
+
+LEAST_STEPS = 8
+# Places of the probes, as shares of the run; between them the impact is interpolated. Most are where it falls steeply.
+PROBED = (0.14, 0.17, 0.2, 0.24, 0.28, 0.34, 0.42, 0.6, 0.8, 0.93, 1.0)
+# Shares of the steps that the plans which are tried compute.
+TRIED = (0.3, 0.4, 0.52, 0.66)
+FEWER = (0.5, 1 / 3)
+# Cost of all runs of one prompt in plain runs, about; for the estimate only.
+PLAIN_RUNS = 9.5
+POWER = 2.0
+Say = Callable[[str], None]
+
+
+@dataclass
+class _Progress:
+    """Tells what was done, and what is left."""
+
+    total: int
+    say: Say
+    done: int = 0
+
+    def step(self, what: str) -> None:
+        self.done += 1
+        self.say(f"{self.done} of {self.total}: {what}")
+
+
+class Calibration:
+    """One calibration. `run` does what is not in the notes yet, and writes the profile.
+
+    arguments: of every call of the pipeline, without prompt, steps and generator. say: gets a line for each run.
+    Raises InputError where the pipeline cannot be calibrated, or the notes are of another calibration.
+    """
+
+    def __init__(
+        self, pipe: Any, prompts: Sequence[str], steps: int, arguments: Mapping[str, Any], out: Path, say: Say
+    ):
+        if steps < LEAST_STEPS:
+            raise InputError(f"to calibrate at {steps} steps", "too few to learn from", f"use {LEAST_STEPS} or more")
+        if not prompts or len(set(prompts)) < len(prompts):
+            raise InputError("to calibrate", "no prompts, or one of them twice", "give different prompts")
+        self.runs, self.prompts, self.out, self.say = Runs(pipe, arguments, steps), list(prompts), out, say
+        self.fingerprint = fingerprint_of(self.runs.transformer, pipe.scheduler, self.runs.schedule.prediction, 0)
+        given = {name: str(value) for name, value in arguments.items()}
+        about = {"model": vars(self.fingerprint), "steps": steps, "prompts": self.prompts, "arguments": given}
+        self.notes = Notes.open(out, about)
+        self._levels: tuple[NoiseLevel, ...] = ()
+
+    def _way(self, prompt: str) -> Candidate:
+        """How probes are forecast: the noise estimate, or the output of models of which nothing else can be told."""
+        products = self.notes.known[f"recording {prompt}"]["products"]
+        return Candidate("noise" if "noise" in products else "output", "log_snr")
+
+    def _probed(self, prompt: str) -> list[int]:
+        steps, way = self.runs.steps, self._way(prompt)
+        usable = [k for k, level in enumerate(self._levels[:-1]) if k > 2 and servable(way, self._kind, level)]
+        if not usable:
+            raise InputError("to calibrate this pipeline", "no step that could be served", "use more steps")
+        return sorted({min(usable, key=lambda k: abs(k - share * (steps - 1))) for share in PROBED})
+
+    @property
+    def _kind(self) -> str:
+        return self.fingerprint.prediction
+
+    def estimate(self) -> float:
+        """Seconds that what is left will take, from two steps that are run for it."""
+        self.runs.run(self.prompts[0], 0, 2)
+        tape = Tape(self.runs.transformer, self.runs.sample_name)
+        with tape.recording():
+            outcome = self.runs.run(self.prompts[0], 0, 2)
+        step = sum(tape.seconds) / 2
+        rest = max(0.0, outcome.seconds - sum(tape.seconds))
+        runs = len(self.prompts) * (1 + len(PROBED) + len(TRIED) + len(FEWER))
+        left = max(0.0, 1 - (len(self.notes.known) - 1) / runs)
+        return left * (len(self.prompts) * PLAIN_RUNS * step * self.runs.steps + runs * rest)
+
+    def run(self) -> Profile:
+        """Does what is left and writes the profile."""
+        references: dict[str, Reference] = {}
+        progress = _Progress(0, self.say)
+        for number, prompt in enumerate(self.prompts):
+            references[prompt] = self._plain(number, prompt)
+            each = 1 + len(self._probed(prompt)) + len(TRIED) + len(FEWER)
+            progress.total = each * len(self.prompts)
+            progress.step(f"plain run of {prompt!r}")
+            for step in self._probed(prompt):
+                self._probe(references[prompt], step)
+                progress.step(f"probe at step {step} of {prompt!r}")
+        for prompt in self.prompts:
+            for share in TRIED:
+                trial = self._trial(references[prompt], share)
+                progress.step(f"trial of {prompt!r}: {trial.computed} steps computed, {trial.psnr:.1f} dB")
+        for number, prompt in enumerate(self.prompts):
+            for share in FEWER:
+                self._fewer(references[prompt], number, max(2, round(share * self.runs.steps)))
+                progress.step(f"plain run of fewer steps of {prompt!r}")
+        profile = self._profile(self._known(Trial), self._known(FewerSteps))
+        save_profile(profile, self.out)
+        self.notes.done()
+        return profile
+
+    def _plain(self, seed: int, prompt: str) -> Reference:
+        """The plain run, always made: what comes after is compared with it and begins with its outputs."""
+        tape = Tape(self.runs.transformer, self.runs.sample_name)
+        with tape.recording():
+            outcome = self.runs.run(prompt, seed)
+        self._levels = self.runs.levels()
+        branches = len(tape.calls[0]) if tape.calls else 0
+        if len(tape.calls) != self.runs.steps or any(len(step) != branches for step in tape.calls):
+            found = f"{len(tape.calls)} steps instead of {self.runs.steps}, or not always as many calls"
+            raise InputError("to calibrate this pipeline", found, "use a scheduler with one call a step and branch")
+        if f"recording {prompt}" not in self.notes.known:
+            recording = recording_of(prompt, tape.calls, self._levels[:-1], self.runs.schedule.prediction)
+            facts = {"shape": list(tape.calls[0][0][0].shape), "branches": branches}
+            steps = [sum(tape.seconds[i : i + branches]) for i in range(0, len(tape.seconds), branches)]
+            facts["seconds"] = {"computed": statistics.median(steps), "rest": outcome.seconds - sum(tape.seconds)}
+            self.notes.add(f"facts {prompt}", facts)
+            self.notes.add(f"recording {prompt}", recording)
+        tape.forget_samples()
+        return Reference(prompt, seed, outcome, tape)
+
+    def _served(
+        self, reference: Reference, plan: Plan | unicp.Settings, computed: Sequence[int]
+    ) -> tuple[Outcome, Any]:
+        """A run of the prompt under a plan or settings; the first steps, computed in any case, are played."""
+        steps = self.runs.steps
+        first = next((step for step in range(steps) if step not in computed), steps)
+        with reference.tape.playing(first):
+            options: dict[str, Any] = {"plan": plan} if isinstance(plan, Plan) else {"settings": plan}
+            with unicp.enable(self.runs.pipe, **options) as session:
+                outcome = self.runs.run(reference.prompt, reference.seed)
+        return outcome, session.trace
+
+    def _probe(self, reference: Reference, step: int) -> None:
+        key = f"probe {step} {reference.prompt}"
+        if key in self.notes.known:
+            return
+        computed = [one for one in range(self.runs.steps) if one != step]
+        settings = preset("balanced", computed_steps=tuple(computed), max_window=self.runs.steps)
+        outcome, trace = self._served(reference, settings, computed)
+        recording = Recording(**self.notes.known[f"recording {reference.prompt}"])
+        error = self._one_step_error(recording, step)
+        if not any(entry.step == step and entry.action == "forecast" for entry in trace.entries):
+            raise InputError("to calibrate this pipeline", f"step {step}, which UniCP does not serve", "use more steps")
+        quality = psnr(reference.outcome.frames, outcome.frames).total
+        self.notes.add(key, Probe(reference.prompt, step, error, _displacement(outcome, reference), quality))
+
+    def _one_step_error(self, recording: Recording, step: int) -> float:
+        profile = self._profile([], [], [Probe(recording.prompt, step, 1.0, 1.0, 20.0)], [recording])
+        errors = forecast_errors(profile, [recording], self._way(recording.prompt), self._levels[:-1])
+        assert errors is not None
+        return errors(step - 2, step - 1, step)
+
+    def _trial(self, reference: Reference, share: float) -> Trial:
+        key = f"trial {share:.3f} {reference.prompt}"
+        if key not in self.notes.known:
+            profile = self._profile([], [])
+            plan = plan_to_try(profile, self._levels, round(share * self.runs.steps), reference.prompt)
+            outcome, trace = self._served(reference, plan, plan.computed)
+            made = {entry.step for entry in trace.entries if entry.action == "compute"}
+            served = [entry.seconds for entry in trace.entries if entry.action != "compute"]
+            allowed = plan.allowance ** (1 / POWER)
+            quality = psnr(reference.outcome.frames, outcome.frames).total
+            saved = self.runs.steps - len(plan.computed)
+            trial = Trial(
+                reference.prompt,
+                len(plan.computed),
+                len(made),
+                saved,
+                allowed,
+                _displacement(outcome, reference),
+                quality,
+            )
+            self.notes.add(f"served {share:.3f} {reference.prompt}", statistics.median(served) if served else 0.0)
+            self.notes.add(key, trial)
+        return _read(Trial, self.notes.known[key])
+
+    def _fewer(self, reference: Reference, seed: int, steps: int) -> None:
+        key = f"fewer {steps} {reference.prompt}"
+        if key not in self.notes.known:
+            outcome = self.runs.run(reference.prompt, seed, steps)
+            quality = psnr(reference.outcome.frames, outcome.frames).total
+            self.notes.add(key, FewerSteps(reference.prompt, steps, quality))
+
+    def _known(self, kind: type) -> list[Any]:
+        start = {Probe: "probe ", Trial: "trial ", FewerSteps: "fewer ", Recording: "recording "}[kind]
+        return [_read(kind, value) for key, value in self.notes.known.items() if key.startswith(start)]
+
+    def _profile(
+        self,
+        trials: list[Trial],
+        fewer: list[FewerSteps],
+        probes: list[Probe] | None = None,
+        recordings: list[Recording] | None = None,
+    ) -> Profile:
+        known = self.notes.known
+        facts = [value for key, value in known.items() if key.startswith("facts ")]
+        branches = facts[0]["branches"]
+        served = [value for key, value in known.items() if key.startswith("served ")]
+        seconds = Seconds(
+            statistics.median(one["seconds"]["computed"] for one in facts),
+            branches * statistics.median(served) if served else 0.0,
+            statistics.median(one["seconds"]["rest"] for one in facts),
+        )
+        return Profile(
+            Fingerprint(**{**vars(self.fingerprint), "branches": branches}),
+            str(self.runs.transformer.device),
+            facts[0]["shape"],
+            [level.signal for level in self._levels],
+            [level.noise for level in self._levels],
+            POWER,
+            seconds,
+            self._known(Recording) if recordings is None else recordings,
+            self._known(Probe) if probes is None else probes,
+            trials,
+            fewer,
+        )
+
+
+def _displacement(outcome: Outcome, reference: Reference) -> float:
+    return float(relative_error(outcome.latent, reference.outcome.latent).max())
+
+
+def _read(kind: type, values: dict[str, Any]) -> Any:
+    return kind(**{name: math.inf if value == "inf" else value for name, value in values.items()})

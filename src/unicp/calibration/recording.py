@@ -1,0 +1,142 @@
+"""Watching one plain run from inside the transformer's call, and giving its outputs again without computing them."""
+
+from __future__ import annotations
+
+import inspect
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from unicp.errors import InputError
+from unicp.execution.model_call import OutputForm, read_output
+from unicp.numerics.error_measures import strided_sample
+from unicp.numerics.forecasting import to_quantity
+from unicp.numerics.noise_levels import NoiseLevel, Prediction, QuantityKind, is_invertible
+from unicp.planning.profile import Recording
+
+POSITIONS = 4096  # per sample, as many and the same ones as UniCP measures errors on
+QUANTITIES: tuple[QuantityKind, ...] = ("output", "noise", "clean")
+
+
+class Tape:
+    """Stands in for a transformer's `forward`: remembers the calls of a plain run, or plays its first steps again.
+
+    sample_name: of the argument that is the sample. calls: by step and branch, (sample, output) of the plain
+    run. seconds: of its calls, in order. A step is a run of calls with one timestep. Played outputs are those very
+    tensors, so that a run that differs from some step on costs only what comes after.
+    """
+
+    def __init__(self, transformer: Any, sample_name: str):
+        self._transformer, self._sample_name = transformer, sample_name
+        self._names = list(inspect.signature(type(transformer).forward).parameters)[1:]
+        self._forward: Any = None
+        self.calls: list[list[tuple[Tensor, Tensor]]] = []
+        self.seconds: list[float] = []
+        self._form: OutputForm | None = None
+        self._recording, self._played = False, 0
+        self._step, self._branch, self._time = -1, 0, float("nan")
+
+    @contextmanager
+    def recording(self) -> Iterator[None]:
+        """The run in this block is the plain one."""
+        self.calls, self.seconds = [], []
+        with self._installed(True, 0):
+            yield
+
+    @contextmanager
+    def playing(self, steps: int) -> Iterator[None]:
+        """The run in this block is equal to the recorded one for this many steps."""
+        with self._installed(False, steps):
+            yield
+
+    @contextmanager
+    def _installed(self, recording: bool, played: int) -> Iterator[None]:
+        self._recording, self._played = recording, played
+        self._step, self._branch, self._time = -1, 0, float("nan")
+        self._forward = self._transformer.forward
+        before = self._transformer.__dict__.get("forward")
+        self._transformer.forward = self
+        try:
+            yield
+        finally:
+            if before is None:
+                del self._transformer.forward
+            else:
+                self._transformer.forward = before
+            self._forward = None
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """The transformer's call; a played output is of the kind asked for."""
+        named = {**dict(zip(self._names, args)), **kwargs}
+        timestep = named["timestep"]
+        now = float(timestep.max()) if isinstance(timestep, Tensor) else float(timestep)
+        if now != self._time:
+            self._step, self._branch, self._time = self._step + 1, 0, now
+        branch, self._branch = self._branch, self._branch + 1
+        if self._recording:
+            return self._record(named[self._sample_name], branch, args, kwargs)
+        if self._step < self._played:
+            assert self._form is not None
+            return self._form.fill((self.calls[self._step][branch][1].clone(),))
+        return self._forward(*args, **kwargs)
+
+    def _record(self, sample: Tensor, branch: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        begin = time.perf_counter()
+        output = self._forward(*args, **kwargs)
+        read = read_output(output)
+        if read is None or len(read[1]) != 1:
+            raise InputError("to calibrate this pipeline", "an output of several tensors", "use a preset")
+        self._form, (tensor,) = read
+        # Read back, so that a device that works ahead is waited for.
+        float(tensor.flatten()[0])
+        self.seconds.append(time.perf_counter() - begin)
+        if branch == 0:
+            self.calls.append([])
+        self.calls[-1].append((sample.clone(), tensor.clone()))
+        return output
+
+    def forget_samples(self) -> None:
+        """Only outputs are played: the samples may go."""
+        self.calls = [[(output, output) for _, output in step] for step in self.calls]
+
+
+def recording_of(
+    prompt: str,
+    calls: Sequence[Sequence[tuple[Tensor, Tensor]]],
+    levels: Sequence[NoiseLevel],
+    prediction: Prediction,
+) -> Recording:
+    """What a profile keeps of a plain run: calls by step and branch, (sample, output), and a level for each step."""
+    branches = len(calls[0])
+    power = [sum(float(_rms2(output)) for _, output in step) / branches for step in calls]
+    products: dict[str, list[float]] = {}
+    for quantity in QUANTITIES:
+        if not all(is_invertible(quantity, prediction, level, 0.0) for level in levels):
+            continue
+        if quantity != "output" and any(x.shape != output.shape for step in calls for x, output in step):
+            continue
+        total: Tensor | None = None
+        for branch in range(branches):
+            rows = [
+                to_quantity(quantity, prediction, _probe(step[branch][0]), _probe(step[branch][1]), level).flatten()
+                for step, level in zip(calls, levels)
+            ]
+            table = torch.stack(rows)
+            product = table @ table.T / table.shape[1]
+            total = product if total is None else total + product
+        assert total is not None
+        mean = (total / branches).tolist()
+        products[quantity] = [round(mean[i][j], 12) for i in range(len(levels)) for j in range(i + 1)]
+    return Recording(prompt, power, products)
+
+
+def _probe(tensor: Tensor) -> Tensor:
+    return strided_sample(tensor, POSITIONS).double()
+
+
+def _rms2(tensor: Tensor) -> Tensor:
+    return _probe(tensor).square().mean()

@@ -1,0 +1,58 @@
+"""`unicp plan`: what a profile promises for a target, and the schedule that keeps it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from unicp.cli import options
+from unicp.errors import InputError
+from unicp.files import check_writable
+
+ProfileArgument = Annotated[Path, typer.Argument(metavar="PROFILE", help="A file of unicp calibrate.")]
+TargetOption = Annotated[
+    str, typer.Option(metavar="TARGET", help='"psnr>=35", "speedup>=2" or "seconds<=40".', show_default=False)
+]
+StepsOption = Annotated[int | None, typer.Option(metavar="N", help="Steps of the run [default: the profile's].")]
+OutOption = Annotated[Path | None, typer.Option("--out", metavar="FILE", help="Also write the plan (JSON).")]
+
+
+def plan(
+    profile: ProfileArgument,
+    target: TargetOption,
+    steps: StepsOption = None,
+    out: OutOption = None,
+    as_json: options.JsonOption = False,
+) -> None:
+    """Solve the schedule that meets a target, draw it, and say what speed and fidelity to expect.
+
+    A run with --target and --profile solves again for its own noise levels; with another number of steps than the
+    profile's, those shown here are read off between the profile's.
+
+    \b
+    Examples:
+      unicp plan profile.json --target "psnr>=35"
+      unicp plan profile.json --target "speedup>=2" --steps 50 --out plan.json
+    """
+    from unicp.planning.plan import save_plan
+    from unicp.planning.profile import load_profile
+    from unicp.planning.solver import Solver, levels_of
+    from unicp.planning.targets import parse_target
+
+    wanted, known = parse_target(target), load_profile(profile)
+    if steps is not None and steps < 1:
+        raise InputError(f"--steps {steps}", "not a positive number", "use 1 or more")
+    if out is not None:
+        check_writable(out)
+    made = Solver(known, levels_of(known, steps or known.steps)).plan(wanted)
+    if out is not None:
+        save_plan(made, out)
+    if as_json:
+        from unicp.cli import common
+
+        facts = {name: value for name, value in vars(made).items() if name not in ("curves", "sigmas")}
+        common.print_json({**facts, "drawing": made.drawing(), "out": None if out is None else str(out)})
+        return
+    typer.echo(made.text())

@@ -1,0 +1,100 @@
+"""Which steps of a run to compute: the exact best choice for every number of them, by a shortest path.
+
+A first-order forecast depends on the last two computed steps, so a path goes over pairs of computed steps. What a
+served step adds to the loss is asked of a function; its meaning (which error, weighed how) is the caller's.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+
+# (step computed before last, step computed last, served step) -> what serving adds to the loss; inf = not servable.
+Loss = Callable[[int, int, int], float]
+# A first-order forecast needs two computed steps, and one more at which its error is measured before it serves.
+WARM_UP = (0, 1, 2)
+MAX_WINDOW = 8
+# Farthest a forecast may reach beyond its newer point, in distances between its two points, as in the online rule:
+# farther ones came apart on hard prompts, whatever the errors of others were.
+MAX_REACH = 1.0
+
+
+@dataclass(frozen=True)
+class StepPath:
+    """Steps computed, in order, those at the start included, and the sum of the losses of the steps served."""
+
+    computed: tuple[int, ...]
+    loss: float
+
+
+def best_paths(
+    steps: int,
+    loss: Loss,
+    start: Sequence[int] = WARM_UP,
+    required: Collection[int] = (),
+    max_window: int = MAX_WINDOW,
+    max_reach: float = MAX_REACH,
+) -> dict[int, StepPath]:
+    """The path of least loss for each possible number of computed steps, by that number.
+
+    start: steps computed already, in order, at least two; the path goes on after them. required: steps that are
+    computed in any case. max_window: most steps served in a row. max_reach: of a forecast beyond its newer point, in
+    distances between its two points. Numbers that no path of finite loss has are left out; that of computing everything
+    is always there. Source: a shortest path, as in LeMiCa (arXiv 2511.00090), here over pairs.
+    """
+    begin = tuple(step for step in start if step < steps)
+    if len(begin) < min(2, steps):
+        raise ValueError(f"a path of {steps} steps that starts with {begin}")
+    if len(begin) == steps:
+        return {steps: StepPath(begin, 0.0)}
+    # The best path so far by the last two computed steps, all with the same number of computed steps.
+    layer: dict[tuple[int, int], StepPath] = {(begin[-2], begin[-1]): StepPath(begin, 0.0)}
+    found: dict[int, StepPath] = {}
+    while layer:
+        longer: dict[tuple[int, int], StepPath] = {}
+        for (before, last), path in layer.items():
+            window = min(max_window, int(max_reach * (last - before)))
+            ended = _extend(path, before, last, steps, loss, frozenset(required), window, longer)
+            count = len(path.computed)
+            if ended < math.inf and (count not in found or ended < found[count].loss):
+                found[count] = StepPath(path.computed, ended)
+        layer = longer
+    return found
+
+
+def _extend(
+    path: StepPath,
+    before: int,
+    last: int,
+    steps: int,
+    loss: Loss,
+    required: frozenset[int],
+    max_window: int,
+    longer: dict[tuple[int, int], StepPath],
+) -> float:
+    """Puts every path with one more computed step into `longer`; the loss if none is computed any more, or inf."""
+    spent = path.loss
+    for following in range(last + 1, steps):
+        key = (last, following)
+        if key not in longer or spent < longer[key].loss:
+            longer[key] = StepPath((*path.computed, following), spent)
+        if following in required or following - last > max_window:
+            return math.inf
+        spent += loss(before, last, following)
+        # Not a number is no loss that could be compared: such a step is computed.
+        if not spent < math.inf:
+            return math.inf
+    return spent
+
+
+def path_loss(computed: Sequence[int], steps: int, loss: Loss) -> float:
+    """The sum of losses of a given schedule: `computed` in order, all other steps after the second one served."""
+    total, chosen = 0.0, set(computed)
+    before, last = computed[0], computed[1]
+    for step in range(last + 1, steps):
+        if step in chosen:
+            before, last = last, step
+        else:
+            total += loss(before, last, step)
+    return total

@@ -1,0 +1,153 @@
+"""Errors of forecasts and their impact at any noise levels, read off a profile. Floats only.
+
+A forecast is a sum of stored quantities, so its squared error is a quadratic form in their mean products, which a
+profile holds. Levels between the recorded ones are read off by Lagrange's polynomial through the four nearest, whose
+second derivative, which is what the error of a straight line comes from, is not zero.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from unicp.control.windows import Candidate
+from unicp.numerics.noise_levels import SERVING_FLOOR, NoiseLevel, coefficients
+from unicp.planning.profile import Profile, Recording
+
+NEAREST = 4  # recorded levels that one between them is read off from
+# A level this many recorded steps after the last one is still read off; farther ones are not covered.
+BEYOND = 1.0
+
+
+@dataclass(frozen=True)
+class ForecastErrors:
+    """Relative errors of first-order forecasts of one candidate among the steps of one run.
+
+    places: of the steps on the candidate's abscissa. products: rows of the lower triangle of mean products. scales: by
+    step, mean square of the output times the square of its coefficient in the quantity.
+    """
+
+    candidate: Candidate
+    places: Sequence[float]
+    products: Sequence[Sequence[float]]
+    scales: Sequence[float]
+
+    def __call__(self, before: int, last: int, served: int) -> float:
+        """rms(forecast - true) / rms(true output) at step `served` from computed steps before < last < served."""
+        gap = self.places[last] - self.places[before]
+        reach = (self.places[served] - self.places[last]) / gap if gap else 0.0
+        reach = reach if math.isfinite(reach) else 0.0
+        of_last, of_before, rows = -(1.0 + reach), reach, self.products
+        square = rows[served][served] + of_last**2 * rows[last][last] + of_before**2 * rows[before][before]
+        square += 2 * (of_last * rows[served][last] + of_before * rows[served][before])
+        square += 2 * of_last * of_before * rows[last][before]
+        # Rounding can leave a tiny negative number where the forecast is exact.
+        return math.sqrt(max(square, 0.0) / self.scales[served]) if self.scales[served] > 0 else math.inf
+
+
+def forecast_errors(
+    profile: Profile, recordings: Sequence[Recording], candidate: Candidate, levels: Sequence[NoiseLevel]
+) -> ForecastErrors | None:
+    """Errors among steps at `levels`, root of the mean square over `recordings`; None where the profile does not tell.
+
+    levels: of the steps alone, not the one after the last.
+    """
+    quantity, prediction = candidate.quantity, profile.fingerprint.prediction
+    found = [recording.products.get(quantity) for recording in recordings]
+    known = [products for products in found if products is not None]
+    if not known or len(known) < len(found):
+        return None
+    weights = [_weights(profile, level.sigma) for level in levels]
+    mean = [math.fsum(column) / len(known) for column in zip(*known)]
+    power = [math.fsum(column) / len(recordings) for column in zip(*(one.power for one in recordings))]
+    parts = [coefficients(quantity, prediction, level)[1] for level in levels]
+    scales = [
+        (part * part if math.isfinite(part) else 0.0) * sum(weight * power[at] for at, weight in row.items())
+        for part, row in zip(parts, weights)
+    ]
+    places = _places(candidate, levels)
+    return ForecastErrors(candidate, places, _read_off(mean, weights), scales)
+
+
+def servable(candidate: Candidate, prediction: str, level: NoiseLevel) -> bool:
+    """Whether UniCP serves this quantity at this level: its error must not blow up when it is turned back."""
+    part = coefficients(candidate.quantity, prediction, level)[1]
+    return candidate.quantity == "output" or (math.isfinite(part) and abs(part) >= SERVING_FLOOR)
+
+
+def covers(profile: Profile, level: NoiseLevel) -> bool:
+    """Whether a profile tells of a level: not noisier than the noisiest probe, because impact rises steeply there and
+    is not to be guessed; not cleaner than `BEYOND` recorded steps after the last one."""
+    sigmas = [one.sigma for one in profile.levels[:-1]]
+    above = sigmas[min(probe.step for probe in profile.probes)] + 1e-6
+    below = sigmas[-1] - BEYOND * (sigmas[-2] - sigmas[-1])
+    return below <= level.sigma <= above
+
+
+def impact_curve(profile: Profile) -> list[tuple[float, float]]:
+    """(noise level, change of the clip per relative error and per unit of noise level), levels rising.
+
+    Geometric mean over prompts. Per unit of noise level, because an error acts as long as its step is.
+    """
+    sigmas = [level.sigma for level in profile.levels]
+    by_step: dict[int, list[float]] = {}
+    for probe in profile.probes:
+        width = sigmas[probe.step] - sigmas[probe.step + 1]
+        by_step.setdefault(probe.step, []).append(math.log(probe.change / probe.error / width))
+    return sorted((sigmas[step], math.exp(math.fsum(logs) / len(logs))) for step, logs in by_step.items())
+
+
+def step_weights(profile: Profile, candidate: Candidate, levels: Sequence[NoiseLevel]) -> list[float]:
+    """Change of the clip per relative error at each step; inf where the step cannot be served.
+
+    levels: of the steps, and the one after the last.
+    """
+    curve, weights = impact_curve(profile), []
+    for level, following in zip(levels, levels[1:]):
+        fits = covers(profile, level) and servable(candidate, profile.fingerprint.prediction, level)
+        width = abs(level.sigma - following.sigma)
+        weights.append(_between(curve, level.sigma) * width if fits else math.inf)
+    return weights
+
+
+def _between(curve: Sequence[tuple[float, float]], at: float) -> float:
+    """Straight between the points of a curve in logarithms, flat outside."""
+    if at <= curve[0][0]:
+        return curve[0][1]
+    for (x0, y0), (x1, y1) in zip(curve, curve[1:]):
+        if at <= x1:
+            share = (at - x0) / (x1 - x0)
+            return math.exp((1 - share) * math.log(y0) + share * math.log(y1))
+    return curve[-1][1]
+
+
+def _weights(profile: Profile, sigma: float) -> dict[int, float]:
+    """How a value at a noise level is put together from those at recorded steps: step -> weight, sum 1."""
+    known = [level.sigma for level in profile.levels[:-1]]
+    nearest = sorted(range(len(known)), key=lambda step: abs(known[step] - sigma))[:NEAREST]
+    if math.isclose(known[nearest[0]], sigma, rel_tol=1e-6, abs_tol=1e-9):
+        return {nearest[0]: 1.0}
+    return {
+        step: math.prod((sigma - known[other]) / (known[step] - known[other]) for other in nearest if other != step)
+        for step in nearest
+    }
+
+
+def _read_off(triangle: Sequence[float], weights: Sequence[dict[int, float]]) -> list[list[float]]:
+    """The lower triangle of products among new levels, from that among recorded ones."""
+
+    def product(row: int, column: int) -> float:
+        high, low = max(row, column), min(row, column)
+        return triangle[high * (high + 1) // 2 + low]
+
+    return [
+        [sum(v * w * product(i, j) for i, v in row.items() for j, w in column.items()) for column in weights[: n + 1]]
+        for n, row in enumerate(weights)
+    ]
+
+
+def _places(candidate: Candidate, levels: Sequence[NoiseLevel]) -> list[float]:
+    if candidate.abscissa == "step":
+        return [float(step) for step in range(len(levels))]
+    return [level.sigma if candidate.abscissa == "sigma" else level.log_snr for level in levels]

@@ -1,0 +1,97 @@
+"""From the change of the clip that a plan is predicted to make to the PSNR that comes out, with an interval."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from unicp.planning.profile import FewerSteps, Trial
+
+ONE_SIDED = 1.645  # 95 % of a normal distribution lie above its mean minus this many standard deviations
+# Least spread of clips about the line, in dB: a few trials may agree by chance.
+LEAST_SPREAD = 0.5
+SLOPES = (0.5, 1.5)  # of PSNR over -20 log10 of the predicted change; 1 where losses add as predicted
+
+
+@dataclass(frozen=True)
+class Psnr:
+    """Predicted PSNR of a clip in dB: mean, and the bounds that 95 % of clips are above and 95 % are below."""
+
+    mean: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class FidelityLine:
+    """psnr = offset - slope * 20 log10(change) +- spread, a normal distribution over clips.
+
+    margin: dB between the mean and either bound. served_again: share of the steps a plan serves that its guard
+    computes after all, mean over trials.
+    """
+
+    offset: float
+    slope: float
+    margin: float
+    served_again: float
+
+    def psnr(self, change: float, doubt: float = 0.0) -> Psnr:
+        """What a clip with this predicted change comes out at. doubt: dB by which both bounds are moved away."""
+        if change <= 0:
+            return Psnr(math.inf, math.inf, math.inf)
+        mean = self.offset - self.slope * 20 * math.log10(change)
+        margin = math.hypot(self.margin, doubt)
+        return Psnr(mean, mean - margin, mean + margin)
+
+    def change(self, psnr: float) -> float:
+        """The largest predicted change with which 95 % of clips reach this PSNR."""
+        return 10 ** ((self.offset - self.margin - psnr) / (20 * self.slope))
+
+
+def fit_line(trials: Sequence[Trial], caution: float = 0.0) -> FidelityLine:
+    """Least squares over trials; the margin has Student's factor for their number. caution: dB taken off the offset.
+
+    Trials that came out equal to the plain clip tell nothing and are left out; with fewer than three others the line
+    has the slope 1 and a margin of 10 dB.
+    """
+    known = [trial for trial in trials if math.isfinite(trial.psnr) and trial.allowed > 0]
+    served = [(t.computed - t.planned) / t.saved for t in trials if t.saved > 0]
+    again = min(1.0, max(0.0, statistics.fmean(served))) if served else 0.0
+    if len(known) < 3:
+        return FidelityLine(-caution, 1.0, 10.0, again)
+    xs, ys = [-20 * math.log10(t.allowed) for t in known], [t.psnr for t in known]
+    x, y = statistics.fmean(xs), statistics.fmean(ys)
+    variance = math.fsum((one - x) ** 2 for one in xs)
+    slope = math.fsum((a - x) * (b - y) for a, b in zip(xs, ys)) / variance if variance > 1.0 else 1.0
+    slope = min(SLOPES[1], max(SLOPES[0], slope))
+    offset = y - slope * x
+    rests = [b - offset - slope * a for a, b in zip(xs, ys)]
+    freedom = len(known) - 2
+    spread = max(LEAST_SPREAD, math.sqrt(math.fsum(rest * rest for rest in rests) / freedom))
+    return FidelityLine(offset - caution, slope, student(freedom) * spread * math.sqrt(1 + 1 / len(known)), again)
+
+
+def fewer_steps_psnr(fewer: Sequence[FewerSteps], steps: int) -> Psnr | None:
+    """PSNR of the plain pipeline with this many steps, where calibration measured just that; else None."""
+    found = [one.psnr for one in fewer if one.steps == steps]
+    if not found:
+        return None
+    mean = statistics.fmean(found)
+    spread = statistics.stdev(found) if len(found) > 1 else 10.0
+    margin = student(max(1, len(found) - 1)) * spread * math.sqrt(1 + 1 / len(found))
+    return Psnr(mean, mean - margin, mean + margin)
+
+
+def student(freedom: int) -> float:
+    """The 95 % quantile of Student's distribution, to 0.1 from 2 degrees of freedom; for 1 it is exact.
+
+    Source: the expansion of Cornish and Fisher in 1 / freedom, three terms.
+    """
+    if freedom <= 1:
+        return 6.314
+    z = ONE_SIDED
+    first, second = (z**3 + z) / 4, (5 * z**5 + 16 * z**3 + 3 * z) / 96
+    third = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
+    return z + first / freedom + second / freedom**2 + third / freedom**3

@@ -1,0 +1,178 @@
+"""A solved schedule for one run: what it computes, what is predicted of it, and all its guard needs; a JSON file."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import get_args
+
+from unicp.control.guard import Schedule
+from unicp.control.windows import Candidate
+from unicp.errors import FileFormatError, InputError
+from unicp.files import load_record, save_record
+from unicp.numerics.noise_levels import NoiseLevel
+from unicp.planning.curves import ForecastErrors
+from unicp.records import Action, Trace
+from unicp.settings import Abscissa, Quantity
+
+PLAN_TYPE, PLAN_VERSION = "unicp.plan", 1
+# Relative difference of noise levels up to which a run is taken for the one a plan was made for.
+SAME_LEVEL = 1e-4
+
+
+@dataclass(frozen=True)
+class Curves:
+    """What the guard compares with: see `unicp.planning.curves.ForecastErrors`; weights: inf where not servable."""
+
+    places: list[float]
+    products: list[list[float]]
+    scales: list[float]
+    weights: list[float]
+    power: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which steps of a run are computed; all others are served.
+
+    target: what was asked, "" for a replay. model: class of the transformer. steps, sigmas: of the run, noise levels
+    of its steps. computed: steps, in order. quantity, abscissa: what is forecast, over what. allowance: sum of losses
+    that the guard may spend, 0 with no guard. most: most steps that may be computed. expected: steps that are expected
+    to be computed in the end, by the guard too. psnr, psnr_low, psnr_high: predicted, in dB (None = not known).
+    speed_up, seconds: predicted of the whole run. fewer: the plain pipeline with this many steps is better (None = it
+    is not). curves: None = a replay. notes: what a user should know, a line each.
+    """
+
+    target: str
+    model: str
+    steps: int
+    sigmas: list[float]
+    computed: list[int]
+    quantity: str
+    abscissa: str
+    allowance: float = 0.0
+    most: int = 0
+    expected: float = 0.0
+    psnr: float | None = None
+    psnr_low: float | None = None
+    psnr_high: float | None = None
+    speed_up: float | None = None
+    seconds: float | None = None
+    fewer: int | None = None
+    curves: Curves | None = None
+    notes: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        problem = _problem(self)
+        if problem:
+            raise FileFormatError("a plan", problem, "make it again")
+
+    @property
+    def candidate(self) -> Candidate:
+        """The one way to serve in a run under this plan."""
+        return Candidate(self.quantity, self.abscissa)  # type: ignore[arg-type]
+
+    @property
+    def schedule(self) -> Schedule:
+        """What the guard follows. Without curves it only follows."""
+        curves, computed = self.curves, tuple(self.computed)
+        if curves is None:
+            weights = [0.0] * self.steps
+            most = len(self.computed)
+            return Schedule(self.steps, computed, lambda *_: 0.0, weights, 1.0, math.inf, most, self.candidate)
+        errors = ForecastErrors(self.candidate, curves.places, curves.products, curves.scales)
+        most = max(self.most, len(self.computed))
+        return Schedule(
+            self.steps, computed, errors, curves.weights, curves.power, self.allowance, most, self.candidate
+        )
+
+    def fits(self, levels: Sequence[NoiseLevel]) -> bool:
+        """Whether a run at these noise levels, one for each step, is the one this plan was made for."""
+        pairs = zip(self.sigmas, (level.sigma for level in levels))
+        return len(levels) == self.steps and all(math.isclose(a, b, rel_tol=SAME_LEVEL, abs_tol=1e-6) for a, b in pairs)
+
+    def drawing(self) -> str:
+        """One character per step: "C" computed, "." served."""
+        chosen = set(self.computed)
+        return "".join("C" if step in chosen else "." for step in range(self.steps))
+
+    def text(self) -> str:
+        """What a user wants to know, a few lines."""
+        lines = [f"plan for {self.target or 'a replay'}: {len(self.computed)} of {self.steps} steps computed"]
+        lines.append(f"  {self.drawing()}")
+        if self.fewer is not None:
+            lines.append(f"  better: the plain pipeline with {self.fewer} steps (num_inference_steps={self.fewer})")
+        if self.speed_up is not None:
+            seconds = "" if self.seconds is None else f", {self.seconds:.3g} s a clip"
+            guard = f" (about {self.expected:.1f} steps computed with the guard)" if self.allowance else ""
+            lines.append(f"  speed: {self.speed_up:.2f}x{seconds}{guard}")
+        if self.psnr is not None and math.isfinite(self.psnr):
+            lines.append(f"  PSNR: {self.psnr:.1f} dB, 90 % of clips from {self.psnr_low:.1f} to {self.psnr_high:.1f}")
+        elif self.psnr is not None:
+            lines.append("  PSNR: equal to the plain clip, nothing is served")
+        lines.append(f"  served: {self.quantity} over {self.abscissa}")
+        return "\n".join([*lines, *(f"  note: {note}" for note in self.notes)])
+
+    def __str__(self) -> str:
+        return self.text()
+
+
+def save_plan(plan: Plan, path: str | Path) -> None:
+    """Writes a plan; errors as for `unicp.files.save_trace`."""
+    save_record(plan, PLAN_TYPE, PLAN_VERSION, path)
+
+
+def load_plan(path: str | Path) -> Plan:
+    """Reads a plan. Raises InputError where there is no readable file, FileFormatError where it is no sound plan."""
+    return load_record(Plan, PLAN_TYPE, PLAN_VERSION, path, "make it again")
+
+
+def plan_of_trace(trace: Trace, run: int | None = None) -> Plan:
+    """A plan that computes just what a run of a trace computed, and serves the rest in the same way, without a guard.
+
+    run: which one, None = the last. Raises InputError where the trace has no such run, served spans other than the
+    model's output, did not compute or serve whole steps, or changed its way of forecasting.
+    """
+    entries = [entry for entry in trace.entries if entry.unit == "model"]
+    wanted = max((entry.run for entry in entries), default=0) if run is None else run
+    own = [entry for entry in entries if entry.run == wanted]
+    asked = f"a plan from run {wanted} of a trace"
+    if not own or len(own) < sum(entry.run == wanted for entry in trace.entries):
+        raise InputError(asked, "no such run of span model", "name a run that served the model's output")
+    actions: dict[int, set[str]] = {}
+    for entry in own:
+        actions.setdefault(entry.step, set()).add(entry.action)
+    unusual = {Action.SLICE.value, Action.REUSE.value} & set().union(*actions.values())
+    if unusual or any(len(found) > 1 for found in actions.values()):
+        raise InputError(asked, "steps that are neither computed nor forecast as a whole", "replay another run")
+    ways = {entry.choice for entry in own if entry.action == Action.FORECAST.value} or {"noise over log_snr"}
+    if len(ways) > 1:
+        raise InputError(asked, f"several ways to forecast ({', '.join(sorted(map(str, ways)))})", "replay another run")
+    quantity, _, abscissa = str(next(iter(ways))).partition(" over ")
+    steps = max(actions) + 1
+    sigmas = {entry.step: entry.sigma for entry in own}
+    if sorted(actions) != list(range(steps)) or any(sigma is None for sigma in sigmas.values()):
+        raise InputError(asked, "steps that are missing or of unknown noise level", "replay a whole run")
+    computed = [step for step in range(steps) if actions[step] == {Action.COMPUTE.value}]
+    levels = [float(sigmas[step] or 0.0) for step in range(steps)]
+    return Plan("", trace.model, steps, levels, computed, quantity, abscissa, expected=float(len(computed)))
+
+
+def _problem(plan: Plan) -> str:
+    """What is wrong with a plan, "" for nothing."""
+    if plan.steps < 1 or len(plan.sigmas) != plan.steps:
+        return f"{len(plan.sigmas)} noise levels for {plan.steps} steps"
+    if sorted(set(plan.computed)) != plan.computed or not all(0 <= step < plan.steps for step in plan.computed):
+        return "computed steps that are not in order or not of the run"
+    if plan.quantity not in get_args(Quantity) or plan.abscissa not in get_args(Abscissa):
+        return f"a forecast of {plan.quantity!r:.40} over {plan.abscissa!r:.40}"
+    curves = plan.curves
+    if curves is None:
+        return ""
+    lengths = {len(curves.places), len(curves.products), len(curves.scales), len(curves.weights)}
+    rows = [len(row) for row in curves.products]
+    if lengths != {plan.steps} or rows != list(range(1, plan.steps + 1)):
+        return "curves of another number of steps"
+    return ""

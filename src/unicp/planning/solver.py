@@ -1,0 +1,254 @@
+"""From a profile, the noise levels of a run and a target to the best plan: all budgets at once, one is chosen."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from unicp.control.guard import Schedule
+from unicp.control.step_paths import StepPath, best_paths, path_loss
+from unicp.control.windows import Candidate
+from unicp.errors import InputError
+from unicp.numerics.noise_levels import NoiseLevel
+from unicp.planning.curves import ForecastErrors, forecast_errors, step_weights
+from unicp.planning.fidelity import FidelityLine, fewer_steps_psnr, fit_line
+from unicp.planning.plan import Curves, Plan
+from unicp.planning.profile import Profile
+from unicp.planning.targets import Target
+
+CANDIDATES = tuple(Candidate(q, a) for q in ("noise", "output", "clean") for a in ("log_snr", "sigma", "step"))
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The best schedule with a certain number of computed steps: how, and the change it is predicted to make."""
+
+    path: StepPath
+    errors: ForecastErrors
+    weights: Sequence[float]
+    power: float
+
+    @property
+    def change(self) -> float:
+        """Predicted change of the clip."""
+        return self.path.loss ** (1.0 / self.power)
+
+    def schedule(self, allowance: float, most: int) -> Schedule:
+        """What a guard follows."""
+        steps = len(self.weights)
+        return Schedule(
+            steps, self.path.computed, self.errors, self.weights, self.power, allowance, most, self.errors.candidate
+        )
+
+
+def best_choices(
+    profile: Profile,
+    levels: Sequence[NoiseLevel],
+    without: str | None = None,
+    candidates: Sequence[Candidate] = CANDIDATES,
+) -> dict[int, Choice]:
+    """For each possible number of computed steps the best candidate and schedule.
+
+    levels: of the steps of the run, and the one after the last. without: a prompt whose recording is left out.
+    """
+    recordings = [one for one in profile.recordings if one.prompt != without] or profile.recordings
+    best: dict[int, Choice] = {}
+    for candidate in candidates:
+        errors = forecast_errors(profile, recordings, candidate, levels[:-1])
+        if errors is None:
+            continue
+        weights = step_weights(profile, candidate, levels)
+        schedule = Schedule(len(weights), (), errors, weights, profile.power, 0.0, 0)
+        for count, path in best_paths(len(weights), schedule.loss).items():
+            if count not in best or path.loss < best[count].path.loss:
+                best[count] = Choice(path, errors, weights, profile.power)
+    return best
+
+
+def hardness_spread(profile: Profile, levels: Sequence[NoiseLevel], choice: Choice) -> float:
+    """Spread over prompts of what a schedule costs, as a standard deviation in dB; 0 for one prompt."""
+    found = []
+    for recording in profile.recordings:
+        errors = forecast_errors(profile, [recording], choice.errors.candidate, levels[:-1])
+        if errors is not None:
+            own = replace(choice, errors=errors)
+            loss = _loss_of(own)
+            if loss > 0:
+                found.append(20 * math.log10(loss) / choice.power)
+    if len(found) < 2:
+        return 0.0
+    mean = math.fsum(found) / len(found)
+    return math.sqrt(math.fsum((one - mean) ** 2 for one in found) / (len(found) - 1))
+
+
+def _loss_of(choice: Choice) -> float:
+    return path_loss(choice.path.computed, len(choice.weights), choice.schedule(0.0, 0).loss)
+
+
+@dataclass(frozen=True)
+class Solver:
+    """Plans for one run. levels: of its steps, and the one after the last. caution: dB taken off predicted PSNR.
+
+    knows_seconds: whether the profile's seconds hold for the size of this run.
+    """
+
+    profile: Profile
+    levels: Sequence[NoiseLevel]
+    caution: float = 0.0
+    knows_seconds: bool = True
+
+    def plan(self, target: Target) -> Plan:
+        """The cheapest plan that meets the target. Raises InputError where none does, and says what can be had."""
+        choices = best_choices(self.profile, self.levels)
+        line = fit_line(self.profile.trials, self.caution)
+        if target.kind == "psnr":
+            return self._for_psnr(target, choices, line)
+        return self._for_time(target, choices, line)
+
+    @property
+    def steps(self) -> int:
+        """Steps of the run."""
+        return len(self.levels) - 1
+
+    def seconds(self, computed: float) -> float:
+        """Seconds of a clip with this many computed steps."""
+        cost = self.profile.seconds
+        return cost.rest + computed * cost.computed + (self.steps - computed) * cost.served
+
+    def speed_up(self, computed: float) -> float:
+        """How many times faster than the plain run."""
+        cost = self.profile.seconds
+        return (cost.rest + self.steps * cost.computed) / self.seconds(computed)
+
+    def _for_psnr(self, target: Target, choices: dict[int, Choice], line: FidelityLine) -> Plan:
+        allowed = line.change(target.value)
+        count = next(count for count in sorted(choices) if choices[count].change <= allowed)
+        choice = choices[count]
+        expected = count + line.served_again * (self.steps - count)
+        plan = self.made(str(target), choice, allowed**choice.power, self.steps, expected)
+        psnr = line.psnr(allowed if count < self.steps else 0.0)
+        plan = replace(plan, psnr=psnr.mean, psnr_low=psnr.low, psnr_high=psnr.high)
+        if count == self.steps:
+            return replace(plan, notes=[*plan.notes, "no step can be served at this quality: nothing is saved"])
+        return self._or_fewer(plan, target)
+
+    def _for_time(self, target: Target, choices: dict[int, Choice], line: FidelityLine) -> Plan:
+        fits = [count for count in choices if self._is_fast_enough(target, count)]
+        if not fits:
+            return self._only_fewer(target, choices)
+        count = max(fits)
+        choice = choices[count]
+        # The guard must not spend what the target forbids: it has nothing to spend.
+        plan = self.made(str(target), choice, 0.0, count, float(count))
+        psnr = line.psnr(choice.change, 1.645 * hardness_spread(self.profile, self.levels, choice))
+        plan = replace(plan, psnr=psnr.mean, psnr_low=psnr.low, psnr_high=psnr.high)
+        return self._or_fewer(plan, target)
+
+    def _is_fast_enough(self, target: Target, computed: int) -> bool:
+        if target.kind == "speedup":
+            return self.speed_up(computed) >= target.value
+        if not self.knows_seconds:
+            found = "no profile made on this device at the size of this run"
+            raise InputError(f"target {target}", found, "calibrate at this size, or name a speedup")
+        return self.seconds(computed) <= target.value
+
+    def made(self, target: str, choice: Choice, allowance: float, most: int, expected: float) -> Plan:
+        """A plan of a choice, without a prediction of its PSNR; arguments as the fields of `Plan`."""
+        errors = choice.errors
+        curves = Curves(
+            list(errors.places),
+            [list(row) for row in errors.products],
+            list(errors.scales),
+            list(choice.weights),
+            choice.power,
+        )
+        return Plan(
+            target=target,
+            model=self.profile.fingerprint.model,
+            steps=self.steps,
+            sigmas=[level.sigma for level in self.levels[:-1]],
+            computed=list(choice.path.computed),
+            quantity=errors.candidate.quantity,
+            abscissa=errors.candidate.abscissa,
+            allowance=allowance,
+            most=most,
+            expected=expected,
+            speed_up=self.speed_up(expected),
+            seconds=self.seconds(expected) if self.knows_seconds else None,
+            curves=curves,
+        )
+
+    def _measured_fewer(self) -> list[int]:
+        """Numbers of steps below this run's at which calibration measured the plain pipeline; of runs of one length."""
+        if self.steps != self.profile.steps:
+            return []
+        return sorted({one.steps for one in self.profile.fewer if one.steps < self.steps})
+
+    def _plain_speed_up(self, steps: int) -> float:
+        cost = self.profile.seconds
+        return (cost.rest + self.steps * cost.computed) / (cost.rest + steps * cost.computed)
+
+    def _or_fewer(self, plan: Plan, target: Target) -> Plan:
+        """The plan, or the plain pipeline with fewer steps where that was measured to do better."""
+        for steps in self._measured_fewer():
+            psnr = fewer_steps_psnr(self.profile.fewer, steps)
+            speed_up = self._plain_speed_up(steps)
+            if psnr is None or plan.psnr is None or plan.speed_up is None:
+                continue
+            if target.kind == "psnr":
+                better = psnr.low >= target.value and speed_up > plan.speed_up
+            else:
+                better = self._is_plain_fast_enough(target, steps) and psnr.mean > plan.psnr
+            if better:
+                plan = replace(
+                    plan, fewer=steps, psnr=psnr.mean, psnr_low=psnr.low, psnr_high=psnr.high, speed_up=speed_up
+                )
+        return plan
+
+    def _is_plain_fast_enough(self, target: Target, steps: int) -> bool:
+        if target.kind == "speedup":
+            return self._plain_speed_up(steps) >= target.value
+        return self.profile.seconds.rest + steps * self.profile.seconds.computed <= target.value
+
+    def _only_fewer(self, target: Target, choices: dict[int, Choice]) -> Plan:
+        """No plan is fast enough: fewer steps are, or the target cannot be met."""
+        fits = [steps for steps in self._measured_fewer() if self._is_plain_fast_enough(target, steps)]
+        least = min(choices)
+        if not fits:
+            limit = f"speedup>={math.floor(100 * self.speed_up(least)) / 100:g}"
+            if target.kind == "seconds":
+                limit = f"seconds<={math.ceil(100 * self.seconds(least)) / 100:g}"
+            found = f"at most {limit} can be had with {self.steps} steps"
+            raise InputError(f"target {target}", found, f"ask for {limit}")
+        plan = self.made(str(target), choices[least], 0.0, least, float(least))
+        psnr = fewer_steps_psnr(self.profile.fewer, max(fits))
+        assert psnr is not None
+        speed_up = self._plain_speed_up(max(fits))
+        low, high = psnr.low, psnr.high
+        return replace(plan, fewer=max(fits), psnr=psnr.mean, psnr_low=low, psnr_high=high, speed_up=speed_up)
+
+
+def levels_of(profile: Profile, steps: int) -> list[NoiseLevel]:
+    """Levels of a run of `steps` steps, and the one after: the profile's own, or read off between those."""
+    known = profile.levels
+    if steps == profile.steps:
+        return known
+    found = []
+    for step in range(steps + 1):
+        place = step * profile.steps / steps
+        low = min(int(place), profile.steps - 1)
+        share, a, b = place - low, known[low], known[low + 1]
+        found.append(NoiseLevel(a.signal + share * (b.signal - a.signal), a.noise + share * (b.noise - a.noise)))
+    return found
+
+
+def plan_to_try(profile: Profile, levels: Sequence[NoiseLevel], count: int, without: str) -> Plan:
+    """The best plan that computes `count` steps, or the nearest possible number, for a run that nothing is known of.
+
+    Its guard may spend as much as the plan is predicted to. without: a prompt that is to be tried as a new one.
+    """
+    choices = best_choices(profile, levels, without)
+    choice = choices[min(choices, key=lambda one: (abs(one - count), one))]
+    solver = Solver(profile, levels)
+    return solver.made(f"{count} steps", choice, choice.path.loss, solver.steps, float(count))

@@ -1,0 +1,127 @@
+"""What `enable` was asked to promise, checked against the model before anything of it is changed."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from unicp.errors import InputError, SettingsError
+from unicp.models.finder import ModelMap, map_model, transformers_of
+from unicp.models.noise import read_schedule
+from unicp.planning.builtin import builtin_profile
+from unicp.planning.fingerprint import fingerprint_of
+from unicp.planning.following import RunPlanner
+from unicp.planning.plan import Plan, load_plan
+from unicp.planning.profile import Fingerprint, Profile, load_profile
+from unicp.planning.targets import Target, parse_target
+from unicp.settings import Settings
+
+
+@dataclass(frozen=True)
+class Promise:
+    """A target, with a profile or without, or a plan."""
+
+    target: Target | None
+    profile: Profile | None
+    plan: Plan | None
+
+    @property
+    def name(self) -> str:
+        """What a summary calls a session under it."""
+        return "under a plan" if self.target is None else f"target {self.target}"
+
+    def planner(self, maps: Sequence[ModelMap], scheduler: Any, say: Callable[[str], None]) -> RunPlanner:
+        """What plans the runs of this model. Raises InputError where profile, plan or model do not fit.
+
+        say: told where the promise is a guess.
+        """
+        own = _fingerprint(maps, scheduler, str(self.target or "to follow a plan"))
+        if self.plan is not None:
+            if self.plan.model != own.model:
+                raise InputError(
+                    "to follow a plan", f"one of {self.plan.model}, not {own.model}", "plan for this model"
+                )
+            return RunPlanner(self.plan, 0.0, say)
+        assert self.target is not None
+        if self.profile is not None:
+            known = self.profile.fingerprint
+            # How many calls a step makes shows in a run only.
+            differences = known.differences(Fingerprint(**{**vars(own), "branches": known.branches}))
+            if differences:
+                do = "make a profile of this model with unicp calibrate"
+                raise InputError(f"target {self.target} with this profile", f"here {'; '.join(differences)}", do)
+            return RunPlanner((self.target, self.profile), 0.0, say)
+        profile, caution = builtin_profile(own)
+        if caution:
+            say(f"target {self.target}: a guess from another model's profile; unicp calibrate makes one of this model")
+        # The device on which a shipped profile was made is not this one.
+        return RunPlanner((self.target, profile), caution, say, knows_seconds=False)
+
+
+def plan_ahead(promise: Promise, pipe: Any, steps: int) -> Plan | None:
+    """The plan of a run of `steps` steps before it begins, as far as that can be told; a run solves it again.
+
+    None where the scheduler cannot be set without the run. Raises what a promise raises.
+    """
+    maps = [map_model(module) for module in transformers_of(pipe).values()]
+    planner = promise.planner(maps, pipe.scheduler, lambda text: None)
+    scheduler = copy.deepcopy(pipe.scheduler)
+    try:
+        scheduler.set_timesteps(steps)
+    except Exception:  # dynamic shifting and the like: some schedulers need what only a pipeline knows
+        return None
+    schedule = read_schedule(scheduler)
+    levels = None if schedule is None else schedule.levels()
+    return None if levels is None else planner.solve(levels)
+
+
+def make_promise(
+    settings: Settings, target: str | None, profile: str | Path | Profile | None, plan: str | Path | Plan | None
+) -> Promise:
+    """Reads what `enable` was given, before a model is looked at. Raises InputError, FileFormatError, SettingsError."""
+    if plan is not None:
+        if target is not None or profile is not None:
+            raise InputError("a plan with a target or profile", "both", "give one: a plan needs neither")
+        made, wanted, known = plan if isinstance(plan, Plan) else load_plan(plan), None, None
+    else:
+        if target is None:
+            raise InputError("a profile", "no target", 'name one, like target="psnr>=35"')
+        made, wanted = None, parse_target(target)
+        known = profile if profile is None or isinstance(profile, Profile) else load_profile(profile)
+    _check(settings)
+    return Promise(wanted, known, made)
+
+
+def _check(settings: Settings) -> None:
+    """Plans are for forecasts of the model's output."""
+    if not isinstance(settings, Settings):
+        raise SettingsError(
+            f"settings of type {type(settings).__name__}", "not a preset's name or Settings", "leave them"
+        )
+    found = None
+    if settings.span != "model" or settings.order != 1:
+        found = f"span {settings.span!r} of order {settings.order}"
+    elif settings.guidance or settings.every is not None or settings.computed_steps is not None:
+        found = "settings with guidance, every or computed_steps"
+    elif settings.slicing.widths:
+        found = "settings with slicing"
+    if found:
+        raise SettingsError("a target or plan", found, 'use it with "balanced" or settings like it')
+
+
+def _fingerprint(maps: Sequence[ModelMap], scheduler: Any, asked: str) -> Fingerprint:
+    if len(maps) > 1:
+        raise InputError(asked, f"{len(maps)} transformers in one pipeline", "use a preset: plans are for one")
+    family = maps[0].family
+    if family.noise_refusal:
+        raise InputError(asked, family.noise_refusal, "use a preset")
+    schedule = read_schedule(scheduler)
+    if schedule is None:
+        found = (
+            "no scheduler" if scheduler is None else f"a {type(scheduler).__name__}, which does not tell noise levels"
+        )
+        raise InputError(asked, found, "pass scheduler=…" if scheduler is None else "use another scheduler or a preset")
+    return fingerprint_of(maps[0].transformer, scheduler, schedule.prediction, 0)

@@ -1,0 +1,150 @@
+"""A whole calibration on a tiny pipeline: the profile it writes, stopping and going on, and what it refuses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import unicp
+import unicp.calibration.calibrating as calibrating
+from tests import tiny_pipeline
+from unicp.calibration.calibrating import Calibration
+from unicp.calibration.running import Runs
+from unicp.errors import InputError
+from unicp.models.loading import load_pipeline, sampler
+from unicp.planning.profile import Profile, load_profile
+
+pytestmark = pytest.mark.slow
+
+STEPS = 8
+PROMPTS = ["a red star", "a blue ring"]
+ARGUMENTS = {"height": 32, "width": 32, "num_frames": 5, "guidance_scale": 3.0, "max_sequence_length": 16}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _few_runs():
+    """As few runs as there are kinds of them: each takes a whole pipeline call."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, shares in (("PROBED", (0.5, 1.0)), ("TRIED", (0.5,)), ("FEWER", (0.5,))):
+            patch.setattr(calibrating, name, shares)
+        yield
+
+
+@pytest.fixture(scope="module")
+def pipe(tmp_path_factory) -> Any:
+    pipe = load_pipeline(tiny_pipeline.save(tmp_path_factory.mktemp("tiny")))
+    sampler(pipe, "euler")
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+class Mute:
+    """A scheduler that tells nothing of noise."""
+
+    config: dict[str, Any] = {}
+
+
+def calibration(pipe, out: Path, say=lambda text: None, **changes) -> Calibration:
+    options = {"prompts": PROMPTS, "steps": STEPS, "arguments": ARGUMENTS, **changes}
+    return Calibration(pipe, out=out, say=say, **options)
+
+
+@pytest.fixture(scope="module")
+def calibrated(pipe, tmp_path_factory) -> tuple[Profile, Path, list[str]]:
+    out, said = tmp_path_factory.mktemp("profiles") / "profile.json", []
+    own = calibration(pipe, out, said.append)
+    assert own.estimate() > 0
+    return own.run(), out, said
+
+
+def test_a_profile_holds_what_plans_are_made_from(calibrated, pipe):
+    profile, out, said = calibrated
+    assert load_profile(out) == profile and list(out.parent.iterdir()) == [out]
+    assert profile.steps == STEPS and profile.fingerprint.branches == 2
+    assert profile.fingerprint.model == "WanTransformer3DModel"
+    assert profile.fingerprint.scheduler == type(pipe.scheduler).__name__
+    assert [one.prompt for one in profile.recordings] == PROMPTS
+    assert all(set(one.products) >= {"output", "noise"} for one in profile.recordings)
+    assert {trial.prompt for trial in profile.trials} == set(PROMPTS) and len(profile.fewer) == 2
+    assert all(trial.computed >= trial.planned for trial in profile.trials)
+    assert profile.seconds.computed > profile.seconds.served > 0
+    assert len(profile.shape) == 5
+    total = len(said)
+    assert said[0].startswith(f"1 of {total}: plain run") and said[-1].startswith(f"{total} of {total}: ")
+
+
+def test_a_target_runs_under_the_profile(calibrated, pipe):
+    profile, _, _ = calibrated
+    with unicp.enable(pipe, target="speedup>=1.2", profile=profile) as session:
+        Runs(pipe, ARGUMENTS, STEPS).run("a green cross", 5)
+    plan = session.plan
+    assert plan is not None and plan.seconds is not None
+    computed = sorted({entry.step for entry in session.trace.entries if entry.action == "compute"})
+    assert computed == plan.computed and len(computed) < STEPS
+
+
+def test_a_stopped_calibration_goes_on_and_comes_to_the_same(calibrated, pipe, tmp_path):
+    profile, _, _ = calibrated
+    out = tmp_path / "profile.json"
+
+    class Stopped(Exception):
+        pass
+
+    def stop_after(count: int):
+        left = [count]
+
+        def say(text: str) -> None:
+            left[0] -= 1
+            if left[0] == 0:
+                raise Stopped
+
+        return say
+
+    one = PROMPTS[:1]
+    with pytest.raises(Stopped):
+        calibration(pipe, out, stop_after(3), prompts=one).run()
+    assert not out.exists()
+    again = calibration(pipe, out, prompts=one)
+    known = dict(again.notes.known)
+    assert sum(key.startswith("probe") for key in known) == 2
+    finished = again.run()
+    assert finished.recordings == profile.recordings[:1] and finished.probes == profile.probes[:2]
+    assert len(finished.trials) == 1 and finished.fewer == profile.fewer[:1]
+    with pytest.raises(InputError, match="another prompts"):
+        calibration(pipe, _begun(pipe, tmp_path / "other.json"), prompts=one)
+
+
+def _begun(pipe, out: Path) -> Path:
+    calibration(pipe, out)
+    return out
+
+
+def test_nothing_is_left_on_the_pipeline(calibrated, pipe):
+    assert "forward" not in vars(pipe.transformer)
+    with unicp.enable(pipe):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("changes", "found"),
+    [
+        ({"steps": 5}, "too few to learn from"),
+        ({"prompts": []}, "no prompts"),
+        ({"prompts": ["a", "a"]}, "one of them twice"),
+    ],
+)
+def test_what_cannot_be_learnt_from_is_refused(pipe, tmp_path, changes, found):
+    with pytest.raises(InputError, match=found):
+        calibration(pipe, tmp_path / "profile.json", **changes)
+
+
+def test_a_scheduler_without_noise_levels_is_refused(pipe, tmp_path):
+    before = pipe.scheduler
+    pipe.scheduler = Mute()
+    try:
+        with pytest.raises(InputError, match="does not tell noise levels"):
+            calibration(pipe, tmp_path / "profile.json")
+    finally:
+        pipe.scheduler = before

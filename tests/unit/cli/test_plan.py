@@ -1,0 +1,149 @@
+"""`unicp calibrate`, `unicp plan`, and `--target` of `generate` and `compare`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+import unicp.calibration.calibrating as calibrating
+from tests import tiny_pipeline
+from tests.made_profiles import made
+from unicp.cli.main import app
+from unicp.planning.plan import load_plan
+from unicp.planning.profile import FewerSteps, load_profile, save_profile
+
+PROMPT = "a red star moving left on a striped background"
+
+
+@pytest.fixture(autouse=True)
+def _in_a_folder_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def run(*arguments: object):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def refused(*arguments: object) -> str:
+    """The one line on stderr."""
+    result = run(*arguments)
+    assert result.exit_code == 2, result.output
+    assert result.stdout == ""
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("unicp: error: ")
+    return line
+
+
+@pytest.fixture
+def profile(tmp_path) -> Path:
+    save_profile(made(), tmp_path / "profile.json")
+    return tmp_path / "profile.json"
+
+
+def test_a_plan_is_printed_and_drawn(profile):
+    result = run("plan", profile, "--target", "psnr>=35")
+    assert result.exit_code == 0, result.output
+    lines = result.stdout.splitlines()
+    assert lines[0].startswith("plan for psnr>=35: ") and set(lines[1].strip()) == {"C", "."}
+    assert "PSNR: " in result.stdout and "speed: " in result.stdout
+
+
+def test_a_plan_is_written_and_printed_for_machines(profile, tmp_path):
+    result = run("plan", profile, "--target", "speedup>=1.5", "--steps", 24, "--out", tmp_path / "plan.json", "--json")
+    assert result.exit_code == 0, result.output
+    facts = json.loads(result.stdout)
+    plan = load_plan(tmp_path / "plan.json")
+    assert facts["computed"] == plan.computed and facts["drawing"] == plan.drawing() and plan.steps == 24
+    assert facts["speed_up"] >= 1.5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "found"),
+    [
+        (("--target", "quality>=3"), "not a target"),
+        (("--target", "speedup>=99"), "at most speedup>="),
+        (("--target", "psnr>=30", "--steps", 0), "--steps 0"),
+        (("--target", "psnr>=30", "--out", "no/such/folder.json"), "no folder"),
+    ],
+)
+def test_what_cannot_be_planned_is_one_line(profile, arguments, found):
+    assert found in refused("plan", profile, *arguments)
+
+
+def test_a_file_that_is_no_profile_is_one_line(tmp_path):
+    (tmp_path / "bad.json").write_text('{"type": "unicp.trace"}')
+    assert "type 'unicp.trace'" in refused("plan", "bad.json", "--target", "psnr>=30")
+    assert "missing.json" in refused("plan", "missing.json", "--target", "psnr>=30")
+
+
+@pytest.mark.parametrize("command", ["generate", "compare"])
+def test_options_that_do_not_go_together_are_refused_before_loading(command, profile):
+    assert "no --target" in refused(command, PROMPT, "--profile", profile)
+    assert "--preset or --tolerance" in refused(command, PROMPT, "--target", "psnr>=35", "--preset", "fast")
+    assert "--preset or --tolerance" in refused(command, PROMPT, "--target", "psnr>=35", "--tolerance", 0.1)
+    assert "not a target" in refused(command, PROMPT, "--target", "psnr=35")
+    assert "missing.json" in refused(command, PROMPT, "--target", "psnr>=35", "--profile", "missing.json")
+
+
+def test_calibrate_refuses_in_one_line(tmp_path):
+    (tmp_path / "empty.txt").write_text("\n")
+    assert "no prompts in it" in refused("calibrate", "--prompts", "empty.txt")
+    assert "--count 0" in refused("calibrate", "--count", 0)
+    assert "no such folder" in refused("calibrate", "nowhere", "--prompts", _prompts(tmp_path))
+
+
+def _prompts(folder: Path) -> Path:
+    (folder / "prompts.txt").write_text(f"{PROMPT}\n")
+    return folder / "prompts.txt"
+
+
+@pytest.fixture(scope="module")
+def calibrated(tmp_path_factory) -> tuple[Path, Path]:
+    """A tiny pipeline and its profile, made by the command."""
+    folder = tmp_path_factory.mktemp("calibrated")
+    model = tiny_pipeline.save(folder / "tiny")
+    with pytest.MonkeyPatch.context() as patch:
+        for name, shares in (("PROBED", (0.5, 1.0)), ("TRIED", (0.5,)), ("FEWER", (0.5,))):
+            patch.setattr(calibrating, name, shares)
+        out = folder / "profile.json"
+        options = ("--prompts", _prompts(folder), "--out", out, "--sampler", "euler")
+        result = run("calibrate", model, *options, "--steps", 8)
+    assert result.exit_code == 0, result.output
+    assert "1 prompts of 8 steps: about" in result.stderr and "1 of 5: plain run" in result.stderr
+    assert "next: unicp plan" in result.stdout
+    return model, out
+
+
+@pytest.mark.slow
+def test_generate_meets_a_target_by_a_profile(calibrated, tmp_path):
+    model, profile = calibrated
+    options = ("--model", model, "--sampler", "euler", "--steps", 8, "--target", "speedup>=1.1", "--profile", profile)
+    result = run("generate", PROMPT, *options, "--json", "--trace", "trace.json")
+    assert result.exit_code == 0, result.output
+    facts = json.loads(result.stdout)
+    assert facts["target"] == "speedup>=1.1" and facts["plan"]["steps"] == 8
+    assert facts["summary"]["actions"]["forecast"]["calls"] == 2 * (8 - len(facts["plan"]["computed"])) > 0
+
+
+@pytest.mark.slow
+def test_fewer_plain_steps_are_run_where_they_do_better(calibrated, tmp_path):
+    model, profile = calibrated
+    known = load_profile(profile)
+    better = {**vars(known), "fewer": [FewerSteps(prompt, 4, 90.0 + off) for off, prompt in enumerate("ab")]}
+    save_profile(type(known)(**better), tmp_path / "better.json")
+    options = ("--model", model, "--sampler", "euler", "--steps", 8, "--profile", tmp_path / "better.json")
+    result = run("compare", PROMPT, *options, "--target", "speedup>=1.2", "--json")
+    assert result.exit_code == 0, result.output
+    assert "plain 4 steps do better" in result.stderr
+    facts = json.loads(result.stdout)
+    assert facts["plan"]["fewer"] == 4 and facts["summary"] is None
+
+
+@pytest.mark.slow
+def test_a_profile_of_another_sampler_is_one_line(calibrated):
+    model, profile = calibrated
+    line = refused("generate", PROMPT, "--model", model, "--target", "psnr>=30", "--profile", profile)
+    assert "scheduler UniPCMultistepScheduler, not FlowMatchEulerDiscreteScheduler" in line

@@ -1,0 +1,92 @@
+"""Shortest paths over pairs of computed steps, against every schedule there is."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from unicp.control.step_paths import WARM_UP, best_paths, path_loss
+
+STEPS = 8
+
+
+def every_schedule(steps, start, required=()):
+    free = [step for step in range(max(start) + 1, steps) if step not in required]
+    for count in range(len(free) + 1):
+        for chosen in itertools.combinations(free, count):
+            yield tuple(sorted({*start, *required, *chosen}))
+
+
+def longest_window(computed, steps):
+    edges = [*computed, steps]
+    return max(later - earlier - 1 for earlier, later in zip(edges, edges[1:]))
+
+
+def farthest_reach(computed, steps):
+    edges = [*computed, steps]
+    triples = zip(edges, edges[1:], edges[2:])
+    return max((following - 1 - last) / (last - before) for before, last, following in triples)
+
+
+def table_of(numbers):
+    keys = [(b, a, c) for b in range(STEPS) for a in range(b + 1, STEPS) for c in range(a + 1, STEPS)]
+    return dict(zip(keys, itertools.cycle(numbers)))
+
+
+@given(
+    numbers=st.lists(st.floats(0, 10) | st.just(math.inf), min_size=7, max_size=53),
+    required=st.sets(st.integers(3, STEPS - 1), max_size=2),
+    window=st.integers(1, 5),
+    reach=st.sampled_from([1.0, 1.5, 9.0]),
+)
+def test_every_budget_is_solved_as_brute_force_solves_it(numbers, required, window, reach):
+    table = table_of(numbers)
+
+    def loss(before, last, served):
+        return table[before, last, served]
+
+    best: dict[int, float] = {}
+    for computed in every_schedule(STEPS, WARM_UP, required):
+        total = path_loss(computed, STEPS, loss)
+        fits = longest_window(computed, STEPS) <= window and farthest_reach(computed, STEPS) <= reach
+        if fits and total < math.inf:
+            best[len(computed)] = min(total, best.get(len(computed), math.inf))
+    found = best_paths(STEPS, loss, WARM_UP, required, window, reach)
+    assert sorted(found) == sorted(best)
+    for count, path in found.items():
+        assert path.loss == pytest.approx(best[count])
+        assert path.loss == pytest.approx(path_loss(path.computed, STEPS, loss))
+        assert len(path.computed) == count and {*WARM_UP, *required} <= set(path.computed)
+
+
+def test_a_known_answer():
+    # Serving costs 1 for the first step of a window and 10 for each further one, but nothing at all at step 5.
+    def loss(before, last, served):
+        return 0.0 if served == 5 else 1.0 if served == last + 1 else 10.0
+
+    found = best_paths(7, loss, max_reach=9.0)
+    assert found[7].computed == tuple(range(7)) and found[7].loss == 0
+    assert found[6].computed == (0, 1, 2, 3, 4, 6)
+    assert found[5].loss == 1 and path_loss(found[5].computed, 7, loss) == 1
+    assert found[3].loss == 1 + 10 + 0 + 10
+
+
+def test_a_path_goes_on_from_where_a_run_is():
+    found = best_paths(9, lambda b, a, c: float(a - b), start=(0, 1, 2, 5), required={7})
+    assert min(found) == 5 and found[5].computed == (0, 1, 2, 5, 7)
+    assert found[5].loss == 3 + 2  # step 6 from 2 and 5, step 8 from 5 and 7; what was served before 5 is not counted
+
+
+def test_a_short_run_is_computed():
+    assert best_paths(2, lambda *_: 0.0)[2].computed == (0, 1)
+    assert list(best_paths(3, lambda *_: 0.0)) == [3]
+    with pytest.raises(ValueError, match="a path of 9 steps"):
+        best_paths(9, lambda *_: 0.0, start=(0,))
+
+
+def test_a_loss_that_is_not_a_number_is_computed():
+    assert list(best_paths(5, lambda *_: math.nan)) == [5]

@@ -1,0 +1,43 @@
+"""The profiles that ship with the package."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from unicp.planning.builtin import CAUTION, FOLDER, builtin_profile
+from unicp.planning.profile import Fingerprint, load_profile
+from unicp.planning.solver import Solver
+from unicp.planning.targets import parse_target
+
+FILES = sorted(FOLDER.glob("*.json"))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_every_shipped_profile_can_be_planned_from(path):
+    profile = load_profile(path)
+    solver = Solver(profile, profile.levels)
+    counts = []
+    for psnr in (25, 30, 35, 40):
+        plan = solver.plan(parse_target(f"psnr>={psnr}"))
+        assert plan.psnr_low is not None and plan.psnr_low >= psnr - 1e-9
+        counts.append(len(plan.computed))
+    assert counts == sorted(counts) and 3 < counts[0] < counts[-1] < profile.steps
+    plan = solver.plan(parse_target("speedup>=2"))
+    assert plan.speed_up is not None and plan.speed_up >= 2 and plan.psnr is not None and math.isfinite(plan.psnr)
+
+
+def test_a_shipped_model_gets_its_own_profile():
+    for path in FILES:
+        own = load_profile(path).fingerprint
+        profile, caution = builtin_profile(Fingerprint(**{**vars(own), "branches": 0}))
+        assert profile.fingerprint == own and caution == 0
+
+
+def test_any_other_gets_that_of_the_likeliest_with_caution():
+    own = Fingerprint("Other", "0", "bfloat16", "flow", "FlowMatchEulerDiscreteScheduler", 0)
+    profile, caution = builtin_profile(own)
+    assert profile.fingerprint.scheduler == own.scheduler and caution == CAUTION
+    unknown, caution = builtin_profile(Fingerprint("Other", "0", "bfloat16", "epsilon", "DDIMScheduler", 0))
+    assert unknown.steps > 0 and caution == CAUTION

@@ -1,0 +1,85 @@
+"""Errors of forecasts read off a profile, where the true ones are known."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from tests.made_profiles import CURVATURE, flow_levels, made
+from unicp.control.windows import Candidate
+from unicp.numerics.noise_levels import NoiseLevel
+from unicp.planning.curves import covers, forecast_errors, impact_curve, servable, step_weights
+
+WAY = Candidate("noise", "log_snr")
+
+
+def true_error(levels, before, last, served, curvature=CURVATURE):
+    """The remainder of a straight line through a parabola, turned back into an output of power 1."""
+    b, a, c = (levels[step].log_snr for step in (before, last, served))
+    return curvature * abs((c - a) * (c - b)) / math.sqrt(3) / levels[served].signal
+
+
+def test_errors_at_recorded_levels_are_exact():
+    profile, levels = made(), flow_levels()
+    errors = forecast_errors(profile, profile.recordings[:1], WAY, levels[:-1])
+    assert errors is not None
+    for triple in ((3, 4, 5), (3, 4, 7), (3, 6, 7), (8, 10, 15)):
+        assert errors(*triple) == pytest.approx(true_error(levels, *triple), rel=1e-5)
+
+
+def test_several_prompts_give_the_root_of_the_mean_square():
+    profile, levels = made(), flow_levels()
+    errors = forecast_errors(profile, profile.recordings, WAY, levels[:-1])
+    assert errors is not None
+    both = [true_error(levels, 5, 6, 8, curvature) for curvature in (CURVATURE, 2 * CURVATURE)]
+    assert errors(5, 6, 8) == pytest.approx(math.hypot(*both) / math.sqrt(2), rel=1e-5)
+
+
+@pytest.mark.parametrize("steps", [11, 24])
+def test_errors_between_recorded_levels_are_near(steps):
+    profile, levels = made(), flow_levels(steps)
+    errors = forecast_errors(profile, profile.recordings[:1], WAY, levels[:-1])
+    assert errors is not None
+    middle = range(steps // 3, steps - 3)
+    for step in middle:
+        assert errors(step - 1, step, step + 2) == pytest.approx(true_error(levels, step - 1, step, step + 2), rel=0.2)
+
+
+def test_what_a_profile_does_not_hold_it_does_not_tell():
+    profile = made()
+    assert forecast_errors(profile, profile.recordings, Candidate("clean", "sigma"), flow_levels()[:-1]) is None
+
+
+def test_other_abscissas_have_other_errors():
+    profile, levels = made(), flow_levels()[:-1]
+    errors = [forecast_errors(profile, profile.recordings, Candidate("noise", a), levels) for a in ("sigma", "step")]
+    values = [error(5, 6, 8) for error in errors if error is not None]
+    assert len(values) == 2 and values[0] != values[1] and all(value > 0 for value in values)
+
+
+def test_a_level_at_which_an_error_would_blow_up_is_not_served():
+    assert not servable(WAY, "flow", NoiseLevel(0.04, 0.96)) and servable(WAY, "flow", NoiseLevel(0.05, 0.95))
+    assert servable(Candidate("output", "sigma"), "flow", NoiseLevel(0.0, 1.0))
+    assert not servable(Candidate("clean", "sigma"), "flow", NoiseLevel(0.99, 0.01))
+
+
+def test_a_level_far_outside_the_recorded_ones_or_noisier_than_any_probe_is_not_covered():
+    profile = made()
+    last = profile.levels[-2].sigma
+    assert covers(profile, profile.levels[4]) and not covers(profile, profile.levels[3])
+    assert covers(profile, NoiseLevel(1 - last / 2, last / 2))
+    assert not covers(made(), NoiseLevel(0.999, 0.001))
+
+
+def test_impact_is_per_unit_of_noise_level():
+    for _, value in impact_curve(made()):
+        assert value == pytest.approx(0.5)
+    profile, levels = made(), flow_levels()
+    weights = step_weights(profile, WAY, levels)
+    assert weights[3] == math.inf > weights[4] and weights[10] == pytest.approx(
+        0.5 * (levels[10].sigma - levels[11].sigma)
+    )
+    # Twice the steps are half as long, and an error does half as much at each.
+    finer = step_weights(profile, WAY, flow_levels(32))
+    assert finer[20] + finer[21] == pytest.approx(weights[10], rel=0.05)

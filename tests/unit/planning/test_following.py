@@ -1,0 +1,85 @@
+"""Plans of runs: solved when a run shows its levels, refused or done without where they do not fit."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.made_profiles import STEPS, flow_levels, made
+from unicp.errors import InputError
+from unicp.planning.following import RunPlanner
+from unicp.planning.profile import FewerSteps
+from unicp.planning.solver import Solver
+from unicp.planning.targets import parse_target
+
+SHAPE = (1, 4, 2, 4, 4)
+
+
+def planner(target: str = "psnr>=35", caution: float = 0.0, said: list[str] | None = None, **changes) -> RunPlanner:
+    return RunPlanner((parse_target(target), made(**changes)), caution, (said if said is not None else []).append)
+
+
+def test_a_run_gets_the_plan_of_its_levels():
+    own = planner()
+    assert own.plan is None
+    guard = own(flow_levels(), 2, SHAPE)
+    assert guard is not None and own.plan is not None
+    assert guard.schedule.computed == tuple(own.plan.computed)
+    other = own(flow_levels(20), 2, SHAPE)
+    assert other is not None and other.schedule.steps == 20
+
+
+def test_each_run_has_a_guard_of_its_own():
+    own = planner()
+    first, second = own(flow_levels(), 2, SHAPE), own(flow_levels(), 2, SHAPE)
+    assert first is not second and first == second
+
+
+def test_a_run_with_other_guidance_is_left_to_the_online_rule_and_it_is_said_once():
+    said: list[str] = []
+    own = planner(said=said)
+    assert own(flow_levels(), 1, SHAPE) is None and own(flow_levels(), 1, SHAPE) is None
+    assert own.plan is None and len(said) == 1 and "2 calls a step and this run makes 1" in said[0]
+
+
+def test_a_run_of_unknown_levels_is_left_to_the_online_rule():
+    said: list[str] = []
+    assert planner(said=said)(None, 2, SHAPE) is None
+    assert "does not tell the noise levels" in said[0]
+
+
+def test_a_guess_does_not_mind_other_guidance_but_promises_less():
+    guess, sure = planner(caution=6.0), planner()
+    assert guess(flow_levels(), 1, SHAPE) is not None and sure(flow_levels(), 2, SHAPE) is not None
+    assert guess.plan is not None and sure.plan is not None
+    assert len(guess.plan.computed) > len(sure.plan.computed) and sure.plan.seconds is not None
+
+
+def test_seconds_of_a_shipped_profile_are_not_promised():
+    own = RunPlanner((parse_target("seconds<=12"), made()), 0.0, lambda text: None, knows_seconds=False)
+    with pytest.raises(InputError, match="calibrate at this size"):
+        own(flow_levels(), 2, SHAPE)
+
+
+def test_seconds_are_for_the_size_of_the_profile():
+    own = planner("seconds<=12")
+    assert own(flow_levels(), 2, SHAPE) is not None
+    with pytest.raises(InputError, match="calibrate at this size"):
+        own(flow_levels(), 2, (1, 4, 2, 8, 8))
+
+
+def test_fewer_steps_that_do_better_are_never_passed_over_in_silence():
+    fewer = [FewerSteps(prompt, 6, psnr) for prompt, psnr in (("a", 60.0), ("b", 61.0))]
+    said: list[str] = []
+    assert planner("psnr>=45", said=said, fewer=fewer)(flow_levels(), 2, SHAPE) is not None
+    assert "num_inference_steps=6" in said[0]
+    with pytest.raises(InputError, match="num_inference_steps=6"):
+        planner("speedup>=2", fewer=fewer)(flow_levels(), 2, SHAPE)
+
+
+def test_a_plan_is_followed_on_its_own_levels_only():
+    plan = Solver(made(), flow_levels()).plan(parse_target("psnr>=35"))
+    own = RunPlanner(plan, 0.0, lambda text: None)
+    guard = own(flow_levels(), 1, SHAPE)
+    assert guard is not None and guard.schedule.computed == tuple(plan.computed)
+    with pytest.raises(InputError, match=f"a plan of {STEPS} steps"):
+        own(flow_levels(20), 1, SHAPE)

@@ -1,0 +1,135 @@
+"""Targets to plans: the cheapest that keeps the promise, and what is said where there is none."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import pytest
+
+from tests.made_profiles import STEPS, flow_levels, made
+from unicp.control.step_paths import path_loss
+from unicp.errors import InputError
+from unicp.planning.fidelity import fit_line
+from unicp.planning.profile import FewerSteps, Seconds
+from unicp.planning.solver import CANDIDATES, Solver, best_choices, levels_of, plan_to_try
+from unicp.planning.targets import parse_target
+
+
+def solver(**changes) -> Solver:
+    return Solver(made(**changes), flow_levels())
+
+
+def test_every_budget_is_solved_and_more_computed_steps_never_cost_more():
+    choices = best_choices(made(), flow_levels())
+    assert sorted(choices)[-1] == STEPS and choices[STEPS].change == 0
+    changes = [choices[count].change for count in sorted(choices)]
+    assert changes == sorted(changes, reverse=True)
+
+
+def test_the_best_schedule_of_all_is_found():
+    steps = 10
+    profile, levels = made(steps), flow_levels(steps)
+    choices = best_choices(profile, levels, candidates=CANDIDATES[:1])
+    count = min(choices) + 2
+    schedule = choices[count].schedule(0.0, steps)
+    possible = [(0, 1, 2, *rest) for rest in itertools.combinations(range(3, steps), count - 3)]
+    best = min(path_loss(computed, steps, schedule.loss) for computed in possible)
+    assert choices[count].path.loss == pytest.approx(best)
+
+
+def test_the_cheapest_plan_whose_lower_bound_meets_the_psnr():
+    made_solver = solver()
+    plan = made_solver.plan(parse_target("psnr>=35"))
+    line, choices = fit_line(made_solver.profile.trials), best_choices(made_solver.profile, made_solver.levels)
+    count = len(plan.computed)
+    assert line.psnr(choices[count].change).low >= 35 > line.psnr(choices[count - 1].change).low
+    assert plan.psnr_low == pytest.approx(35) and plan.allowance == pytest.approx(line.change(35) ** 2)
+    assert plan.schedule.allowance >= choices[count].path.loss
+
+
+def test_higher_quality_costs_more():
+    counts = [len(solver().plan(parse_target(f"psnr>={psnr}")).computed) for psnr in (20, 30, 40, 50, 60)]
+    assert counts == sorted(counts) and counts[0] < counts[-1]
+
+
+def test_a_quality_that_nothing_served_has_is_computed_and_said():
+    plan = solver().plan(parse_target("psnr>=200"))
+    assert plan.computed == list(range(STEPS)) and plan.psnr == math.inf and plan.speed_up == 1
+    assert plan.notes == ["no step can be served at this quality: nothing is saved"]
+
+
+def test_caution_computes_more():
+    profile = made()
+    target = parse_target("psnr>=35")
+    assert len(Solver(profile, flow_levels(), 12.0).plan(target).computed) > len(
+        Solver(profile, flow_levels()).plan(target).computed
+    )
+
+
+def test_a_speed_is_met_with_as_many_computed_steps_as_it_leaves():
+    made_solver = solver()
+    plan = made_solver.plan(parse_target("speedup>=1.5"))
+    count = len(plan.computed)
+    assert made_solver.speed_up(count) >= 1.5 > made_solver.speed_up(count + 1)
+    assert plan.speed_up == made_solver.speed_up(count) and plan.most == count
+    # 0.5 s for the rest, 1 s a computed step, 0.05 s a served one.
+    assert plan.seconds == pytest.approx(0.5 + count + 0.05 * (STEPS - count))
+    assert plan.psnr is not None and plan.psnr_low is not None and plan.psnr_low < plan.psnr
+
+
+def test_seconds_are_met():
+    made_solver = solver()
+    plan = made_solver.plan(parse_target("seconds<=12"))
+    assert plan.seconds is not None and plan.seconds <= 12 < made_solver.seconds(len(plan.computed) + 1)
+
+
+def test_seconds_of_another_size_are_not_promised():
+    other = Solver(made(), flow_levels(), knows_seconds=False)
+    with pytest.raises(InputError, match="calibrate at this size"):
+        other.plan(parse_target("seconds<=12"))
+    assert other.plan(parse_target("speedup>=1.5")).seconds is None
+
+
+@pytest.mark.parametrize("target", ["speedup>=9", "seconds<=1"])
+def test_an_infeasible_target_says_what_is_feasible(target):
+    with pytest.raises(InputError) as caught:
+        solver().plan(parse_target(target))
+    said = caught.value.do.removeprefix("ask for ")
+    solver().plan(parse_target(said))
+
+
+def test_fewer_steps_are_taken_where_they_were_measured_to_do_better():
+    good = [FewerSteps(prompt, 6, psnr) for prompt, psnr in (("a", 60.0), ("b", 61.0))]
+    plan = solver(fewer=good).plan(parse_target("psnr>=45"))
+    assert plan.fewer == 6 and plan.psnr == 60.5 and "better: the plain pipeline with 6 steps" in plan.text()
+    fast = solver(fewer=good).plan(parse_target("speedup>=2"))
+    assert fast.fewer == 6
+    bad = [FewerSteps(prompt, 6, psnr) for prompt, psnr in (("a", 10.0), ("b", 11.0))]
+    assert solver(fewer=bad).plan(parse_target("psnr>=45")).fewer is None
+    assert solver(fewer=bad).plan(parse_target("speedup>=2")).fewer is None
+
+
+def test_a_speed_that_only_fewer_steps_have():
+    fewer = [FewerSteps(prompt, 2, psnr) for prompt, psnr in (("a", 15.0), ("b", 16.0))]
+    plan = solver(fewer=fewer, seconds=Seconds(1.0, 0.5, 0.0)).plan(parse_target("speedup>=6"))
+    assert plan.fewer == 2 and plan.speed_up == 8
+
+
+def test_a_plan_to_try_leaves_its_own_prompt_out():
+    profile, levels = made(), flow_levels()
+    from_b, from_a = (plan_to_try(profile, levels, 8, prompt) for prompt in ("a", "b"))
+    # Prompt b has twice the curvature, so four times the squared error.
+    assert from_b.allowance == pytest.approx(4 * from_a.allowance)
+    assert len(from_a.computed) == 8
+
+
+@pytest.mark.parametrize("steps", [10, 25])
+def test_levels_of_other_step_counts_are_near_those_of_the_scheduler(steps):
+    for mine, true in zip(levels_of(made(), steps), flow_levels(steps)):
+        assert mine.sigma == pytest.approx(true.sigma, abs=0.02)
+
+
+def test_another_number_of_steps_is_planned_too():
+    plan = Solver(made(), flow_levels(25)).plan(parse_target("psnr>=35"))
+    assert plan.steps == 25 and 3 < len(plan.computed) < 25

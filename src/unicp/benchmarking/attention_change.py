@@ -79,7 +79,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("build/bench/attention_change.json"))
     parser.add_argument("--figure", type=Path)
     options = parser.parse_args()
-    harness = Harness(models().get(options.model, options.model), options.sampler, STEPS, frames=options.frames)
+    harness = Harness(models().get(options.model, Path(options.model)), options.sampler, STEPS, frames=options.frames)
     changes = Changes(harness.pipe)
     for index, prompt in enumerate(prompts_of(options.split, options.model)[: options.prompts]):
         for seed in range(options.seeds):

@@ -62,7 +62,7 @@ def main() -> None:
     parser.add_argument("--frames", type=int)
     parser.add_argument("--out", type=Path, default=Path("build/bench/impact.json"))
     options = parser.parse_args()
-    harness = Harness(models().get(options.model, options.model), options.sampler, STEPS, frames=options.frames)
+    harness = Harness(models().get(options.model, Path(options.model)), options.sampler, STEPS, frames=options.frames)
     prompts = list(prompts_of("calibration", options.model)[: options.prompts])
     table = measure(harness, prompts)
     record = {"sampler": options.sampler, "steps": STEPS, "prompts": prompts, "device": "cpu", "rows": table}

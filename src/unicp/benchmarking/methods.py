@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import unicp
-from unicp.benchmarking.rows import PLAIN
+from unicp.benchmarking.rows import PLAIN, PLANNED
 from unicp.errors import InputError
 from unicp.models.loading import sampler
 from unicp.planning.targets import parse_target
@@ -92,7 +92,7 @@ def with_target(text: str) -> Method:
         with unicp.enable(bench.pipe, target=text):
             yield
 
-    return Method("UniCP", f"target {text}", attach)
+    return Method(PLANNED, text, attach)
 
 
 def with_preset(name: str, **changes: Any) -> Method:

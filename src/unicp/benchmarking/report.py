@@ -21,14 +21,13 @@ from typing import Any
 
 from unicp.benchmarking.html.comparison import COSTS, SPEEDS, WORTHS, fidelity_at, sweeps
 from unicp.benchmarking.html.parts import is_ours, is_peer, split
-from unicp.benchmarking.rows import Row, read_rows
+from unicp.benchmarking.rows import PLANNED, Row, read_rows
 from unicp.benchmarking.statistics import Group, at_speed, frontier, group_rows, markdown
 from unicp.errors import InputError
 from unicp.planning.targets import parse_target
 
 DOCUMENTS = ("README.md", "docs/results.md", "docs/planning.md")
 RESULTS = Path("docs/results")
-TARGET = "target "
 RIVALS = ("fixed window", "fewer steps")
 _BLOCK = re.compile(r"<!-- table (\S+) -->\n.*?<!-- end -->", re.DOTALL)
 
@@ -109,9 +108,9 @@ def targets_met(groups: list[Group]) -> str:
     """How often each target was met: PSNR against the plain clip, speed in seconds of the whole pipeline call."""
     lines = ["| target | clips | met | operations saved | PSNR mean | lowest |", "|---|---|---|---|---|---|"]
     for group in groups:
-        if not group.setting.startswith(TARGET) or group.reason:
+        if group.method != PLANNED or group.reason:
             continue
-        target = parse_target(group.setting.removeprefix(TARGET))
+        target = parse_target(group.setting)
         psnr = [row.fidelity["psnr"] for row in group.rows]
         speed = [row.plain_seconds / row.seconds for row in group.rows]
         had = {"psnr": psnr, "speedup": speed, "seconds": [-row.seconds for row in group.rows]}[target.kind]

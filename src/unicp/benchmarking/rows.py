@@ -10,7 +10,7 @@ from typing import Any
 
 from unicp.errors import FileFormatError, InputError
 
-PLAIN = "plain"
+PLAIN, PLANNED = "plain", "UniCP planned"  # families that more than one place knows by name
 _NUMBERS = ("operations", "full_operations", "seconds", "plain_seconds")
 
 

@@ -92,8 +92,9 @@ class Capture:
         def handle(func: Callable[..., Tensor], named: dict[str, Any]) -> Tensor:
             output = func(**named)
             options = {key: named[key] for key in ("attn_mask", "scale") if named.get(key) is not None}
-            parts = (named[part].detach() for part in ("query", "key", "value"))
-            self.calls[name, self.now.branch, self.now.step] = Call(*parts, output.detach(), options)
+            query, key, value = (named[part].detach() for part in ("query", "key", "value"))
+            call = Call(query, key, value, output.detach(), options)
+            self.calls[name, self.now.branch, self.now.step] = call
             return output
 
         return handle
@@ -203,7 +204,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("build/bench/slices.json"))
     options = parser.parse_args()
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    harness = Harness(models().get(options.model, options.model), options.sampler, STEPS, frames=options.frames)
+    harness = Harness(models().get(options.model, Path(options.model)), options.sampler, STEPS, frames=options.frames)
     prompts = prompts_of("calibration", options.model)[: options.prompts]
     with torch.no_grad():
         rows = measure(harness, prompts, print)

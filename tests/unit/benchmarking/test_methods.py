@@ -31,7 +31,7 @@ def test_every_peer_has_a_sweep():
         ('fast {"tolerance": 0.5}', "UniCP", 'fast {"tolerance": 0.5}'),
         ("fixed window 7", "fixed window", "7"),
         ("fewer steps 7", "fewer steps", "7"),
-        ("target psnr>=35", "UniCP", "target psnr>=35"),
+        ("target psnr>=35", "UniCP planned", "psnr>=35"),
     ],
 )
 def test_methods_by_name(text, family, setting):

@@ -6,11 +6,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from unicp.benchmarking.rows import PLAIN, Row, read_rows
+from unicp.benchmarking.rows import PLAIN, PLANNED, Row, read_rows
 from unicp.benchmarking.statistics import Group, group_rows
 from unicp.errors import InputError
 
-OURS, PLANNED, BASELINE = "UniCP", "UniCP planned", "fixed window"
+OURS, BASELINE = "UniCP", "fixed window"
 COLOURS, SHAPES = 5, 4
 
 

@@ -59,7 +59,7 @@ format: $(READY_DEV) ## rewrite the sources as the formatter and the linter want
 train: $(READY) ## train the test-bed from nothing (long; continues where it was stopped)
 	$(BIN)/python -m unicp.testbed.training --out build/testbed
 
-train-latte: $(READY) ## train the second test-bed, a Latte pipeline on the same clips (an hour and more; continues)
+train-latte: $(READY) ## train the second test-bed, a Latte pipeline on the same clips (hours; continues)
 	$(BIN)/python -m unicp.testbed.latte --out build/latte
 
 train-film: $(READY) ## train the third test-bed, a CogVideoX pipeline on a real film, which it fetches (continues)

@@ -29,9 +29,10 @@ synthetic, so each caption is exact by construction, and whether a generated cli
 _BESIDE = "The classifier that reads clips is that of the first test-bed."
 
 _TRAINING = """\
-About two and a half hours on two CPU cores, seeded, continued where it was stopped: {stages}. Noise prediction with 10 % of the
-captions left out; the averaged weights are kept, in half precision. The half of the output that Latte keeps for the
-variance is never trained; its pipeline drops it."""
+About two and a half hours on two CPU cores, seeded, continued where it was stopped: {stages}. Noise prediction with
+10 % of the captions left out; in the stages called weighted, errors at high noise weigh more. The averaged weights are
+kept, in half precision. The half of the output that Latte keeps for the variance is never trained; its pipeline drops
+it."""
 
 _SCORES = """\
 Shares of clips whose attribute the classifier read as the prompt says; "all" is all four at once.

@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 from unicp.benchmarking.methods import Bench, CannotRunError, Method, plain
 from unicp.benchmarking.rows import Row, append_row, read_rows
@@ -264,10 +265,11 @@ def _alive_bytes() -> int:
     """Bytes of all tensors that are alive, each storage once."""
     storages: dict[int, int] = {}
     for thing in gc.get_objects():
-        if issubclass(type(thing), Tensor):
+        # Tensors of a compiler and of the meta device (address 0) have a size and no memory.
+        if issubclass(type(thing), Tensor) and not isinstance(thing, FakeTensor):
             storage = thing.untyped_storage()
             storages[storage.data_ptr()] = storage.nbytes()
-    return sum(storages.values())
+    return sum(size for address, size in storages.items() if address)
 
 
 @contextmanager

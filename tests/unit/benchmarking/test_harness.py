@@ -7,9 +7,10 @@ from contextlib import contextmanager
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from tests import tiny_pipeline
-from unicp.benchmarking.harness import Case, Harness, measure_case
+from unicp.benchmarking.harness import Case, Harness, _alive_bytes, measure_case
 from unicp.benchmarking.methods import CannotRunError, Method, fewer_steps, plain, with_preset
 from unicp.benchmarking.rows import read_rows
 from unicp.benchmarking.suites import suite
@@ -129,3 +130,13 @@ def test_our_own_rows_come_with_what_was_done_at_each_step(harness, tmp_path):
     row = rows["UniCP", "balanced every 2"]
     assert len(row.work) == STEPS
     assert row.work[0] == 1.0 and 0.0 in row.work
+
+
+def test_tensors_without_memory_count_nothing():
+    before = _alive_bytes()
+    with FakeTensorMode():
+        fake = torch.empty(1000, 1000)
+    meta = torch.empty(1000, 1000, device="meta")
+    real = torch.zeros(1000)
+    assert 4000 <= _alive_bytes() - before < 1_000_000
+    assert fake.shape == meta.shape and real.shape == (1000,)

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from unicp.benchmarking.injection import injected
 from unicp.benchmarking.methods import Bench, Method, unicp_method
+from unicp.control.step_paths import best_paths
 from unicp.numerics.error_measures import relative_error, strided_sample
 from unicp.numerics.forecasting import extrapolate
 from unicp.settings import preset
@@ -33,27 +34,17 @@ def best_schedule(steps: int, computed: int, order: int, weights: Sequence[float
     """The schedule of `computed` out of `steps` steps with the smallest sum of weight * error over the served ones.
 
     The first order + 2 steps are computed: a forecast needs them, and one measurement. error is asked with
-    the last order + 1 computed steps. Exact: a shortest path over tuples of the last order + 1 computed steps.
+    the last order + 1 computed steps. Exact: a shortest path over pairs of computed steps.
     """
     begin = tuple(range(order + 2))
     if not len(begin) <= computed <= steps:
         raise ValueError(f"{computed} of {steps} steps cannot be computed with a forecast of order {order}")
-    best: dict[tuple[int, ...], tuple[float, tuple[int, ...]]] = {begin[1:]: (0.0, begin)}
-    for _ in range(computed - len(begin)):
-        longer: dict[tuple[int, ...], tuple[float, tuple[int, ...]]] = {}
-        for tail, (cost, path) in best.items():
-            spent = cost
-            for following in range(tail[-1] + 1, steps):
-                key = (*tail[1:], following)
-                if key not in longer or spent < longer[key][0]:
-                    longer[key] = (spent, (*path, following))
-                spent += weights[following] * error(tail, following)
-        best = longer
-    ends = []
-    for tail, (cost, path) in best.items():
-        rest = sum(weights[k] * error(tail, k) for k in range(tail[-1] + 1, steps))
-        ends.append((cost + rest, path))
-    return min(ends)[1]
+
+    def loss(before: int, last: int, served: int) -> float:
+        return weights[served] * error((before, last)[-(order + 1) :], served)
+
+    # As published: nothing limits how far a step is served from.
+    return best_paths(steps, loss, begin, max_window=steps, max_reach=math.inf)[computed].computed
 
 
 def schedule_methods() -> list[Method]:

@@ -54,7 +54,7 @@ def best_paths(
     while layer:
         longer: dict[tuple[int, int], StepPath] = {}
         for (before, last), path in layer.items():
-            window = min(max_window, int(max_reach * (last - before)))
+            window = min(max_window, max_reach * (last - before))
             ended = _extend(path, before, last, steps, loss, frozenset(required), window, longer)
             count = len(path.computed)
             if ended < math.inf and (count not in found or ended < found[count].loss):
@@ -70,7 +70,7 @@ def _extend(
     steps: int,
     loss: Loss,
     required: frozenset[int],
-    max_window: int,
+    max_window: float,
     longer: dict[tuple[int, int], StepPath],
 ) -> float:
     """Puts every path with one more computed step into `longer`; the loss if none is computed any more, or inf."""

@@ -17,6 +17,7 @@ from unicp.control.controller import Controller, Question, SliceReport
 from unicp.control.guard import Guard
 from unicp.control.windows import Candidate, ErrorWindow, Position
 from unicp.execution.block_spans import ResidualSpan
+from unicp.execution.model_call import Tensors
 from unicp.execution.store import OutputStore
 from unicp.models.noise import NoiseSchedule
 from unicp.numerics.error_measures import all_finite, relative_error, strided_sample
@@ -25,7 +26,6 @@ from unicp.numerics.noise_levels import SERVING_FLOOR, NoiseLevel, is_invertible
 from unicp.records import Decision, Moment
 from unicp.settings import Abscissa, Settings
 
-Tensors = tuple[Tensor, ...]
 PROBE = 4096  # positions per sample on which errors and drift are measured
 
 

@@ -19,8 +19,8 @@ from unicp.control.controller import Controller, SliceReport
 from unicp.control.guard import Guard
 from unicp.control.windows import Candidate, Position
 from unicp.execution.block_spans import BlockCall, ResidualSpan, Streams
-from unicp.execution.model_call import CallReader, OutputForm, read_output, why_not_followed
-from unicp.execution.model_span import ModelSpan, Tensors, errors_as_lists
+from unicp.execution.model_call import CallReader, OutputForm, Tensors, read_output, why_not_followed
+from unicp.execution.model_span import ModelSpan, errors_as_lists
 from unicp.execution.recorder import MODEL, STACK, Recorder
 from unicp.execution.sampler_memory import SamplerMemory
 from unicp.execution.store import OutputStore

@@ -88,10 +88,10 @@ overhead: $(READY_DEV) ## measure what deciding and recording cost
 	$(BIN)/unicp bench overhead --out docs/results/overhead.json
 
 slices: $(READY_DEV) ## measure what attention at reduced width misses
-	$(BIN)/python -m unicp.benchmarking.slice_errors --out docs/results/slices.json
+	$(BIN)/python -m unicp.benchmarking.slice_errors --sampler unipc --out docs/results/slices.json
 
 figures: $(READY_DEV) ## measure and draw the change of attention outputs over steps
-	$(BIN)/python -m unicp.benchmarking.attention_change --prompts 16 --seeds 2 --out docs/results/attention_change.json --figure docs/img/u_shape.png
+	$(BIN)/python -m unicp.benchmarking.attention_change --sampler unipc --prompts 16 --seeds 2 --out docs/results/attention_change.json --figure docs/img/u_shape.png
 
 # --- set-up
 

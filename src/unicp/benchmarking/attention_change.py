@@ -8,7 +8,6 @@ positions; mean over prompts, seeds and branches.
 
 from __future__ import annotations
 
-import argparse
 import json
 from pathlib import Path
 from typing import Any
@@ -16,13 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unicp.benchmarking.harness import Harness
+from unicp.benchmarking.command import harness_of, measuring_parser
 from unicp.benchmarking.step_count import StepCount
-from unicp.benchmarking.suites import SPLITS, STEPS, models, prompts_of
+from unicp.benchmarking.suites import SPLITS, STEPS, prompts_of
 from unicp.models.finder import map_model
-from unicp.models.loading import SAMPLERS
 from unicp.numerics.error_measures import relative_error
-from unicp.testbed import DEFAULT
 
 
 class Changes:
@@ -69,17 +66,12 @@ class Changes:
 
 def main() -> None:
     """The command line; see the module's docstring."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default=DEFAULT, help="a test-bed, or a folder")
-    parser.add_argument("--sampler", default="default", choices=SAMPLERS)
-    parser.add_argument("--prompts", type=int, default=4)
+    parser = measuring_parser(__doc__, 4, "attention_change.json")
     parser.add_argument("--split", default="table", choices=SPLITS)
     parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--frames", type=int)
-    parser.add_argument("--out", type=Path, default=Path("build/bench/attention_change.json"))
     parser.add_argument("--figure", type=Path)
     options = parser.parse_args()
-    harness = Harness(models().get(options.model, Path(options.model)), options.sampler, STEPS, frames=options.frames)
+    harness = harness_of(options)
     changes = Changes(harness.pipe)
     for index, prompt in enumerate(prompts_of(options.split, options.model)[: options.prompts]):
         for seed in range(options.seeds):

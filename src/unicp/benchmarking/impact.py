@@ -10,19 +10,16 @@ is 1. The built-in curve of `unicp.control.tolerance` comes from this.
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
-from pathlib import Path
 
 from torch import Tensor
 
+from unicp.benchmarking.command import harness_of, measuring_parser
 from unicp.benchmarking.harness import Harness
 from unicp.benchmarking.injection import Injection, injected
-from unicp.benchmarking.suites import STEPS, models, prompts_of
-from unicp.models.loading import SAMPLERS
+from unicp.benchmarking.suites import STEPS, prompts_of
 from unicp.numerics.error_measures import relative_error
-from unicp.testbed import DEFAULT
 
 PROBED = (2, 3, 5, 8, 11, 14, 17, 20, 23, 26, 28, 29)
 
@@ -55,14 +52,9 @@ def _latent(harness: Harness, prompt: str, seed: int, step: int | None) -> tuple
 
 def main() -> None:
     """The command line; see the module's docstring."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default=DEFAULT, help="a test-bed, or a folder")
-    parser.add_argument("--sampler", default="default", choices=SAMPLERS)
-    parser.add_argument("--prompts", type=int, default=2)
-    parser.add_argument("--frames", type=int)
-    parser.add_argument("--out", type=Path, default=Path("build/bench/impact.json"))
+    parser = measuring_parser(__doc__, 2, "impact.json")
     options = parser.parse_args()
-    harness = Harness(models().get(options.model, Path(options.model)), options.sampler, STEPS, frames=options.frames)
+    harness = harness_of(options)
     prompts = list(prompts_of("calibration", options.model)[: options.prompts])
     table = measure(harness, prompts)
     record = {"sampler": options.sampler, "steps": STEPS, "prompts": prompts, "device": "cpu", "rows": table}

@@ -12,29 +12,26 @@ branches and prompts.
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from unicp.benchmarking.command import harness_of, measuring_parser
 from unicp.benchmarking.harness import Harness
 from unicp.benchmarking.step_count import StepCount
-from unicp.benchmarking.suites import STEPS, models, prompts_of
+from unicp.benchmarking.suites import STEPS, prompts_of
 from unicp.execution.attention_seam import Seam
 from unicp.files import replacing
 from unicp.models.finder import Unit, map_model
-from unicp.models.loading import SAMPLERS
 from unicp.numerics.error_measures import relative_error
 from unicp.numerics.principal_axes import Bases, BasisKind, fit_bases
 from unicp.numerics.sliced_attention import sliced_attention
-from unicp.testbed import DEFAULT
 
 PROBED = (2, 8, 16, 24, 29)
 AGES = (0, 1, 3)
@@ -196,15 +193,10 @@ def over_steps(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def main() -> None:
     """The command line; see the module's docstring."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default=DEFAULT, help="a test-bed, or a folder")
-    parser.add_argument("--sampler", default="default", choices=SAMPLERS)
-    parser.add_argument("--prompts", type=int, default=2)
-    parser.add_argument("--frames", type=int)
-    parser.add_argument("--out", type=Path, default=Path("build/bench/slices.json"))
+    parser = measuring_parser(__doc__, 2, "slices.json")
     options = parser.parse_args()
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    harness = Harness(models().get(options.model, Path(options.model)), options.sampler, STEPS, frames=options.frames)
+    harness = harness_of(options)
     prompts = prompts_of("calibration", options.model)[: options.prompts]
     with torch.no_grad():
         rows = measure(harness, prompts, print)

@@ -10,13 +10,12 @@ from pathlib import Path
 
 import av
 import pytest
-from typer.testing import CliRunner
 
 import unicp
 from tests import tiny_pipeline
+from tests.commands import refused, run
 from unicp.cli import common
 from unicp.cli.inspect_model import _ranges
-from unicp.cli.main import app
 from unicp.files import load_trace
 
 PROMPT = "a red star moving left on a striped background"
@@ -30,20 +29,6 @@ def folder(tmp_path_factory) -> Path:
 @pytest.fixture(autouse=True)
 def _in_a_folder_of_its_own(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-
-
-def run(*arguments: object):
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
-
-
-def refused(*arguments: object) -> str:
-    """The one line on stderr."""
-    result = run(*arguments)
-    assert result.exit_code == 2, result.output
-    assert result.stdout == ""
-    (line,) = result.stderr.splitlines()
-    assert line.startswith("unicp: error: ")
-    return line
 
 
 def video_shape(path: Path) -> tuple[int, int, int]:

@@ -7,12 +7,11 @@ import json
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
 import unicp.calibration.calibrating as calibrating
 from tests import tiny_pipeline
+from tests.commands import refused, run
 from tests.made_profiles import made
-from unicp.cli.main import app
 from unicp.planning.plan import load_plan
 from unicp.planning.profile import FewerSteps, Seconds, load_profile, save_profile
 
@@ -22,20 +21,6 @@ PROMPT = "a red star moving left on a striped background"
 @pytest.fixture(autouse=True)
 def _in_a_folder_of_its_own(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-
-
-def run(*arguments: object):
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
-
-
-def refused(*arguments: object) -> str:
-    """The one line on stderr."""
-    result = run(*arguments)
-    assert result.exit_code == 2, result.output
-    assert result.stdout == ""
-    (line,) = result.stderr.splitlines()
-    assert line.startswith("unicp: error: ")
-    return line
 
 
 @pytest.fixture

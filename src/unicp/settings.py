@@ -76,20 +76,20 @@ class Slicing:
 
     widths: widths to try: whole numbers are channels of a head (multiples of 8, at most the head width), fractions
         below 1 are shares of it, rounded up to a multiple of 8; empty = off.
-    tolerance: largest relative error of a sliced attention output, over query rows and channels, as probed at
-        the last full computation, for that width to be taken.
-    min_saving: a width is taken only if it saves at least this share of the operations of the call.
+    tolerance: largest relative error of a sliced attention output, over query rows and channels, for that width to be
+        taken, at a step of average impact (see `Settings.weighting`); measured on a few query rows in that very call.
+    min_saving: a width is taken only if it saves at least this share of the operations of the attention, after what
+        the bases and the measurement cost.
     basis: "pca" of the keys alone (the paper's), "centred_pca" of queries and centred keys, or "kq_svd".
-    correction: add full - sliced of the last full computation to later sliced outputs.
-    refresh: a full computation at least every this many computed steps renews bases and correction.
+    refresh: most calls that one set of bases serves; one whose slices are not within the tolerance any more is
+        fitted anew earlier.
     """
 
     widths: tuple[int | float, ...] = ()
-    tolerance: float = 0.1
-    min_saving: float = 0.05
+    tolerance: float = 0.03
+    min_saving: float = 0.1
     basis: Basis = "kq_svd"
-    correction: bool = True
-    refresh: int = 3
+    refresh: int = 4
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "widths", _as_tuple("slicing widths", self.widths))
@@ -234,7 +234,7 @@ PRESETS: dict[str, Settings] = {
         max_window=4,
         mend_sampler=False,
         text_keys_values=False,
-        slicing=Slicing(widths=(0.5,), tolerance=1.0, basis="pca", correction=False),
+        slicing=Slicing(widths=(0.5,), tolerance=1.0, basis="pca"),
         store_factor=64.0,
     ),
     "quality": replace(_MODEL_SPAN, tolerance=0.08),

@@ -79,7 +79,7 @@ class Slicing:
     tolerance: largest relative error of a sliced attention output, over query rows and channels, for that width to be
         taken, at a step of average impact (see `Settings.weighting`); measured on a few query rows in that very call.
     min_saving: a width is taken only if it saves at least this share of the operations of the attention, after what
-        the bases and the measurement cost.
+        the bases and the measurement cost; below 0 slices are taken though they cost more, to see what they do.
     basis: "pca" of the keys alone (the paper's), "centred_pca" of queries and centred keys, or "kq_svd".
     refresh: most calls that one set of bases serves; one whose slices are not within the tolerance any more is
         fitted anew earlier.
@@ -100,7 +100,9 @@ class Slicing:
                 found = "neither a positive multiple of 8 nor a fraction below 1"
                 raise SettingsError(f"slicing width {width!r}", found, "use 8, 16, 24, … or for example 0.5")
         _check_number("slicing tolerance", self.tolerance)
-        _check_number("slicing min_saving", self.min_saving)
+        is_number = isinstance(self.min_saving, (int, float)) and not isinstance(self.min_saving, bool)
+        if not is_number or not -math.inf < self.min_saving < 1:
+            raise SettingsError(f"slicing min_saving={self.min_saving!r}", "not a number below 1", "use 0 to 0.9")
         _check_choice("slicing basis", self.basis, get_args(Basis))
         _check_integer("slicing refresh", self.refresh, 1)
 

@@ -107,7 +107,7 @@ class Controller:
     def choose_width(self, moment: Moment, errors: Mapping[int, float], costs: Mapping[int, float]) -> int | None:
         """The cheapest width of an attention that is being computed, None = full width.
 
-        errors: measured in this call, by width. costs: shares of the operations of full attention.
+        errors: measured in this call, by width. costs: shares of the most that a slice may cost.
         """
         tolerance = self.slice_tolerance(moment)
         options = [Option(Action.SLICE, costs[width], error, tolerance, width) for width, error in errors.items()]

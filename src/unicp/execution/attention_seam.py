@@ -29,7 +29,8 @@ from unicp.numerics.sliced_attention import ROWS, SlicedCall
 from unicp.settings import Slicing
 
 _ARGUMENTS = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
-# (errors of the worst sample, costs as shares of full attention), both by width -> the width to take, None = full.
+# (errors of the worst sample, costs as shares of the most that a slice may cost), both by width -> the width to take,
+# None = full.
 Choose = Callable[[Mapping[int, float], Mapping[int, float]], int | None]
 
 
@@ -128,10 +129,11 @@ def _attend(
 ) -> tuple[Tensor, SliceOutcome]:
     query, key, value = named["query"], named["key"], named["value"]
     costs = Costs(query, key, widths)
-    paying = [width for width in widths if costs.share(width) <= 1 - slicing.min_saving]
-    if not paying:
+    shares = {width: costs.share(width) / (1 - slicing.min_saving) for width in widths}
+    shares = {width: share for width, share in shares.items() if share < 1}
+    if not shares:
         return func(**named), SliceOutcome(refusal=TOO_SHORT)
-    shares = {width: costs.share(width) for width in paying}
+    paying = list(shares)
     # Errors change little from call to call: measuring them again is put off while they would have to fall by much.
     hoped = {width: HOPE * error for width, error in state.refused.items() if width in shares}
     if hoped and state.waited < slicing.refresh and choose(hoped, shares) is None:

@@ -286,17 +286,12 @@ class Runner:
     def _slice(self, now: _Call, span: UnitSpan, call: Callable[[], Any]) -> Any:
         """A unit that is computed, at the width that is enough."""
         started = time.perf_counter()
-        output, outcome = span.compute(now.moment, call)
+        outcome = span.slice(now.moment, call)
         self._say_if_refused(span)
-        if outcome.width is not None or outcome.saved:
-            action = Action.COMPUTE if outcome.width is None else Action.SLICE
-            tolerance = self.model_span.controller.slice_tolerance(now.moment)
-            why = "tolerance" if outcome.width is None else "within"
-            decision = Decision(action, tolerance, why, None, outcome.width)
-            measured = None if outcome.width is None else [outcome.error]
+        if outcome.decision.action is Action.SLICE or outcome.saved:
             seconds = time.perf_counter() - started
-            self.recorder.note(span.unit.name, decision, measured, None, seconds, outcome.saved)
-        return output
+            self.recorder.note(span.unit.name, outcome.decision, outcome.measured, None, seconds, outcome.saved)
+        return outcome.output
 
     def _say_if_refused(self, span: UnitSpan) -> None:
         if span.refusal:

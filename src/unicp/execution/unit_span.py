@@ -104,6 +104,15 @@ class UnitSpan:
         measured, fits = self._computed(state, moment, position, output, probe, drift, branches)
         return UnitOutcome(decision, output, measured, fits, non_finite, sliced.saved)
 
+    def slice(self, moment: Moment, call: Callable[[], Any]) -> UnitOutcome:
+        """One call that is not served, at the width that is enough."""
+        output, sliced = self.compute(moment, call)
+        tolerance = self.controller.slice_tolerance(moment)
+        if sliced.width is None:
+            return UnitOutcome(Decision(Action.COMPUTE, tolerance, "tolerance"), output, saved=sliced.saved)
+        decision = Decision(Action.SLICE, tolerance, "within", None, sliced.width)
+        return UnitOutcome(decision, output, [sliced.error], saved=sliced.saved)
+
     def compute(self, moment: Moment, call: Callable[[], Any]) -> tuple[Any, SliceOutcome]:
         """Runs the unit, its attention at the width that the controller chooses from what is measured in this call."""
         if not self.widths or self.refusal == NOT_CAUGHT or self.settings.tolerance == 0:

@@ -74,6 +74,11 @@ class Session:
         """The plan of the last run; None before the first, and where there is no target or no plan could be had."""
         return None if self._planner is None else self._planner.plan
 
+    @property
+    def is_guess(self) -> bool:
+        """True where a target is met by the profile of another model, which is no promise."""
+        return self._planner is not None and self._planner.caution > 0
+
     def _guard_of_run(self, schedule: NoiseSchedule | None, branches: int, shape: tuple[int, ...]) -> Guard | None:
         assert self._planner is not None
         return self._planner(None if schedule is None else schedule.levels(), branches, shape)

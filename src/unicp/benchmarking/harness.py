@@ -60,7 +60,8 @@ class Case:
 class Harness:
     """A loaded pipeline under one sampler, and the defaults it is run with.
 
-    calibration: prompts for methods that calibrate, disjoint from those of the table.
+    calibration: prompts for methods that calibrate, disjoint from those of the table. profile: of the model, for
+    targets, None = the one that is shipped.
     """
 
     def __init__(
@@ -71,13 +72,14 @@ class Harness:
         calibration: tuple[str, ...] = (),
         frames: int | None = None,
         device: Any = None,
+        profile: Path | None = None,
     ):
         self.sampler, self.steps = sampler_name, steps
         self.pipe: Any = load_pipeline(model, device=device)
         sampler(self.pipe, sampler_name)
         self.pipe.set_progress_bar_config(disable=True)
         self.options = self._options(generation_defaults(model), frames)
-        self.bench = Bench(self.pipe, steps, self.latent, calibration)
+        self.bench = Bench(self.pipe, steps, self.latent, calibration, profile)
         self.environment = environment(self.pipe)
 
     def _options(self, defaults: dict[str, Any], frames: int | None) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import unicp
@@ -29,13 +30,15 @@ class Bench:
     """What a method may need to know: the pipeline, how many steps the reference takes, and how to make a clip.
 
     latent: the final latent of one run of (prompt, seed), for calibrations. calibration: prompts for that,
-    disjoint from those of the table. notes: results of calibrations, kept over clips.
+    disjoint from those of the table. profile: of the model, for targets; None = the one that is shipped.
+    notes: results of calibrations, kept over clips.
     """
 
     pipe: Any
     steps: int
     latent: Callable[[str, int], Any]
     calibration: tuple[str, ...] = ()
+    profile: Path | None = None
     notes: dict[str, Any] = field(default_factory=dict)
 
 
@@ -84,13 +87,18 @@ def unicp_method(setting: str, settings: Settings, family: str = "UniCP") -> Met
 
 
 def with_target(text: str) -> Method:
-    """UniCP under a target like "psnr>=35", by the shipped profile of the model, or a guess."""
+    """UniCP under a target like "psnr>=35", by the profile of the model; a guess is not measured."""
     parse_target(text)
 
     @contextmanager
     def attach(bench: Bench) -> Iterator[None]:
-        with unicp.enable(bench.pipe, target=text):
-            yield
+        try:
+            with unicp.enable(bench.pipe, target=text, profile=bench.profile) as session:
+                if session.is_guess:
+                    raise CannotRunError("no profile of this model is shipped: unicp calibrate makes one for --profile")
+                yield
+        except InputError as error:  # also of the run: a target that cannot be met
+            raise CannotRunError(f"{error.found}: {error.do}") from None
 
     return Method(PLANNED, text, attach)
 

@@ -10,7 +10,15 @@ import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
-from unicp.benchmarking.methods import Method, fewer_steps, fixed_window, other_sampler, unicp_method, with_preset
+from unicp.benchmarking.methods import (
+    Method,
+    fewer_steps,
+    fixed_window,
+    other_sampler,
+    unicp_method,
+    with_preset,
+    with_target,
+)
 from unicp.benchmarking.peers import cache_dit_methods, diffusers_methods
 from unicp.benchmarking.step_schedule import schedule_methods
 from unicp.errors import InputError
@@ -70,11 +78,14 @@ def _quick() -> Suite:
 
 def _peers() -> Suite:
     ours = [with_preset("balanced", tolerance=t) for t in (0.04, 0.08, 0.15, 0.25, 0.5, 1.0, 2.0)]
+    planned = [with_target(f"speedup>={x}") for x in ("1.5", "2", "2.5", "3", "4")]
+    planned += [with_target(f"psnr>={x}") for x in (40, 35, 30)]
     windows = [fixed_window(n) for n in (2, 3, 4, 5)]
     fewer = [fewer_steps(n) for n in (20, 15, 12, 10, 8, 7)]
     others = [other_sampler(name, n) for name in ("unipc", "dpm", "euler") for n in (20, 15, 12, 10, 8)]
     methods = (
         *ours,
+        *planned,
         *windows,
         *schedule_methods(),
         *fewer,

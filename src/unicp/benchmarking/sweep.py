@@ -22,6 +22,7 @@ class Sweep:
     """What is to be measured. prompts: texts; prompt i of them starts from noise of seed 1000 s + i, s below `seeds`.
 
     metrics: "all" or "fast" (those that cost milliseconds). clips: a folder to keep every clip in, or None.
+    profile: of the model, for targets; None = the one that is shipped.
     """
 
     suite: str
@@ -36,11 +37,13 @@ class Sweep:
     frames: int | None = None
     metrics: str = ALL_METRICS
     clips: Path | None = None
+    profile: Path | None = None
 
 
 def run(sweep: Sweep, say: Callable[[str], None]) -> None:
     """Measures what has no row yet; `say` is given a line for each new row."""
-    harness = Harness(sweep.folder, sweep.sampler, sweep.steps, prompts_of("calibration", sweep.model), sweep.frames)
+    calibration = prompts_of("calibration", sweep.model)
+    harness = Harness(sweep.folder, sweep.sampler, sweep.steps, calibration, sweep.frames, profile=sweep.profile)
     fidelity = Fidelity(sweep.metrics)
     keep = None if sweep.clips is None else _keeper(sweep.clips)
     for index, prompt in enumerate(sweep.prompts):

@@ -50,6 +50,7 @@ def bench(
     method: MethodOption = None,
     out: RowsOption = None,
     clips: ClipsOption = None,
+    profile: options.ProfileOption = None,
     fast_metrics: FastOption = False,
 ) -> None:
     """Measure methods side by side: operations, seconds, memory and fidelity against the plain run of the same seed.
@@ -65,8 +66,8 @@ def bench(
       unicp bench presets --method 'balanced {"tolerance": 0.1}' --split tuning --prompts 4
     """
     if suite == "overhead":
-        asked = (model, sampler, steps, prompts, seeds, frames, split, prompts_file, method, clips, fast_metrics)
-        return _overhead(out, asked == ("glyphs", "default", 30, None, None, None, "table", None, None, None, False))
+        given = (sampler != "default", steps != 30, prompts, seeds, frames, prompts_file, method, clips, profile)
+        return _overhead(out, model == "glyphs" and split == "table" and not fast_metrics and not any(given))
     _check(prompts, seeds, steps, frames, sampler)
 
     from unicp.benchmarking import suites, sweep
@@ -93,6 +94,7 @@ def bench(
         frames=frames or chosen.frames,
         metrics=sweep.FAST_METRICS if fast_metrics else sweep.ALL_METRICS,
         clips=clips,
+        profile=profile,
     )
     _run(plan, chosen.about)
 
@@ -128,8 +130,11 @@ def _run(plan: Sweep, about: str) -> None:
     from unicp.benchmarking import sweep
     from unicp.benchmarking.rows import read_rows
     from unicp.benchmarking.statistics import group_rows, markdown
+    from unicp.planning.profile import load_profile
 
     known = read_rows(plan.out)  # a damaged file is told before anything runs
+    if plan.profile is not None:
+        load_profile(plan.profile)
     if plan.clips is not None:
         plan.clips.mkdir(parents=True, exist_ok=True)
     total = len(plan.prompts) * plan.seeds * (len(plan.methods) + 1)

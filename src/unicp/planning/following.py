@@ -30,7 +30,7 @@ class RunPlanner:
         say: Callable[[str], None],
         knows_seconds: bool = True,
     ):
-        self._source, self._caution, self._say, self._knows_seconds = source, caution, say, knows_seconds
+        self._source, self.caution, self._say, self._knows_seconds = source, caution, say, knows_seconds
         self._solved: dict[tuple[float, ...], Plan] = {}
         self._said: set[str] = set()
         self.plan: Plan | None = source if isinstance(source, Plan) else None
@@ -52,7 +52,7 @@ class RunPlanner:
             return Guard(self._source.schedule)
         target, profile = self._source
         known = profile.fingerprint.branches
-        if branches != known and not self._caution:
+        if branches != known and not self.caution:
             return self._without(f"the profile is of {known} calls a step and this run makes {branches} (guidance)")
         self.plan = self.solve(levels, shape)
         self._tell_of_fewer(self.plan, target)
@@ -66,7 +66,7 @@ class RunPlanner:
         same_size = (shape is None or list(shape) == list(profile.shape)) and self._knows_seconds
         key = (*(level.sigma for level in levels), float(same_size))
         if key not in self._solved:
-            self._solved[key] = Solver(profile, levels, self._caution, same_size).plan(target)
+            self._solved[key] = Solver(profile, levels, self.caution, same_size).plan(target)
         return self._solved[key]
 
     def _tell_of_fewer(self, plan: Plan, target: Target) -> None:

@@ -10,10 +10,13 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from tests import tiny_pipeline
+from tests.made_profiles import made
 from unicp.benchmarking.harness import Case, Harness, _alive_bytes, measure_case
-from unicp.benchmarking.methods import CannotRunError, Method, fewer_steps, plain, with_preset
+from unicp.benchmarking.methods import CannotRunError, Method, fewer_steps, plain, with_preset, with_target
 from unicp.benchmarking.rows import read_rows
 from unicp.benchmarking.suites import suite
+from unicp.planning.fingerprint import fingerprint_of
+from unicp.planning.profile import save_profile
 
 STEPS = 8
 CASE = Case("a red star moving left on a striped background", 0)
@@ -120,7 +123,9 @@ def test_every_peer_runs_or_says_why_and_leaves_the_pipeline_bit_equal(harness, 
     assert before.operations == after.operations
     reasons = {row.method: row.reason for row in rows.values() if row.reason}
     # FasterCache splits a batch of both branches, which Wan does not make; FoCa is not built in cache-dit.
-    assert set(reasons) == {"fewer steps, unipc", "diffusers FasterCache", "cache-dit DBCache + FoCa"}
+    # No profile of this model is shipped.
+    others = {"UniCP planned", "diffusers FasterCache", "cache-dit DBCache + FoCa"}
+    assert set(reasons) == {"fewer steps, unipc"} | others
     saving = {row.method for row in rows.values() if not row.reason and row.operations < row.full_operations}
     assert {"diffusers FirstBlockCache", "diffusers MagCache", "diffusers SeaCache", "cache-dit DBCache"} <= saving
 
@@ -130,6 +135,19 @@ def test_our_own_rows_come_with_what_was_done_at_each_step(harness, tmp_path):
     row = rows["UniCP", "balanced every 2"]
     assert len(row.work) == STEPS
     assert row.work[0] == 1.0 and 0.0 in row.work
+
+
+def test_a_target_is_measured_with_a_profile_of_the_model_and_never_as_a_guess(harness, tmp_path, monkeypatch):
+    targets = [with_target("speedup>=1.5"), with_target("speedup>=50")]
+    rows = measured(harness, targets, tmp_path / "guessed.jsonl")
+    assert "unicp calibrate" in rows["UniCP planned", "speedup>=1.5"].reason
+    own = fingerprint_of(harness.pipe.transformer, harness.pipe.scheduler, "flow", 2)
+    save_profile(made(**vars(own)), tmp_path / "profile.json")
+    monkeypatch.setattr(harness.bench, "profile", tmp_path / "profile.json")
+    rows = measured(harness, targets, tmp_path / "rows.jsonl")
+    row = rows["UniCP planned", "speedup>=1.5"]
+    assert row.measured and row.full_operations >= 1.5 * row.operations
+    assert "at most speedup>=" in rows["UniCP planned", "speedup>=50"].reason
 
 
 def test_tensors_without_memory_count_nothing():

@@ -26,7 +26,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from unicp.benchmarking.methods import Bench, CannotRunError, Method, plain
 from unicp.benchmarking.rows import Row, append_row, read_rows
-from unicp.models.loading import generation_defaults, load_pipeline, sampler
+from unicp.models.loading import check_frames, generation_defaults, load_pipeline, sampler
 from unicp.numerics.operation_counts import OperationCounter
 
 PACKAGES = ("unicp", "torch", "diffusers", "transformers", "cache-dit")
@@ -86,6 +86,7 @@ class Harness:
         known = inspect.signature(type(self.pipe).__call__).parameters
         defaults = {k: v for k, v in defaults.items() if k not in ("num_inference_steps", "fps")}
         if frames is not None:
+            check_frames(self.pipe, frames)
             defaults["num_frames"] = frames
         if "num_frames" in defaults and "num_frames" not in known:
             defaults["video_length"] = defaults.pop("num_frames")

@@ -9,7 +9,7 @@ import typer
 
 from unicp.cli import options
 from unicp.errors import InputError
-from unicp.files import check_writable
+from unicp.files import check_writable, read_json
 from unicp.models.loading import SAMPLERS, check_model
 
 if TYPE_CHECKING:
@@ -91,12 +91,19 @@ def bench(
         seeds=chosen.seeds if seeds is None else seeds,
         methods=tuple(methods),
         out=_rows_file(out, f"{suite}-{name}.jsonl"),
-        frames=frames or chosen.frames,
+        frames=frames or _usual_frames(chosen.frames, folder),
         metrics=sweep.FAST_METRICS if fast_metrics else sweep.ALL_METRICS,
         clips=clips,
         profile=profile,
     )
     _run(plan, chosen.about)
+
+
+def _usual_frames(frames: int | None, folder: Path) -> int | None:
+    """Those of the suite, unless the model makes clips of one length only."""
+    config = folder / "transformer" / "config.json"
+    is_fixed = config.is_file() and "video_length" in read_json(config)
+    return None if is_fixed else frames
 
 
 def _overhead(out: Path | None, is_alone: bool) -> None:

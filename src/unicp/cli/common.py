@@ -233,6 +233,8 @@ def _steps_bar(title: str, steps: int | None) -> Iterator[_StepsBar]:
 
 
 def _arguments(pipe: Any, request: Request, defaults: dict[str, Any]) -> dict[str, Any]:
+    from unicp.models.loading import check_frames
+
     known = _parameters(pipe)
     frames_name = next((name for name in _FRAME_NAMES if name in known), _FRAME_NAMES[0])
     renamed = {_FRAME_NAMES[0]: frames_name}
@@ -242,6 +244,7 @@ def _arguments(pipe: Any, request: Request, defaults: dict[str, Any]) -> dict[st
         if name not in known:
             raise InputError(f"{flag} {value}", f"a {type(pipe).__name__}, which takes no {name}", f"leave {flag} out")
         arguments[name] = value
+    check_frames(pipe, arguments.get(frames_name))
     return {"prompt": request.prompt, **arguments}
 
 

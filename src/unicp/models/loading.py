@@ -144,6 +144,14 @@ def generation_defaults(model: str | Path) -> dict[str, Any]:
     return values
 
 
+def check_frames(pipe: Any, frames: int | None) -> None:
+    """Latte's positions in time are of one number of frames. Raises InputError for another; None = not given."""
+    config = getattr(getattr(pipe, "transformer", None), "config", {})
+    known = config.get("video_length")
+    if known is not None and frames is not None and frames != known:
+        raise InputError(f"{frames} frames", f"a model that can make {known} only", f"ask for {known} frames")
+
+
 def sampler(pipe: Any, name: str) -> None:
     """Swaps the scheduler of a pipeline: "euler", "unipc", "dpm" (DPM-Solver++), "default" = none.
 

@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 
 from tests import tiny_pipeline
 from unicp.benchmarking.rows import read_rows
+from unicp.cli import bench
 from unicp.cli.main import app
 
 FAST = ("--fast-metrics", "--prompts", "1", "--seeds", "1", "--steps", "6")
@@ -82,3 +83,12 @@ def test_a_damaged_file_of_rows_is_told_before_anything_runs(folder, tmp_path):
     (tmp_path / "rows.jsonl").write_text("{broken\n{}\n")
     result = run("quick", "--model", folder, "--out", tmp_path / "rows.jsonl", *FAST)
     assert result.exit_code == 2 and "line 1" in result.stderr
+
+
+def test_short_clips_of_a_suite_are_not_asked_of_a_model_of_one_length(tmp_path):
+    config = tmp_path / "transformer" / "config.json"
+    config.parent.mkdir()
+    config.write_text('{"video_length": 16}')
+    assert bench._usual_frames(9, tmp_path) is None
+    config.write_text("{}")
+    assert bench._usual_frames(9, tmp_path) == bench._usual_frames(9, tmp_path / "none") == 9

@@ -17,7 +17,7 @@ from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepSchedu
 from tests import tiny_pipeline
 from unicp.errors import FileFormatError, InputError, UniCPError, UnsupportedModelError
 from unicp.models.finder import map_model
-from unicp.models.loading import check_model, generation_defaults, load_outline, load_pipeline, sampler
+from unicp.models.loading import check_frames, check_model, generation_defaults, load_outline, load_pipeline, sampler
 from unicp.models.noise import read_schedule
 from unicp.testbed import film, latte
 from unicp.testbed.components import FLOW_SHIFT, build_scheduler
@@ -133,6 +133,15 @@ def test_bad_defaults(text, tmp_path):
     (tmp_path / "unicp_defaults.json").write_text(text)
     with pytest.raises(FileFormatError):
         generation_defaults(tmp_path)
+
+
+def test_a_model_of_one_number_of_frames_refuses_others():
+    pipe = SimpleNamespace(transformer=SimpleNamespace(config={"video_length": 16}))
+    for frames in (16, None):
+        check_frames(pipe, frames)
+    with pytest.raises(InputError, match="asked: 9 frames; found: a model that can make 16 only"):
+        check_frames(pipe, 9)
+    check_frames(SimpleNamespace(transformer=SimpleNamespace(config={})), 9)
 
 
 def test_samplers_keep_the_shift():

@@ -76,20 +76,20 @@ class Slicing:
 
     widths: widths to try: whole numbers are channels of a head (multiples of 8, at most the head width), fractions
         below 1 are shares of it, rounded up to a multiple of 8; empty = off.
-    tolerance: largest relative error of a sliced attention output, over query rows and channels, as probed at
-        the last full computation, for that width to be taken.
-    min_saving: a width is taken only if it saves at least this share of the operations of the call.
+    tolerance: largest relative error of a sliced attention output, over query rows and channels, for that width to be
+        taken, at a step of average impact (see `Settings.weighting`); measured on a few query rows in that very call.
+    min_saving: a width is taken only if it saves at least this share of the operations of the attention, after what
+        the bases and the measurement cost; below 0 slices are taken though they cost more, to see what they do.
     basis: "pca" of the keys alone (the paper's), "centred_pca" of queries and centred keys, or "kq_svd".
-    correction: add full - sliced of the last full computation to later sliced outputs.
-    refresh: a full computation at least every this many computed steps renews bases and correction.
+    refresh: most calls that one set of bases serves; one whose slices are not within the tolerance any more is
+        fitted anew earlier.
     """
 
     widths: tuple[int | float, ...] = ()
-    tolerance: float = 0.1
-    min_saving: float = 0.05
+    tolerance: float = 0.03
+    min_saving: float = 0.1
     basis: Basis = "kq_svd"
-    correction: bool = True
-    refresh: int = 3
+    refresh: int = 4
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "widths", _as_tuple("slicing widths", self.widths))
@@ -100,7 +100,9 @@ class Slicing:
                 found = "neither a positive multiple of 8 nor a fraction below 1"
                 raise SettingsError(f"slicing width {width!r}", found, "use 8, 16, 24, … or for example 0.5")
         _check_number("slicing tolerance", self.tolerance)
-        _check_number("slicing min_saving", self.min_saving)
+        is_number = isinstance(self.min_saving, (int, float)) and not isinstance(self.min_saving, bool)
+        if not is_number or not -math.inf < self.min_saving < 1:
+            raise SettingsError(f"slicing min_saving={self.min_saving!r}", "not a number below 1", "use 0 to 0.9")
         _check_choice("slicing basis", self.basis, get_args(Basis))
         _check_integer("slicing refresh", self.refresh, 1)
 
@@ -234,7 +236,7 @@ PRESETS: dict[str, Settings] = {
         max_window=4,
         mend_sampler=False,
         text_keys_values=False,
-        slicing=Slicing(widths=(0.5,), tolerance=1.0, basis="pca", correction=False),
+        slicing=Slicing(widths=(0.5,), tolerance=1.0, basis="pca"),
         store_factor=64.0,
     ),
     "quality": replace(_MODEL_SPAN, tolerance=0.08),

@@ -67,7 +67,8 @@ BAD_SLICING = [
     ("widths", 32),
     ("tolerance", -1),
     ("tolerance", math.nan),
-    ("min_saving", -0.1),
+    ("min_saving", 1.0),
+    ("min_saving", math.nan),
     ("min_saving", True),
     ("basis", "fourier"),
     ("refresh", 0),
@@ -179,9 +180,8 @@ slicings = st.builds(
     Slicing,
     widths=st.lists(widths, max_size=3).map(tuple),
     tolerance=numbers,
-    min_saving=numbers,
+    min_saving=st.floats(-1e6, 0.99),
     basis=st.sampled_from(["pca", "centred_pca", "kq_svd"]),
-    correction=st.booleans(),
     refresh=st.integers(1, 9),
 )
 

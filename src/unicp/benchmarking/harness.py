@@ -310,7 +310,12 @@ def _status(name: str) -> int:
 def environment(pipe: Any) -> dict[str, Any]:
     """Versions, device, dtype, threads and commit: what is needed to run a row again."""
     parameter = next(pipe.transformer.parameters())
-    found: dict[str, Any] = {"device": _device_name(parameter.device), "dtype": str(parameter.dtype)[6:]}
+    return environment_of(parameter.device, parameter.dtype)
+
+
+def environment_of(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
+    """The same where there is no pipeline."""
+    found: dict[str, Any] = {"device": _device_name(device), "dtype": str(dtype)[6:]}
     found["threads"] = torch.get_num_threads()
     for package in PACKAGES:
         try:

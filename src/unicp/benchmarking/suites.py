@@ -119,12 +119,11 @@ def _ablation() -> Suite:
 def _slicing_ablation(base: Settings) -> list[Method]:
     found = []
     for basis in ("pca", "centred_pca", "kq_svd"):
-        for correction in (False, True):
-            slicing = Slicing(widths=(0.5,), tolerance=1.0, basis=basis, correction=correction)
-            name = f"balanced + half width, {basis}{', corrected' if correction else ''}"
-            found.append(unicp_method(name, dataclasses.replace(base, slicing=slicing)))
-    careful = Slicing(widths=(0.25, 0.5, 0.75), tolerance=0.05, basis="kq_svd", correction=True)
-    found.append(unicp_method("balanced + DWS within 0.05", dataclasses.replace(base, slicing=careful)))
+        slicing = Slicing(widths=(0.5,), tolerance=100.0, basis=basis)
+        found.append(unicp_method(f"balanced + half width, {basis}", dataclasses.replace(base, slicing=slicing)))
+    for tolerance in (0.015, 0.03, 0.06):
+        careful = Slicing(widths=(0.25, 0.5, 0.75), tolerance=tolerance)
+        found.append(unicp_method(f"balanced + DWS within {tolerance}", dataclasses.replace(base, slicing=careful)))
     return found
 
 

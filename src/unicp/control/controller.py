@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from unicp.control.guard import Guard
 from unicp.control.shift import FULL, Option, cheapest_within_tolerance
@@ -11,19 +11,6 @@ from unicp.control.tolerance import step_tolerance
 from unicp.control.windows import Candidate, ErrorWindow, Position
 from unicp.records import Action, Decision, Moment
 from unicp.settings import Settings
-
-
-@dataclass(frozen=True)
-class SliceReport:
-    """What is known of slicing at this moment, from the last full computation.
-
-    errors: probed relative error by width. savings: share of the call's operations that each width saves.
-    since_full: computations since the last full one.
-    """
-
-    errors: Mapping[int, float]
-    savings: Mapping[int, float]
-    since_full: int
 
 
 @dataclass(frozen=True)
@@ -37,7 +24,6 @@ class Question:
     moment: Moment
     position: Position
     drift: Sequence[float] | None = None
-    slices: SliceReport | None = None
     doubt: str = ""
 
 
@@ -97,11 +83,9 @@ class Controller:
                 options.append(Option(serve, 0.0, 0.0 if self._is_fixed else worst, tolerance))
             calm = max(window.predict(question.position)[1], default=0.0)
             refusal = "spike" if window.spent + calm <= tolerance < worst else "tolerance"
-        options += self._slices(question)
-        chosen = cheapest_within_tolerance(options)
-        if chosen.action is serve:
-            return Decision(serve, tolerance, "within", predicted), candidate
-        return Decision(chosen.action, tolerance, refusal, predicted, chosen.width), None
+        if cheapest_within_tolerance(options) is FULL:
+            return Decision(Action.COMPUTE, tolerance, refusal, predicted), None
+        return Decision(serve, tolerance, "within", predicted), candidate
 
     @property
     def _is_fixed(self) -> bool:
@@ -114,21 +98,17 @@ class Controller:
             known = (errors or {}).get(self.guard.schedule.candidate)
             self.guard.computed(moment.step, moment.branch, max(known) if known else None)
 
-    def slice_or_compute(self, decision: Decision, question: Question) -> Decision:
-        """A decision to compute, turned into a slice where one is allowed."""
-        if decision.action is not Action.COMPUTE:
-            return decision
-        chosen = cheapest_within_tolerance(self._slices(question))
-        if chosen is FULL:
-            return decision
-        return replace(decision, action=chosen.action, width=chosen.width)
+    def slice_tolerance(self, moment: Moment) -> float:
+        """Largest relative error of a sliced attention at this step; 0 where nothing may differ from the plain run."""
+        if self.settings.tolerance == 0:
+            return 0.0
+        return step_tolerance(self.settings.slicing.tolerance, self.settings.weighting, moment)
 
-    def _slices(self, question: Question) -> list[Option]:
-        report, slicing = question.slices, self.settings.slicing
-        if report is None or self.settings.tolerance == 0 or report.since_full >= slicing.refresh:
-            return []
-        return [
-            Option(Action.SLICE, 1.0 - report.savings[width], error, slicing.tolerance, width)
-            for width, error in report.errors.items()
-            if report.savings[width] >= slicing.min_saving
-        ]
+    def choose_width(self, moment: Moment, errors: Mapping[int, float], costs: Mapping[int, float]) -> int | None:
+        """The cheapest width of an attention that is being computed, None = full width.
+
+        errors: measured in this call, by width. costs: shares of the most that a slice may cost.
+        """
+        tolerance = self.slice_tolerance(moment)
+        options = [Option(Action.SLICE, costs[width], error, tolerance, width) for width, error in errors.items()]
+        return cheapest_within_tolerance(options).width if tolerance > 0 else None

@@ -3,12 +3,14 @@
 The seam is a torch function mode around the attention module; it catches `scaled_dot_product_attention`, which every
 native backend of diffusers ends in. A backend of its own kernels, or a compiled block, does not pass here: then
 the module runs as it is, and the unit is reported as not sliceable.
+
+What a slice misses is measured in the very call that it would serve, on a few queries, before it is taken. So nothing
+needs to be known of earlier calls but the bases, and those are fitted anew as soon as they no longer serve.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,34 +18,57 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from unicp.numerics.operation_counts import attention_operations, sliced_attention_operations
-from unicp.numerics.principal_axes import Bases, fit_bases
-from unicp.numerics.sliced_attention import probe_rows, sliced_attention
+from unicp.errors import InputError
+from unicp.numerics.operation_counts import (
+    attention_operations,
+    linear_operations,
+    slice_fit_operations,
+)
+from unicp.numerics.principal_axes import FIT_TOKENS, Bases, fit_bases
+from unicp.numerics.sliced_attention import ROWS, SlicedCall
 from unicp.settings import Slicing
 
 _ARGUMENTS = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
+# (errors of the worst sample, costs as shares of the most that a slice may cost), both by width -> the width to take,
+# None = full.
+Choose = Callable[[Mapping[int, float], Mapping[int, float]], int | None]
 
 
 @dataclass
 class SliceState:
-    """What one unit in one branch knows about its own attention since the last full computation.
+    """What one unit knows of its attention.
 
-    errors: probed relative error per width, worst sample. corrections: full - sliced output per width.
-    saved: operations that each width saves, projections and lifting included.
+    age: calls that the bases have served. refused: errors by width when no width was good enough; {} = the last call
+    was sliced. waited: calls since then that were not measured.
     """
 
     bases: Bases | None = None
-    errors: dict[int, float] = field(default_factory=dict)
-    corrections: dict[int, Tensor] = field(default_factory=dict)
-    saved: dict[int, int] = field(default_factory=dict)
+    age: int = 0
+    refused: Mapping[int, float] = field(default_factory=dict)
+    waited: int = 0
 
     @property
     def bytes(self) -> int:
-        """Bytes held by bases and corrections."""
-        held = list(self.corrections.values())
-        if self.bases is not None:
-            held += [self.bases.query, self.bases.key, self.bases.value, self.bases.key_mean, self.bases.value_mean]
+        """Bytes held by the bases."""
+        if self.bases is None:
+            return 0
+        held = (self.bases.query, self.bases.key, self.bases.value, self.bases.key_mean, self.bases.value_mean)
         return sum(tensor.numel() * tensor.element_size() for tensor in held)
+
+
+@dataclass(frozen=True)
+class SliceOutcome:
+    """What became of one call.
+
+    width: None = full. error: measured, of the width that was taken, worst sample. saved: operations; less than nothing
+    where slices were measured and none was taken. refusal: why no slice could be taken, whatever its error; "" = one
+    could have been.
+    """
+
+    width: int | None = None
+    error: float = 0.0
+    saved: int = 0
+    refusal: str = ""
 
 
 class Seam(TorchFunctionMode):
@@ -69,65 +94,107 @@ class Seam(TorchFunctionMode):
         return self._handle(func, named)
 
 
-def run_full(
-    call: Callable[[], Any],
-    state: SliceState,
-    slicing: Slicing,
-    widths: tuple[int, ...],
-    uncounted: Callable[[], Any] = nullcontext,
-) -> tuple[Any, bool]:
-    """Runs the module at full width, and renews bases, probed errors and corrections in `state`.
+HOPE = 0.7  # of an error that was too large, what it may have become
+NOT_CAUGHT = "its attention does not end in one plain scaled_dot_product_attention"
+TOO_SHORT = "too few tokens: no width would save enough"
 
-    uncounted: gives a context for that which is no part of a full call.
-    Returns its output and whether its attention was caught exactly once, i.e. whether it can be sliced.
-    """
 
-    def learn(named: dict[str, Any], full: Tensor) -> None:
-        query, key, value = named["query"], named["key"], named["value"]
-        mask, scale = named.get("attn_mask"), named.get("scale")
-        bases = fit_bases(query, key, value, slicing.basis)
-        table = probe_rows(query, key, value, full, bases, widths, attn_mask=mask, scale=scale)
-        state.bases = bases
-        state.errors = dict(zip(widths, table.amax(dim=1).tolist()))
-        state.saved = {width: _saved(query, key, width) for width in widths}
-        state.corrections.clear()
-        if slicing.correction:
-            for width in widths:
-                sliced = sliced_attention(query, key, value, bases, width, attn_mask=mask, scale=scale)
-                state.corrections[width] = full - sliced
+def run_sliced(
+    call: Callable[[], Any], state: SliceState, slicing: Slicing, widths: Sequence[int], choose: Choose
+) -> tuple[Any, SliceOutcome]:
+    """Runs a module, its attention at the width that `choose` takes; its output, and what became of it."""
+    found: list[SliceOutcome] = []
 
     def handle(func: Callable[..., Tensor], named: dict[str, Any]) -> Tensor:
-        full = func(**named)
-        with uncounted():
-            learn(named, full)
-        return full
+        output, outcome = _attend(func, named, state, slicing, widths, choose)
+        found.append(outcome)
+        return output
 
     with Seam(handle) as seam:
         output = call()
     if seam.calls != 1:
-        state.bases, state.errors, state.corrections, state.saved = None, {}, {}, {}
-    return output, seam.calls == 1
+        # A second call came after the first was sliced: what was done was measured, what comes is not sliced any more.
+        outcome = found[0] if found else SliceOutcome()
+        return output, SliceOutcome(outcome.width, outcome.error, outcome.saved, NOT_CAUGHT)
+    return output, found[0]
 
 
-def _saved(query: Tensor, key: Tensor, width: int) -> int:
-    batch, heads, queries, head_width = query.shape
-    keys = key.shape[2]
-    full = attention_operations(batch, heads, queries, keys, head_width, head_width)
-    return full - sliced_attention_operations(batch, heads, queries, keys, width, head_width)
+def _attend(
+    func: Callable[..., Tensor],
+    named: dict[str, Any],
+    state: SliceState,
+    slicing: Slicing,
+    widths: Sequence[int],
+    choose: Choose,
+) -> tuple[Tensor, SliceOutcome]:
+    query, key, value = named["query"], named["key"], named["value"]
+    costs = Costs(query, key, widths)
+    shares = {width: costs.share(width) / (1 - slicing.min_saving) for width in widths}
+    shares = {width: share for width, share in shares.items() if share < 1}
+    if not shares:
+        return func(**named), SliceOutcome(refusal=TOO_SHORT)
+    paying = list(shares)
+    # Errors change little from call to call: measuring them again is put off while they would have to fall by much.
+    hoped = {width: HOPE * error for width, error in state.refused.items() if width in shares}
+    if hoped and state.waited < slicing.refresh and choose(hoped, shares) is None:
+        state.waited += 1
+        return func(**named), SliceOutcome()
+    spent, is_fresh, errors = 0, False, dict[int, float]()
+    while not is_fresh:
+        if spent or state.bases is None or not _fits(state.bases, query, key) or state.age >= slicing.refresh:
+            try:
+                state.bases, state.age, is_fresh = fit_bases(query, key, value, slicing.basis), 0, True
+            except InputError:
+                # Values that are not finite have no principal axes: computed, and told where outputs are checked.
+                state.bases = None
+                return func(**named), SliceOutcome(saved=-spent)
+            spent += costs.fit
+        sliced = SlicedCall(query, key, value, state.bases, max(paying), named.get("attn_mask"), named.get("scale"))
+        spent += costs.probe(paying)
+        errors = dict(zip(paying, sliced.errors(paying).amax(dim=1).tolist()))
+        width = choose(errors, shares)
+        if width is not None:
+            state.age, state.refused, state.waited = state.age + 1, {}, 0
+            saved = costs.full - costs.attend(width) - spent
+            return sliced.attend(width), SliceOutcome(width, errors[width], saved)
+    state.refused, state.waited = errors, 0
+    return func(**named), SliceOutcome(saved=-spent)
 
 
-def run_sliced(call: Callable[[], Any], state: SliceState, width: int) -> Any:
-    """Runs the module with its attention at `width` channels per head, plus the stored correction if there is one."""
+def _fits(bases: Bases, query: Tensor, key: Tensor) -> bool:
+    shape = tuple(bases.query.shape[:2])
+    return all((x.shape[1], x.shape[3]) == shape for x in (query, key))
 
-    def handle(func: Callable[..., Tensor], named: dict[str, Any]) -> Tensor:
-        bases = state.bases
-        if bases is None or bases.query.shape[0] != named["query"].shape[1]:
-            return func(**named)
-        mask, scale = named.get("attn_mask"), named.get("scale")
-        parts = named["query"], named["key"], named["value"]
-        out = sliced_attention(*parts, bases, width, attn_mask=mask, scale=scale)
-        correction = state.corrections.get(width)
-        return out if correction is None else out + correction
 
-    with Seam(handle):
-        return call()
+class Costs:
+    """Operations of one attention call and of what slicing it takes, at 2 per multiply-add."""
+
+    def __init__(self, query: Tensor, key: Tensor, widths: Sequence[int]):
+        self._batch, self._heads, self._queries, self._channels = query.shape
+        self._keys, self._widest = key.shape[2], max(widths)
+        self.full = self._attention(self._queries, self._channels)
+        tokens = self._batch * min(FIT_TOKENS, self._keys)
+        self.fit = slice_fit_operations(self._heads, tokens, self._channels)
+
+    def attend(self, width: int) -> int:
+        """Attention at this width, and the lift of its result."""
+        rows = self._batch * self._heads * self._queries
+        return self._attention(self._queries, width) + linear_operations(rows, width, self._channels)
+
+    def probe(self, widths: Sequence[int]) -> int:
+        """Projections to the widest, and the probed queries at full width and at each of `widths`."""
+        rows = self._batch * self._heads * (self._queries + 2 * self._keys)
+        probed = min(ROWS, self._queries)
+        lifted = self._batch * self._heads * probed
+        return (
+            linear_operations(rows, self._channels, max(widths))
+            + self._attention(probed, self._channels)
+            + sum(self._attention(probed, w) + linear_operations(lifted, w, self._channels) for w in widths)
+        )
+
+    def share(self, width: int) -> float:
+        """All that a slice at this width takes, with bases of its own, as a share of full attention."""
+        return (self.attend(width) + self.probe([width]) + self.fit) / self.full
+
+    def _attention(self, queries: int, width: int) -> int:
+        return attention_operations(self._batch, self._heads, queries, self._keys, width, width)

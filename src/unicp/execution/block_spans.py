@@ -64,12 +64,12 @@ class ResidualSpan:
         if state is None:
             window = self.controller.new_window((Candidate("output", _axis(position, self.settings)),))
             state = self._states[moment.branch] = _State(window)
-        question = Question(moment, position, None, None, doubt)
+        question = Question(moment, position, None, doubt)
         state.drift = None
         if state.probe is not None:
             rows = relative_error(strided_sample(streams[0], PROBE), state.probe).tolist()
             state.drift = per_sample(rows, moment.samples)
-        question = Question(moment, position, state.drift, None, doubt)
+        question = Question(moment, position, state.drift, doubt)
         decision, candidate = self.controller.decide(state.window, question)
         if candidate is None:
             return Outcome(decision), None

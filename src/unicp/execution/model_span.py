@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from unicp.control.controller import Controller, Question, SliceReport
+from unicp.control.controller import Controller, Question
 from unicp.control.guard import Guard
 from unicp.control.windows import Candidate, ErrorWindow, Position
 from unicp.execution.block_spans import ResidualSpan
@@ -81,7 +81,7 @@ class ModelSpan:
         self.guidance.reset()
         self._step, self._leader, self.over_budget = None, None, False
 
-    def decide(self, moment: Moment, samples: Tensors, slices: SliceReport | None) -> Served:
+    def decide(self, moment: Moment, samples: Tensors) -> Served:
         """What to do with this call. All branches of a step are served together or computed together.
 
         samples: one for each output, in their order; an output beyond them is forecast as it is.
@@ -97,10 +97,10 @@ class ModelSpan:
             branch = self.branches[moment.branch] = _Branch(self.controller.new_window(self._candidates(moment)))
         position = self.position(moment)
         doubt = "together" if self._computed_at_step else ""
-        plain = Question(moment, position, None, slices, doubt)
+        plain = Question(moment, position, None, doubt)
         if not doubt and not self.controller.may_serve(branch.window, plain) and first:
             doubt = self._doubt_of_others(moment, position)
-        served = self._ask(moment, branch, position, samples, slices, doubt)
+        served = self._ask(moment, branch, position, samples, doubt)
         if not served.decision.action.served:
             self._computed_at_step = True
         return served
@@ -119,11 +119,10 @@ class ModelSpan:
         branch: _Branch,
         position: Position,
         samples: Tensors,
-        slices: SliceReport | None,
         doubt: str,
     ) -> Served:
         window = branch.window
-        question = Question(moment, position, None, slices, doubt)
+        question = Question(moment, position, None, doubt)
         if self.controller.may_serve(window, question):
             branch.drift = None
             return Served(self.controller.decide(window, question)[0])
@@ -139,7 +138,7 @@ class ModelSpan:
         branch.drift = numbers[:-1]
         if not numbers[-1]:
             doubt = "non-finite"
-        question = Question(moment, position, branch.drift, slices, doubt)
+        question = Question(moment, position, branch.drift, doubt)
         decision, _ = self.controller.decide(window, question)
         if not decision.action.served:
             return Served(decision)

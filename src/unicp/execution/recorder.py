@@ -9,7 +9,6 @@ from typing import Any
 
 from torch import nn
 
-from unicp.execution.unit_span import UnitSpan
 from unicp.models.finder import ModelMap
 from unicp.numerics.operation_counts import OperationCounter
 from unicp.records import Action, Decision, Entry, Moment, Trace
@@ -33,13 +32,13 @@ def has_compiled_parts(transformer: nn.Module) -> bool:
 class Recorder:
     """Collects the entries of the call under way, and knows what a full call of its shapes costs."""
 
-    def __init__(self, trace: Trace, model_map: ModelMap, units: Mapping[str, UnitSpan]):
+    def __init__(self, trace: Trace, model_map: ModelMap):
         self.trace = trace
         self._blocks = [block.name for block in model_map.blocks]
-        self._units = units
         self._counts, self._transformer = True, model_map.transformer
         self._known: dict[tuple[Any, ...], Costs] = {}
         self._entries: list[Entry] = []
+        self._saved: list[int] = []
         self._text: list[str] = []
         self._shapes: tuple[Any, ...] = ()
         self._moment: Moment | None = None
@@ -47,7 +46,8 @@ class Recorder:
 
     def begin(self, moment: Moment, shapes: tuple[Any, ...]) -> None:
         """Opens the record of one call; `shapes` is what its costs depend on."""
-        self._moment, self._shapes, self._entries, self._text, self._counter = moment, shapes, [], [], None
+        self._moment, self._shapes, self._text, self._counter = moment, shapes, [], None
+        self._entries, self._saved = [], []
 
     @property
     def is_counting(self) -> bool:
@@ -75,10 +75,6 @@ class Recorder:
         """A context in which operations are counted to `name` too."""
         return nullcontext() if self._counter is None else self._counter.label(name)
 
-    def uncounted(self) -> Any:
-        """A context in which operations are not counted: what only watches is no part of a full call."""
-        return nullcontext() if self._counter is None else self._counter.pause()
-
     def full_operations(self, unit: str) -> int:
         """Operations of a full call of a unit, a block, the stack or the model; 0 while unknown."""
         costs = self._known.get(self._shapes)
@@ -95,8 +91,9 @@ class Recorder:
         measured: list[float] | None = None,
         choice: str | None = None,
         seconds: float = 0.0,
+        saved: int = 0,
     ) -> None:
-        """Adds an entry to the call under way."""
+        """Adds an entry to the call under way. saved: operations that a slice saved."""
         assert self._moment is not None
         moment = self._moment
         entry = Entry(
@@ -115,6 +112,7 @@ class Recorder:
             seconds=seconds,
         )
         self._entries.append(entry)
+        self._saved.append(saved)
 
     def note_text(self, name: str) -> None:
         """Notes that this projection of the text was served from the store in the call under way."""
@@ -126,11 +124,11 @@ class Recorder:
         The model's own entry gets what no other entry of the call covers, so that sums over a run are its totals.
         """
         inner = 0
-        for entry in self._entries:
+        for entry, saved in zip(self._entries, self._saved):
             entry.stored_bytes = held
             if entry.unit != MODEL:
                 entry.full_operations = self.full_operations(entry.unit)
-                entry.operations = self._executed(entry) - self._text_saved(entry.unit)
+                entry.operations = self._executed(entry) - saved - self._text_saved(entry.unit)
                 inner += entry.full_operations
         for entry in self._entries:
             if entry.unit == MODEL:
@@ -153,10 +151,4 @@ class Recorder:
         return sum(self.full_operations(name) for name in inside)
 
     def _executed(self, entry: Entry) -> int:
-        if Action(entry.action).served:
-            return 0
-        if entry.width is None:
-            return entry.full_operations
-        units = [self._units[entry.unit]] if entry.unit in self._units else list(self._units.values())
-        saved = sum(unit.slicing(entry.branch)[0].saved.get(entry.width, 0) for unit in units)
-        return entry.full_operations - saved
+        return 0 if Action(entry.action).served else entry.full_operations

@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import Tensor
 
-from unicp.control.controller import Controller, SliceReport
+from unicp.control.controller import Controller
 from unicp.control.guard import Guard
 from unicp.control.windows import Candidate, Position
 from unicp.execution.block_spans import BlockCall, ResidualSpan, Streams
@@ -26,7 +26,7 @@ from unicp.execution.sampler_memory import SamplerMemory
 from unicp.execution.store import OutputStore
 from unicp.execution.text_keys import TextKeys
 from unicp.execution.trajectory import Trajectory
-from unicp.execution.unit_span import UnitSpan, slice_report
+from unicp.execution.unit_span import UnitSpan
 from unicp.models.adapters import adapters_in_use
 from unicp.models.finder import Block, ModelMap, Unit
 from unicp.models.noise import NoiseSchedule, read_schedule
@@ -43,12 +43,10 @@ Keywords = dict[str, Any]
 
 @dataclass
 class _Call:
-    """The call under way. width, observe: how attention units run in a computed call of span "model"."""
+    """The call under way."""
 
     moment: Moment
     position: Position
-    width: int | None = None
-    observe: bool = False
     before_stack: Streams | None = None
     stack_decision: Decision | None = None
 
@@ -68,8 +66,9 @@ class Runner:
         self.stack = ResidualSpan(STACK, settings, controller, self.store)
         self.blocks = {b.name: ResidualSpan(b.name, settings, controller, self.store) for b in model_map.blocks}
         self.units = {unit.name: UnitSpan(unit, settings, controller, self.store) for unit in model_map.units}
+        self._sliced = {unit.name for unit in model_map.sliced_units} if settings.slicing.widths else set[str]()
         self._spans = (self.model_span, self.stack, *self.blocks.values(), *self.units.values())
-        self.recorder = Recorder(trace, model_map, self.units)
+        self.recorder = Recorder(trace, model_map)
         self._block_calls = {block.name: BlockCall(block) for block in model_map.blocks}
         self.owner: Any = None  # the session, set once its hooks are on
         self.planner: Planner | None = None
@@ -180,8 +179,8 @@ class Runner:
             self._memory.computed(self._scheduler, self.model_span.schedule, now.position, now.moment.timestep)
 
     def _whole(self, now: _Call, forward: Forward, args: Arguments, kwargs: Keywords, samples: Tensors) -> Any:
-        """A call under span "model": served, sliced or computed as one."""
-        served = self.model_span.decide(now.moment, samples, self._slices(now.moment))
+        """A call under span "model": served or computed as one."""
+        served = self.model_span.decide(now.moment, samples)
         decision = served.decision
         self._count_non_finite(decision.why == "non-finite")
         as_dict = bool(kwargs.get("return_dict", True))
@@ -196,8 +195,6 @@ class Runner:
                 return self._forms[as_dict].fill(served.outputs)
             decision = Decision(Action.COMPUTE, decision.tolerance, "output kind", decision.predicted)
         self._tell_sampler(now, False)
-        now.width = decision.width if decision.action is Action.SLICE else None
-        now.observe = now.width is None
         output = self.recorder.execute(forward, args, kwargs)
         read = read_output(output)
         errors = None
@@ -213,14 +210,6 @@ class Runner:
                 self.recorder.warn("budget", f"{limit} bytes are too few to store any output: everything is computed")
         self.recorder.note(MODEL, decision, *errors_as_lists(errors, None))
         return output
-
-    def _slices(self, moment: Moment) -> SliceReport | None:
-        if not self.settings.slicing.widths:
-            return None
-        spans = [self.units[unit.name] for unit in self.map.sliced_units]
-        known = [span.slicing(moment.branch) for span in spans if span.widths and span.caught]
-        states = [state for state, _ in known]
-        return slice_report(states, max((n for _, n in known), default=0), self.recorder.full_operations(MODEL))
 
     def block_call(self, block: Block, forward: Forward, args: Arguments, kwargs: Keywords) -> Any:
         """One call of one block."""
@@ -289,26 +278,36 @@ class Runner:
             return forward(*args, **kwargs)
         if self.span == "unit" and unit.role in self.settings.roles:
             return self._one_unit(now, span, call, _first_tensor(args, kwargs))
-        if self.span == "model" and (now.observe or now.width is not None):
-            output = span.compute(now.moment.branch, call, now.width, self.recorder.uncounted)
-            self._say_if_not_caught(span)
-            return output
+        # A unit that a whole block or stack covers has no entry of its own, so it is not sliced.
+        if self.span in ("model", "unit") and unit.name in self._sliced and not self.recorder.is_counting:
+            return self._slice(now, span, call)
         return call()
 
-    def _say_if_not_caught(self, span: UnitSpan) -> None:
-        if span.widths and not span.caught:
-            found = "its attention does not end in one plain scaled_dot_product_attention"
-            self.recorder.warn("not_sliced", f"{span.unit.name} cannot be sliced: {found}; it runs at full width")
+    def _slice(self, now: _Call, span: UnitSpan, call: Callable[[], Any]) -> Any:
+        """A unit that is computed, at the width that is enough."""
+        started = time.perf_counter()
+        outcome = span.slice(now.moment, call)
+        self._say_if_refused(span)
+        if outcome.decision.action is Action.SLICE or outcome.saved:
+            seconds = time.perf_counter() - started
+            self.recorder.note(span.unit.name, outcome.decision, outcome.measured, None, seconds, outcome.saved)
+        return outcome.output
+
+    def _say_if_refused(self, span: UnitSpan) -> None:
+        if span.refusal:
+            message = f"{span.unit.name} cannot be sliced: {span.refusal}; it runs at full width"
+            self.recorder.warn("not_sliced", message)
 
     def _one_unit(self, now: _Call, span: UnitSpan, call: Callable[[], Any], entering: Tensor | None) -> Any:
         started = time.perf_counter()
-        name = span.unit.name
-        full = self.recorder.full_operations(name)
-        outcome = span.run(now.moment, now.position, call, entering, full, self._branches, self.recorder.uncounted)
-        self._say_if_not_caught(span)
+        # The call in which operations are counted must be a full one.
+        may_slice = not self.recorder.is_counting
+        outcome = span.run(now.moment, now.position, call, entering, self._branches, may_slice)
+        self._say_if_refused(span)
         self._over_budget |= not outcome.fits
         self._count_non_finite(outcome.non_finite or _has_non_finite(outcome.measured))
-        self.recorder.note(name, outcome.decision, outcome.measured, None, time.perf_counter() - started)
+        seconds = time.perf_counter() - started
+        self.recorder.note(span.unit.name, outcome.decision, outcome.measured, None, seconds, outcome.saved)
         return outcome.output
 
     def projection_call(self, name: str, forward: Forward, args: Arguments, kwargs: Keywords) -> Any:

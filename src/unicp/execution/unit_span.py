@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from contextlib import nullcontext
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
 
-from unicp.control.controller import Controller, Question, SliceReport
+from unicp.control.controller import Controller, Question
 from unicp.control.windows import Candidate, ErrorWindow, Position
-from unicp.errors import InputError
-from unicp.execution.attention_seam import SliceState, run_full, run_sliced
+from unicp.execution.attention_seam import NOT_CAUGHT, SliceOutcome, SliceState, run_sliced
 from unicp.execution.store import OutputStore
 from unicp.models.finder import Unit
 from unicp.numerics.error_measures import all_finite, relative_error, strided_sample
@@ -27,51 +25,50 @@ PROBE = 2048
 @dataclass
 class _State:
     window: ErrorWindow
-    slicing: SliceState = field(default_factory=SliceState)
-    since_full: int = 0
     probe: Tensor | None = None
     base_error: float = 0.0
 
 
 @dataclass(frozen=True)
 class UnitOutcome:
-    """What happened to one unit in one call."""
+    """What happened to one unit in one call. saved: operations that a slice saved, or that measuring slices took."""
 
     decision: Decision
     output: Any
     measured: list[float] | None = None
     fits: bool = True
     non_finite: bool = False
+    saved: int = 0
 
 
 class UnitSpan:
-    """Serves, slices or computes one unit, per branch."""
+    """Serves, slices or computes one unit, per branch; the bases of its slices are shared by the branches.
+
+    refusal: why its last call could not be sliced, whatever the error; "" = it could.
+    """
 
     def __init__(self, unit: Unit, settings: Settings, controller: Controller, store: OutputStore):
         self.unit, self.settings, self.controller, self.store = unit, settings, controller, store
         width = unit.head_width
         self.widths = settings.slicing.widths_for(width) if unit.sliceable and width is not None else ()
-        self.caught = True
+        self.refusal = ""
+        self._slices = SliceState()
         self._states: dict[str, _State] = {}
 
     @property
     def is_empty(self) -> bool:
         """True when nothing of a run is held."""
-        return not self._states
+        return not self._states and self._slices.bases is None
 
     def reset(self) -> None:
         """Forgets the run."""
         self._states.clear()
+        self._slices = SliceState()
 
     @property
     def bytes(self) -> int:
         """Bytes held for slicing; stored outputs are counted by the store."""
-        return sum(state.slicing.bytes for state in self._states.values())
-
-    def slicing(self, branch: str) -> tuple[SliceState, int]:
-        """What is known of this unit's slices, and how many computations ago the last full one was."""
-        state = self._state(branch, None)
-        return state.slicing, state.since_full
+        return self._slices.bytes
 
     def run(
         self,
@@ -79,21 +76,19 @@ class UnitSpan:
         position: Position,
         call: Callable[[], Any],
         entering: Tensor | None,
-        full_operations: int,
         branches: int,
-        uncounted: Callable[[], Any] = nullcontext,
+        may_slice: bool = True,
     ) -> UnitOutcome:
         """One call with its own decision (span "unit"). entering: the unit's input, from which drift is read.
 
-        uncounted: see `run_full`.
+        may_slice: False where a full call is wanted if the unit is not served.
         """
         state = self._state(moment.branch, position)
         probe = None if entering is None else strided_sample(entering, PROBE)
         drift = None
         if probe is not None and state.probe is not None and probe.shape == state.probe.shape:
             drift = per_sample(relative_error(probe, state.probe).tolist(), moment.samples)
-        report = slice_report([state.slicing], state.since_full, full_operations)
-        decision, candidate = self.controller.decide(state.window, Question(moment, position, drift, report))
+        decision, candidate = self.controller.decide(state.window, Question(moment, position, drift))
         non_finite = False
         if candidate is not None:
             served = self._forecast(state, moment, position, self._stored(moment))
@@ -102,31 +97,33 @@ class UnitSpan:
                 return UnitOutcome(decision, served[0] if len(served) == 1 else served)
             non_finite = True
             decision = Decision(Action.COMPUTE, decision.tolerance, "non-finite", decision.predicted)
-        width = decision.width if decision.action is Action.SLICE else None
-        output = self.compute(moment.branch, call, width, uncounted)
+        output, sliced = self.compute(moment, call) if may_slice else (call(), SliceOutcome())
+        if sliced.width is not None:
+            decision = replace(decision, action=Action.SLICE, width=sliced.width)
+        state.base_error = sliced.error
         measured, fits = self._computed(state, moment, position, output, probe, drift, branches)
-        return UnitOutcome(decision, output, measured, fits, non_finite)
+        return UnitOutcome(decision, output, measured, fits, non_finite, sliced.saved)
 
-    def compute(
-        self, branch: str, call: Callable[[], Any], width: int | None, uncounted: Callable[[], Any] = nullcontext
-    ) -> Any:
-        """Runs the unit sliced to `width`, or at full width (None), which renews what slicing needs to know."""
-        state = self._state(branch, None)
-        if width is not None:
-            state.since_full += 1
-            state.base_error = state.slicing.errors.get(width, 0.0)
-            return run_sliced(call, state.slicing, width)
-        state.since_full, state.base_error = 0, 0.0
-        if not self.widths or not self.caught:
-            return call()
-        try:
-            output, caught = run_full(call, state.slicing, self.settings.slicing, self.widths, uncounted)
-        except InputError:
-            # Values that are not finite have no principal axes: compute, and say so where outputs are checked.
-            state.slicing = SliceState()
-            return call()
-        self.caught = caught
-        return output
+    def slice(self, moment: Moment, call: Callable[[], Any]) -> UnitOutcome:
+        """One call that is not served, at the width that is enough."""
+        output, sliced = self.compute(moment, call)
+        tolerance = self.controller.slice_tolerance(moment)
+        if sliced.width is None:
+            return UnitOutcome(Decision(Action.COMPUTE, tolerance, "tolerance"), output, saved=sliced.saved)
+        decision = Decision(Action.SLICE, tolerance, "within", None, sliced.width)
+        return UnitOutcome(decision, output, [sliced.error], saved=sliced.saved)
+
+    def compute(self, moment: Moment, call: Callable[[], Any]) -> tuple[Any, SliceOutcome]:
+        """Runs the unit, its attention at the width that the controller chooses from what is measured in this call."""
+        if not self.widths or self.refusal == NOT_CAUGHT or self.settings.tolerance == 0:
+            return call(), SliceOutcome()
+
+        def choose(errors: Mapping[int, float], costs: Mapping[int, float]) -> int | None:
+            return self.controller.choose_width(moment, errors, costs)
+
+        output, outcome = run_sliced(call, self._slices, self.settings.slicing, self.widths, choose)
+        self.refusal = outcome.refusal
+        return output, outcome
 
     def _state(self, branch: str, position: Position | None) -> _State:
         state = self._states.get(branch)
@@ -173,21 +170,6 @@ class UnitSpan:
             extrapolate([(x, point[i]) for x, point in zip(places, stored)], position[axis])
             for i in range(len(stored[-1]))
         )
-
-
-def slice_report(states: list[SliceState], since_full: int, full_operations: int) -> SliceReport | None:
-    """What the controller may know of slicing these units together; None if they cannot be sliced.
-
-    The error of a width is the root mean square over the units of their probed errors; the saving is the share of
-    `full_operations`, those of the whole call.
-    """
-    widths = [set(state.errors) for state in states]
-    common = set.intersection(*widths) if widths else set()
-    if not common or full_operations <= 0:
-        return None
-    errors = {w: math.sqrt(sum(s.errors[w] ** 2 for s in states) / len(states)) for w in common}
-    savings = {w: sum(s.saved[w] for s in states) / full_operations for w in common}
-    return SliceReport(errors, savings, since_full)
 
 
 def per_sample(errors: list[float], samples: int) -> list[float]:

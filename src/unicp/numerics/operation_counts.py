@@ -42,6 +42,11 @@ def sliced_attention_operations(batch: int, heads: int, queries: int, keys: int,
     return change_of_width + attention_operations(batch, heads, queries, keys, width, width)
 
 
+def slice_fit_operations(heads: int, tokens: int, head_width: int) -> int:
+    """Operations of fitting bases, about: three second moments, and what is decomposed (30 d^3 for three of them)."""
+    return heads * (3 * linear_operations(tokens, head_width, head_width) + 30 * head_width**3)
+
+
 def convolution_operations(results: int, inputs: int, taps: int) -> int:
     """Operations (2 per multiply-add) of a convolution with `results` output values (batch x channels x positions).
 

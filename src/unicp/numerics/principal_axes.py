@@ -14,6 +14,9 @@ from unicp.numerics.error_measures import coprime_stride
 BasisKind = Literal["pca", "centred_pca", "kq_svd"]
 
 
+FIT_TOKENS = 512  # of each sample; more change the axes little and cost as much as the attention of short sequences
+
+
 @dataclass(frozen=True)
 class Bases:
     """Directions of each of H heads of width d, most important column first, shared by all samples of a batch.
@@ -43,7 +46,7 @@ class Bases:
 
 
 @torch.no_grad()
-def fit_bases(query: Tensor, key: Tensor, value: Tensor, kind: BasisKind, *, max_tokens: int = 2048) -> Bases:
+def fit_bases(query: Tensor, key: Tensor, value: Tensor, kind: BasisKind, *, max_tokens: int = FIT_TOKENS) -> Bases:
     """Bases of full width d from queries (B, H, S, d) and keys and values (B, H, S2, d), as they enter attention.
 
     Second moments are over the batch and over at most max_tokens evenly spread tokens, always the same ones, so that

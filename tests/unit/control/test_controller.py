@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from unicp.control.controller import Controller, Question, SliceReport
+from unicp.control.controller import Controller, Question
 from unicp.control.windows import Candidate, ErrorWindow, Position
 from unicp.records import Action, Decision, Moment
 from unicp.settings import Settings, Slicing
@@ -102,11 +102,10 @@ def test_tolerance_zero_serves_and_slices_nothing(order, error, drift, step, ste
     controller = Controller(
         settings(tolerance=0.0, order=order, every=every, weighting=weighting, slicing=slicing, first=1, last=0)
     )
-    report = SliceReport({8: 0.0}, {8: 0.5}, 0)
-    asked = question(step, steps, drift=None if drift is None else [drift], slices=report)
+    asked = question(step, steps, drift=None if drift is None else [drift])
     decision, candidate = controller.decide(learnt(controller, error, drift=0.1), asked)
     assert decision.action is Action.COMPUTE and candidate is None
-    assert controller.slice_or_compute(decision, asked) == decision
+    assert controller.choose_width(moment(step, steps), {8: 0.0}, {8: 0.5}) is None
 
 
 @pytest.mark.parametrize(
@@ -197,42 +196,26 @@ def test_a_larger_tolerance_serves_no_less():
     assert served[0] == 0 and served[-1] > 0
 
 
-SLICING = Slicing(widths=(8, 16), tolerance=0.1, min_saving=0.05, refresh=2)
+def width_at(step: int, errors: dict[int, float], costs: dict[int, float], **changes: Any) -> int | None:
+    slicing = Slicing(widths=(8, 16), tolerance=0.1)
+    return Controller(settings(slicing=slicing, **changes)).choose_width(moment(step), errors, costs)
 
 
-def slice_at(report: SliceReport | None, slicing: Slicing = SLICING, **changes: Any) -> Decision:
-    controller = Controller(settings(slicing=slicing, **changes))
-    return decide(controller, learnt(controller, 10.0), question(5, slices=report))
+def test_the_cheapest_width_within_the_tolerance_is_taken():
+    costs = {8: 0.6, 16: 0.8}
+    assert width_at(5, {8: 0.05, 16: 0.01}, costs) == 8
+    assert width_at(5, {8: 0.2, 16: 0.01}, costs) == 16
+    assert width_at(5, {8: 0.2, 16: 0.11}, costs) is None
 
 
-def test_an_output_that_cannot_be_served_is_sliced_at_the_width_that_saves_most():
-    decision = slice_at(SliceReport({8: 0.05, 16: 0.01}, {8: 0.4, 16: 0.2}, 0))
-    assert (decision.action, decision.width) == (Action.SLICE, 8)
+def test_an_error_that_is_not_a_number_and_a_cost_of_all_are_no_slices():
+    assert width_at(5, {8: math.nan, 16: math.inf}, {8: 0.6, 16: 0.8}) is None
+    assert width_at(5, {8: 0.0}, {8: 1.0}) is None
 
 
-def test_a_width_with_too_large_a_probed_error_is_left_out():
-    assert slice_at(SliceReport({8: 0.2, 16: 0.01}, {8: 0.4, 16: 0.2}, 0)).width == 16
-    assert slice_at(SliceReport({8: 0.2, 16: math.nan}, {8: 0.4, 16: 0.2}, 0)).action is Action.COMPUTE
-
-
-def test_a_width_that_saves_too_little_is_left_out():
-    assert slice_at(SliceReport({8: 0.0, 16: 0.0}, {8: 0.04, 16: 0.01}, 0)).action is Action.COMPUTE
-    assert slice_at(SliceReport({8: 0.0}, {8: 0.05}, 0)).action is Action.SLICE
-
-
-@pytest.mark.parametrize(("since", "action"), [(0, Action.SLICE), (1, Action.SLICE), (2, Action.COMPUTE)])
-def test_a_full_computation_is_due_after_refresh_computed_steps(since, action):
-    assert slice_at(SliceReport({8: 0.0}, {8: 0.5}, since)).action is action
-
-
-def test_nothing_is_sliced_without_a_report():
-    assert slice_at(None).action is Action.COMPUTE
-
-
-def test_a_served_decision_is_not_turned_into_a_slice():
-    controller = Controller(settings(slicing=SLICING))
-    asked = question(5, slices=SliceReport({8: 0.0}, {8: 0.5}, 0))
-    served = Decision(Action.REUSE, 0.1, "within")
-    assert controller.slice_or_compute(served, asked) is served
-    computed = controller.slice_or_compute(Decision(Action.COMPUTE, 0.1, "first"), asked)
-    assert (computed.action, computed.width, computed.why) == (Action.SLICE, 8, "first")
+def test_slices_are_weighed_by_the_impact_of_their_step():
+    """An error early in a run steers it: what is allowed late is not allowed there."""
+    errors, costs = {8: 0.1}, {8: 0.5}
+    widths = [width_at(step, errors, costs, weighting="impact") for step in range(20)]
+    assert widths[0] is None and widths[-1] == 8
+    assert {width_at(step, errors, costs) for step in range(20)} == {8}

@@ -1,8 +1,9 @@
-"""Slicing at the attention call inside a module."""
+"""Slicing at the attention call inside a module: measured in the call itself, at the width that was chosen."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
@@ -12,137 +13,219 @@ from torch import Tensor
 
 from tests import tiny_models
 from tests.fake_models import noise
-from unicp.errors import InputError
-from unicp.execution.attention_seam import SliceState, run_full, run_sliced
+from unicp.execution import attention_seam
+from unicp.execution.attention_seam import NOT_CAUGHT, TOO_SHORT, Choose, Costs, SliceOutcome, SliceState, run_sliced
 from unicp.models.finder import map_model
 from unicp.numerics.operation_counts import OperationCounter
 from unicp.settings import Slicing
 
-SHAPE = (2, 2, 20, 16)
-SLICING = Slicing(widths=(8, 16))
+HEADS, TOKENS, WIDTH = 2, 20, 16
+ANY_COST = -1e6
+SLICING = Slicing(widths=(8, 16), min_saving=ANY_COST)
 
 
-def attention(seed: int = 0, heads: int = 2, causal: bool = False) -> Tensor:
-    query, key, value = (noise(seed + part, 2, heads, 20, 16) for part in range(3))
-    return F.scaled_dot_product_attention(query, key, value, is_causal=causal)
+def attention(seed: int = 0, heads: int = HEADS, tokens: int = TOKENS, **options: Any) -> Tensor:
+    query, key, value = (noise(seed + part, 2, heads, tokens, WIDTH) for part in range(3))
+    return F.scaled_dot_product_attention(query, key, value, **options)
 
 
-def observed(slicing: Slicing = SLICING, call: Any = attention) -> SliceState:
-    state = SliceState()
-    _, caught = run_full(call, state, slicing, slicing.widths_for(16))
-    assert caught
-    return state
+def falling(powers: Tensor) -> Tensor:
+    query, key, value = (noise(part, 2, HEADS, TOKENS, WIDTH) * 0.7**powers for part in range(3))
+    return F.scaled_dot_product_attention(query, key, value)
+
+
+def always(width: int | None) -> Choose:
+    return lambda errors, costs: width
+
+
+def within(tolerance: float) -> Choose:
+    """The narrowest width within a tolerance, whatever it costs."""
+
+    def choose(errors: Mapping[int, float], costs: Mapping[int, float]) -> int | None:
+        return min((width for width, error in errors.items() if error <= tolerance), default=None)
+
+    return choose
+
+
+def sliced(
+    call: Callable[[], Any], choose: Choose, state: SliceState | None = None, slicing: Slicing = SLICING
+) -> tuple[Any, SliceOutcome]:
+    return run_sliced(call, state or SliceState(), slicing, slicing.widths_for(WIDTH), choose)
+
+
+@pytest.fixture
+def fits(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Grows by one at each fit of bases."""
+    done, fit = [], attention_seam.fit_bases
+
+    def counted(*args: Any) -> Any:
+        done.append(1)
+        return fit(*args)
+
+    monkeypatch.setattr(attention_seam, "fit_bases", counted)
+    return done
 
 
 @pytest.mark.parametrize("basis", ["pca", "centred_pca", "kq_svd"])
-def test_an_observed_run_is_bit_equal_to_the_plain_module(basis):
-    state = SliceState()
-    output, caught = run_full(attention, state, Slicing(widths=(8,), basis=basis), (8,))
-    assert caught
+def test_a_call_that_is_not_sliced_is_bit_equal_to_the_plain_module(basis):
+    output, outcome = sliced(attention, always(None), slicing=Slicing(widths=(8,), basis=basis, min_saving=ANY_COST))
     assert torch.equal(output, attention())
+    assert (outcome.width, outcome.refusal) == (None, "")
+    assert outcome.saved < 0  # what measuring took
 
 
 @pytest.mark.parametrize("basis", ["pca", "centred_pca", "kq_svd"])
-def test_full_width_equals_plain_attention_within_rounding(basis):
-    state = observed(Slicing(widths=(8, 16), basis=basis, correction=False))
+def test_full_width_equals_plain_attention_within_rounding_also_with_bases_of_other_inputs(basis):
+    state = SliceState()
     for seed in (0, 5):
-        torch.testing.assert_close(run_sliced(lambda seed=seed: attention(seed), state, 16), attention(seed))
+        slicing = Slicing(widths=(8, 16), basis=basis, min_saving=ANY_COST)
+        output, outcome = sliced(lambda seed=seed: attention(seed), always(16), state, slicing)
+        torch.testing.assert_close(output, attention(seed))
+        assert outcome.width == 16 and outcome.error < 1e-5
 
 
-def test_a_narrow_slice_differs_by_about_the_probed_error():
-    state = observed(Slicing(widths=(8, 16), correction=False))
+def test_the_error_that_is_told_is_about_that_of_the_output_and_chooses_the_width():
     true = attention()
-    error = float((run_sliced(attention, state, 8) - true).norm() / true.norm())
-    assert error > 0.01
-    assert state.errors[8] == pytest.approx(error, rel=0.5)
-    assert state.errors[16] < 1e-5
+    output, outcome = sliced(attention, within(9.0))
+    error = float((output - true).norm() / true.norm())
+    assert outcome.width == 8 and error > 0.01
+    assert outcome.error == pytest.approx(error, rel=0.5)
+    assert sliced(attention, within(error / 3))[1].width == 16
 
 
-def test_with_its_correction_a_slice_of_unchanged_inputs_is_the_full_output():
-    torch.testing.assert_close(run_sliced(attention, observed(), 8), attention(), rtol=1e-5, atol=1e-6)
+def test_bases_serve_until_they_are_old(fits):
+    state = SliceState()
+    for _ in range(2 * SLICING.refresh):
+        assert sliced(attention, within(9.0), state)[1].width == 8
+    assert len(fits) == 2
 
 
-def test_without_correction_no_full_sized_tensor_is_held():
-    with_it, without = observed(), observed(Slicing(widths=(8, 16), correction=False))
-    assert without.corrections == {}
-    assert with_it.bytes - without.bytes == 2 * math.prod(SHAPE) * 4
+def test_bases_that_no_longer_serve_are_fitted_anew_in_the_same_call(fits):
+    def turned() -> Tensor:
+        """What matters lies in the channels that mattered least."""
+        return falling(torch.arange(WIDTH))
+
+    state = SliceState()
+    sliced(lambda: falling(torch.arange(WIDTH).flip(0)), within(9.0), state)
+    aged = sliced(turned, within(9.0), state)[1].error
+    fresh = sliced(turned, within(9.0))[1].error
+    assert fresh < aged / 2 and len(fits) == 2
+    half = Slicing(widths=(8,), min_saving=ANY_COST)
+    outcome = sliced(turned, within((fresh + aged) / 2), state, half)[1]
+    assert (outcome.width, outcome.error) == (8, pytest.approx(fresh))
+    assert len(fits) == 3
 
 
-def test_a_new_full_run_renews_the_correction():
-    state = observed()
-    run_full(lambda: attention(7), state, SLICING, (8, 16))
-    torch.testing.assert_close(run_sliced(lambda: attention(7), state, 8), attention(7), rtol=1e-5, atol=1e-6)
+def test_what_was_far_from_good_enough_is_not_measured_at_every_call(fits):
+    state = SliceState()
+    spent = [
+        sliced(attention, within(1e-9), state, Slicing(widths=(8,), min_saving=ANY_COST, refresh=3))[1].saved
+        for _ in range(8)
+    ]
+    assert [saved < 0 for saved in spent] == [True, False, False, False] * 2
+    # A tolerance that would now do is tried at once.
+    assert sliced(attention, within(9.0), state)[1].width == 8
 
 
 def test_a_mask_reaches_the_sliced_attention():
-    mask = torch.ones(2, 1, 1, 20, dtype=torch.bool)
+    mask = torch.ones(2, 1, 1, TOKENS, dtype=torch.bool)
     mask[..., 12:] = False
-
-    def masked() -> Tensor:
-        query, key, value = (noise(part, *SHAPE) for part in range(3))
-        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
-
-    state = observed(Slicing(widths=(8, 16), correction=False), masked)
-    torch.testing.assert_close(run_sliced(masked, state, 16), masked())
+    output, outcome = sliced(lambda: attention(attn_mask=mask), always(16))
+    torch.testing.assert_close(output, attention(attn_mask=mask))
+    assert outcome.error < 1e-5
 
 
 @pytest.mark.parametrize(
     ("module", "name"),
     [
         (lambda: torch.ones(3), "no attention call"),
-        (lambda: attention() + attention(5), "two attention calls"),
-        (lambda: attention(causal=True), "causal"),
+        (lambda: attention(is_causal=True), "causal"),
+        (lambda: attention(is_causal=True) + attention(5), "causal first"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_what_is_not_one_plain_attention_call_is_told_and_computed_plainly(module, name):
     state = SliceState()
-    output, caught = run_full(module, state, SLICING, (8, 16))
-    assert not caught, name
-    assert torch.equal(output, module())
-    assert (state.bases, state.errors, state.corrections) == (None, {}, {})
-    assert torch.equal(run_sliced(module, state, 8), module())
+    output, outcome = sliced(module, always(8), state)
+    assert torch.equal(output, module()), name
+    assert outcome == SliceOutcome(refusal=NOT_CAUGHT)
+    assert state.bases is None
 
 
-def test_only_the_first_of_two_calls_could_be_sliced_so_an_old_state_is_dropped():
-    state = observed()
-    run_full(lambda: attention() + attention(5), state, SLICING, (8, 16))
-    assert state.errors == {}
+def test_of_two_attention_calls_the_second_is_computed_plainly_and_the_unit_refused():
+    output, outcome = sliced(lambda: attention() + attention(5), always(16))
+    torch.testing.assert_close(output, attention() + attention(5))
+    assert outcome.refusal == NOT_CAUGHT
 
 
-def test_other_heads_than_those_observed_are_computed_in_full():
-    state = observed()
+def test_attention_too_short_to_save_anything_is_told_and_computed_plainly():
+    output, outcome = sliced(attention, always(8), slicing=Slicing(widths=(8,)))
+    assert torch.equal(output, attention())
+    assert outcome == SliceOutcome(refusal=TOO_SHORT)
+    longer = sliced(lambda: attention(tokens=1500), always(8), slicing=Slicing(widths=(8,)))[1]
+    assert longer.width == 8 and longer.saved > 0 and not longer.refusal
 
-    def wider() -> Tensor:
-        return attention(heads=3)
 
-    assert torch.equal(run_sliced(wider, state, 8), wider())
-
-
-def test_nan_in_the_inputs_is_the_one_error_that_the_unit_knows():
-    with pytest.raises(InputError):
-        run_full(attention_of_nan, SliceState(), SLICING, (8,))
-    state = observed()
-    assert run_sliced(attention_of_nan, state, 8).isnan().any()
+def test_bases_of_other_heads_are_not_used(fits):
+    state = SliceState()
+    sliced(attention, always(16), state)
+    output, _ = sliced(lambda: attention(heads=3), always(16), state)
+    torch.testing.assert_close(output, attention(heads=3))
+    assert len(fits) == 2
 
 
 def attention_of_nan() -> Tensor:
-    query, key, value = (noise(part, *SHAPE) for part in range(3))
+    query, key, value = (noise(part, 2, HEADS, TOKENS, WIDTH) for part in range(3))
     return F.scaled_dot_product_attention(query * math.nan, key, value)
 
 
-def test_the_saved_operations_are_those_that_are_not_executed():
-    state = observed(Slicing(widths=(8,), correction=False))
+def test_nan_in_the_inputs_is_computed_and_leaves_no_bases():
+    state = SliceState()
+    output, outcome = sliced(attention_of_nan, within(9.0), state)
+    assert output.isnan().all() and outcome.width is None
+    assert state.bases is None
+    assert sliced(attention, within(9.0), state)[1].width == 8
+
+
+def test_nan_that_comes_while_bases_are_fresh_is_never_within_a_tolerance():
+    state = SliceState()
+    sliced(attention, within(9.0), state)
+    output, outcome = sliced(attention_of_nan, within(9.0), state)
+    assert output.isnan().all() and outcome.width is None
+    assert sliced(attention, within(9.0), state)[1].width == 8
+
+
+@pytest.mark.parametrize("width", [8, 16])
+def test_the_saved_operations_are_those_that_are_not_executed_but_for_the_fit(width):
+    def call() -> Tensor:
+        return attention(tokens=1000)
+
     with OperationCounter() as full:
-        attention()
-    with OperationCounter() as sliced:
-        run_sliced(attention, state, 8)
-    assert full.total - sliced.total == state.saved[8]
+        call()
+    state = SliceState()
+    sliced(call, always(width), state)
+    with OperationCounter() as executed:
+        outcome = sliced(call, always(width), state)[1]
+    saved = full.total - executed.total
+    # Fewer queries than asked for may be probed, so that their stride meets every column of the video.
+    assert outcome.saved <= saved < outcome.saved + 0.02 * full.total
+
+
+def test_a_fit_is_paid_for_by_the_call_that_makes_it():
+    def call() -> Tensor:
+        return attention(tokens=1000)
+
+    state = SliceState()
+    first = sliced(call, always(8), state)[1].saved
+    second = sliced(call, always(8), state)[1].saved
+    query, key, _ = (noise(part, 2, HEADS, 1000, WIDTH) for part in range(3))
+    assert second - first == Costs(query, key, (8, 16)).fit > 0
 
 
 @pytest.mark.parametrize("name", tiny_models.NAMES)
 def test_the_attention_of_every_family_is_caught_and_exact_at_full_width(name):
     transformer = tiny_models.build(name)
+    slicing = Slicing(widths=(16,), min_saving=ANY_COST)
 
     def answer() -> Tensor:
         return tiny_models.first(tiny_models.call(transformer, name, tiny_models.inputs(name)))
@@ -152,20 +235,18 @@ def test_the_attention_of_every_family_is_caught_and_exact_at_full_width(name):
         for unit in map_model(transformer).units:
             if not unit.sliceable:
                 continue
-            forward, state = unit.module.forward, SliceState()
-            results: list[bool] = []
+            forward, outcomes = unit.module.forward, []
+            width: list[int | None] = [None]
 
-            def full(*args: Any, forward: Any = forward, state: Any = state, results: Any = results, **kw: Any) -> Any:
-                output, caught = run_full(lambda: forward(*args, **kw), state, Slicing(widths=(16,)), (16,))
-                results.append(caught)
+            def run(*args: Any, forward: Any = forward, outcomes: Any = outcomes, width: Any = width, **kw: Any) -> Any:
+                output, outcome = sliced(lambda: forward(*args, **kw), always(width[0]), None, slicing)
+                outcomes.append(outcome)
                 return output
 
-            def sliced(*args: Any, forward: Any = forward, state: Any = state, **kwargs: Any) -> Any:
-                return run_sliced(lambda: forward(*args, **kwargs), state, 16)
-
-            unit.module.forward = full
+            unit.module.forward = run
             assert torch.equal(answer(), plain)
-            assert results == [True], unit.name
-            unit.module.forward = sliced
+            width[0] = 16
             torch.testing.assert_close(answer(), plain, rtol=1e-3, atol=1e-4)
+            assert [outcome.width for outcome in outcomes] == [None, 16], unit.name
+            assert not any(outcome.refusal for outcome in outcomes), unit.name
             del unit.module.forward

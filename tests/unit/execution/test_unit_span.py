@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from tests.fake_models import noise
 from unicp.control.controller import Controller
-from unicp.execution.attention_seam import SliceState
+from unicp.execution.attention_seam import NOT_CAUGHT
 from unicp.execution.store import OutputStore
-from unicp.execution.unit_span import UnitSpan, slice_report
+from unicp.execution.unit_span import UnitSpan
 from unicp.models.finder import Unit
 from unicp.records import Action, Moment
 from unicp.settings import Settings, Slicing
@@ -51,9 +51,9 @@ def span(set_to: Settings, module: nn.Module | None = None, sliceable: bool = Tr
     return UnitSpan(unit, set_to, Controller(set_to), OutputStore(set_to))
 
 
-def run(unit: UnitSpan, step: int, hidden: Tensor, call: Any, samples: int = 1, operations: int = 10**9) -> Any:
+def run(unit: UnitSpan, step: int, hidden: Tensor, call: Any, samples: int = 1, **more: Any) -> Any:
     at = Moment(0, step, "cond", 1000.0 - 10 * step, samples, 1.0 - 0.01 * step, 100)
-    return unit.run(at, {"step": float(step), "sigma": 1.0 - 0.01 * step}, call, hidden, operations, 1)
+    return unit.run(at, {"step": float(step), "sigma": 1.0 - 0.01 * step}, call, hidden, 1, **more)
 
 
 def test_a_unit_is_reused_bit_for_bit_and_not_called():
@@ -115,29 +115,45 @@ def test_an_infinite_output_is_computed_again_until_it_is_gone():
     assert any(served for served, _ in actions[4:])
 
 
-SLICES = Slicing(widths=(8, 16), tolerance=1e6, min_saving=0.0, refresh=2)
+SLICES = Slicing(widths=(8, 16), tolerance=1e6, min_saving=-1e6)
 
 
-def sliced_run(set_to: Settings, steps: int, **kwargs: Any) -> tuple[UnitSpan, list[Any]]:
+def sliced_run(set_to: Settings, steps: int, **more: Any) -> tuple[UnitSpan, list[Any]]:
     module = Attention()
     unit = span(set_to, module)
     outcomes = []
     for step in range(steps):
         hidden = noise(0, 1, TOKENS, HEADS * WIDTH) + 0.01 * step
-        outcomes.append(run(unit, step, hidden, lambda hidden=hidden: module(hidden), **kwargs))
+        outcomes.append(run(unit, step, hidden, lambda hidden=hidden: module(hidden), **more))
     return unit, outcomes
 
 
-def test_a_unit_that_may_not_be_served_is_sliced_and_refreshed_in_turn():
+def test_a_unit_that_may_not_be_served_is_sliced():
     _, outcomes = sliced_run(settings(tolerance=1e-9, slicing=SLICES), 6)
-    kinds = [outcome.decision.action for outcome in outcomes]
-    assert kinds == [Action.COMPUTE, Action.SLICE, Action.SLICE] * 2
+    assert [outcome.decision.action for outcome in outcomes] == [Action.SLICE] * 6
+    assert {outcome.decision.width for outcome in outcomes} == {8}
 
 
-def test_a_probed_error_above_the_tolerance_is_not_sliced():
-    slicing = Slicing(widths=(8,), tolerance=1e-6, min_saving=0.0)
+def test_what_is_served_from_a_slice_has_its_error_too_so_the_window_closes_earlier():
+    slices = Slicing(widths=(8,), tolerance=1e6, min_saving=-1e6)
+    served = []
+    for slicing in (Slicing(), slices):
+        _, outcomes = sliced_run(settings(tolerance=0.1, slicing=slicing), 4)
+        served.append([outcome.decision.action.served for outcome in outcomes])
+    assert served == [[False, False, True, True], [False, False, True, False]]
+
+
+def test_a_measured_error_above_the_tolerance_is_not_sliced():
+    slicing = Slicing(widths=(8,), tolerance=1e-6, min_saving=-1e6)
     _, outcomes = sliced_run(settings(tolerance=1e-9, slicing=slicing), 4)
     assert {outcome.decision.action for outcome in outcomes} == {Action.COMPUTE}
+    assert outcomes[0].saved < 0
+
+
+@pytest.mark.parametrize("more", [{"may_slice": False}, {}])
+def test_nothing_is_sliced_where_a_full_call_is_wanted_or_the_tolerance_is_zero(more):
+    _, outcomes = sliced_run(settings(tolerance=1e-9 if more else 0.0, slicing=SLICES), 3, **more)
+    assert {(outcome.decision.action, outcome.saved) for outcome in outcomes} == {(Action.COMPUTE, 0)}
 
 
 def test_a_unit_that_cannot_be_sliced_has_no_widths():
@@ -152,7 +168,7 @@ def test_a_module_whose_attention_is_not_caught_computes_plainly():
         outcome = run(unit, step, hidden, lambda hidden=hidden: hidden * 3)
         assert outcome.decision.action is Action.COMPUTE
         assert torch.equal(outcome.output, hidden * 3)
-    assert not unit.caught
+    assert unit.refusal == NOT_CAUGHT
 
 
 def test_attention_over_nan_does_not_raise_and_slicing_comes_back():
@@ -160,31 +176,14 @@ def test_attention_over_nan_does_not_raise_and_slicing_comes_back():
     unit = span(settings(tolerance=1e-9, slicing=SLICES), module)
     kinds = []
     for step in range(6):
-        hidden = noise(0, 1, TOKENS, HEADS * WIDTH) * (math.nan if step == 0 else 1.0) + 0.01 * step
+        hidden = noise(0, 1, TOKENS, HEADS * WIDTH) * (math.nan if step == 2 else 1.0) + 0.01 * step
         outcome = run(unit, step, hidden, lambda hidden=hidden: module(hidden))
         kinds.append(outcome.decision.action)
-    assert kinds[:2] == [Action.COMPUTE] * 2
-    assert Action.SLICE in kinds
+    assert kinds == [Action.SLICE] * 2 + [Action.COMPUTE] + [Action.SLICE] * 3
 
 
-def test_a_reset_forgets_bases_and_corrections():
+def test_a_reset_forgets_the_bases():
     unit, _ = sliced_run(settings(tolerance=1e-9, slicing=SLICES), 2)
-    assert unit.bytes > 0
+    assert unit.bytes > 0 and not unit.is_empty
     unit.reset()
-    assert unit.bytes == 0
-
-
-def test_a_report_averages_errors_and_adds_savings():
-    states = [SliceState(errors={8: 0.3, 16: 0.1}, saved={8: 10, 16: 4}), SliceState(errors={8: 0.4}, saved={8: 30})]
-    report = slice_report(states, 1, 100)
-    assert report is not None
-    assert report.errors == pytest.approx({8: math.sqrt((0.09 + 0.16) / 2)})
-    assert report.savings == pytest.approx({8: 0.4})
-    assert report.since_full == 1
-
-
-@pytest.mark.parametrize(
-    ("states", "operations"), [([], 100), ([SliceState()], 100), ([SliceState(errors={8: 0.1}, saved={8: 1})], 0)]
-)
-def test_without_probes_or_known_costs_there_is_no_report(states, operations):
-    assert slice_report(states, 0, operations) is None
+    assert unit.bytes == 0 and unit.is_empty

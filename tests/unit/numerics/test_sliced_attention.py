@@ -1,6 +1,7 @@
 from __future__ import annotations
 
-from typing import get_args
+from collections.abc import Sequence
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -9,8 +10,8 @@ from torch import Tensor
 
 from unicp.errors import InputError
 from unicp.numerics.error_measures import coprime_stride, relative_error
-from unicp.numerics.principal_axes import BasisKind, fit_bases
-from unicp.numerics.sliced_attention import probe_rows, sliced_attention
+from unicp.numerics.principal_axes import Bases, BasisKind, fit_bases
+from unicp.numerics.sliced_attention import SlicedCall, sliced_attention
 
 KINDS: tuple[BasisKind, ...] = get_args(BasisKind)
 QUERIES, KEYS, WIDTH = 45, 37, 16
@@ -22,6 +23,11 @@ def inputs(seed: int = 0, queries: int = QUERIES, keys: int = KEYS) -> tuple[Ten
     fall = 0.8 ** torch.arange(WIDTH)
     query, key, value = (torch.randn(2, 3, n, WIDTH, generator=generator) * fall * 2 for n in (queries, keys, keys))
     return query, key + 3.0, value + 1.0
+
+
+def errors(q: Tensor, k: Tensor, v: Tensor, bases: Bases, widths: Sequence[int], **options: Any) -> Tensor:
+    rows = {"rows": options.pop("rows")} if "rows" in options else {}
+    return SlicedCall(q, k, v, bases, max(widths), **options).errors(widths, **rows)
 
 
 def masks() -> dict[str, Tensor | None]:
@@ -98,15 +104,15 @@ def test_probe_of_all_rows_is_the_error_of_the_whole(kind: BasisKind, mask: str)
     attn_mask = masks()[mask]
     bases = fit_bases(q, k, v, kind)
     full = F.scaled_dot_product_attention(q, k, v, attn_mask=attn_mask)
-    errors = probe_rows(q, k, v, full, bases, (4, 8, WIDTH), rows=QUERIES, attn_mask=attn_mask)
+    seen = errors(q, k, v, bases, (4, 8, WIDTH), rows=QUERIES, attn_mask=attn_mask)
     sliced = [sliced_attention(q, k, v, bases, width, attn_mask=attn_mask) for width in (4, 8, WIDTH)]
-    assert torch.allclose(errors, torch.stack([relative_error(x, full) for x in sliced]), atol=1e-5)
-    assert errors.shape == (3, 2)
-    assert errors[2].max() < 1e-4 < 1e-2 < errors[0].min()
+    assert torch.allclose(seen, torch.stack([relative_error(x, full) for x in sliced]), atol=1e-5)
+    assert seen.shape == (3, 2)
+    assert seen[2].max() < 1e-4 < 1e-2 < seen[0].min()
 
 
 @pytest.mark.parametrize("mask", masks())
-def test_probe_of_some_rows_takes_their_mask_and_output(mask: str):
+def test_probe_of_some_rows_takes_their_mask(mask: str):
     q, k, v = inputs()
     attn_mask = masks()[mask]
     bases = fit_bases(q, k, v, "kq_svd")
@@ -114,29 +120,35 @@ def test_probe_of_some_rows_takes_their_mask_and_output(mask: str):
     every = coprime_stride(QUERIES, 10)
     sliced = sliced_attention(q, k, v, bases, 8, attn_mask=attn_mask)
     expected = relative_error(sliced[:, :, ::every], full[:, :, ::every])
-    assert torch.allclose(probe_rows(q, k, v, full, bases, [8], rows=10, attn_mask=attn_mask)[0], expected, atol=1e-5)
+    assert torch.allclose(errors(q, k, v, bases, [8], rows=10, attn_mask=attn_mask)[0], expected, atol=1e-5)
 
 
 def test_probe_is_per_sample():
     q, k, v = inputs()
     k[1, ..., 2:], v[1, ..., 2:] = k[0, ..., 2:].mean((0, 1)), v[0, ..., 2:].mean((0, 1))
     bases = fit_bases(q, k, v, "centred_pca")
-    full = F.scaled_dot_product_attention(q, k, v)
-    alone = probe_rows(q[:1], k[:1], v[:1], full[:1], bases, [4])
-    together = probe_rows(q, k, v, full, bases, [4])
+    alone = errors(q[:1], k[:1], v[:1], bases, [4])
+    together = errors(q, k, v, bases, [4])
     assert together[0, 0].item() == pytest.approx(alone.item(), rel=1e-4)
     assert together[0, 1] < together[0, 0]
+
+
+def test_a_call_of_a_wide_slice_gives_the_narrower_ones_too():
+    q, k, v = inputs()
+    bases = fit_bases(q, k, v, "kq_svd")
+    call = SlicedCall(q, k, v, bases, 12)
+    for width in (4, 8, 12):
+        assert torch.allclose(call.attend(width), sliced_attention(q, k, v, bases, width), atol=1e-5)
 
 
 def test_widths_and_shapes_that_do_not_fit_are_refused():
     q, k, v = inputs()
     bases = fit_bases(q, k, v, "pca")
-    full = torch.zeros_like(q)
     for width in (0, WIDTH + 1):
         with pytest.raises(InputError):
             sliced_attention(q, k, v, bases, width)
         with pytest.raises(InputError):
-            probe_rows(q, k, v, full, bases, [8, width])
+            SlicedCall(q, k, v, bases, 8).errors([4, width or 9])
     with pytest.raises(InputError):
         sliced_attention(q, k, v, bases.narrowed(4), 8)
     with pytest.raises(InputError):
@@ -144,6 +156,4 @@ def test_widths_and_shapes_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match="asked"):
         sliced_attention(q[:, :2], k[:, :2], v[:, :2], bases, 8)
     with pytest.raises(InputError):
-        probe_rows(q, k, v, full[:, :, :3], bases, [8])
-    with pytest.raises(InputError):
-        probe_rows(q, k, v, full, bases, [])
+        SlicedCall(q, k, v, bases, 8).errors([])

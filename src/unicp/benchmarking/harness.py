@@ -80,7 +80,7 @@ class Harness:
         self.pipe.set_progress_bar_config(disable=True)
         self.options = self._options(generation_defaults(model), frames)
         self.bench = Bench(self.pipe, steps, self.latent, calibration, profile)
-        self.environment = environment(self.pipe)
+        self.environment = environment(self.pipe) | {"call": self.options}
 
     def _options(self, defaults: dict[str, Any], frames: int | None) -> dict[str, Any]:
         known = inspect.signature(type(self.pipe).__call__).parameters

@@ -55,7 +55,14 @@ def models() -> dict[str, Path]:
 
 def suite(name: str) -> Suite:
     """A suite by name. Raises InputError."""
-    known = {"presets": _presets, "quick": _quick, "peers": _peers, "ablation": _ablation, "paper": _paper}
+    known = {
+        "presets": _presets,
+        "quick": _quick,
+        "peers": _peers,
+        "ablation": _ablation,
+        "paper": _paper,
+        "slices": _slices,
+    }
     if name not in known:
         raise InputError(f"suite {name!r}", f"the suites {', '.join(known)}", "name one of them")
     return known[name]()
@@ -125,6 +132,25 @@ def _slicing_ablation(base: Settings) -> list[Method]:
         careful = Slicing(widths=(0.25, 0.5, 0.75), tolerance=tolerance)
         found.append(unicp_method(f"balanced + DWS within {tolerance}", dataclasses.replace(base, slicing=careful)))
     return found
+
+
+def _slices() -> Suite:
+    """For runs of a few steps, in which little can be served."""
+    off = dataclasses.replace(preset("balanced"), tolerance=1e-9)  # windows that never open
+    methods = []
+    for share in (0.75, 0.5, 0.25):
+        slicing = Slicing(widths=(share,), tolerance=100.0)
+        methods.append(unicp_method(f"slices of {share}", dataclasses.replace(off, slicing=slicing)))
+    for tolerance in (0.015, 0.03, 0.06, 0.12):
+        slicing = Slicing(widths=(0.25, 0.5, 0.75), tolerance=tolerance)
+        methods.append(unicp_method(f"slices within {tolerance}", dataclasses.replace(off, slicing=slicing)))
+    methods += [with_preset(name) for name in ("quality", "balanced", "fast")]
+    both = Slicing(widths=(0.25, 0.5, 0.75), tolerance=0.03)
+    methods.append(unicp_method("balanced, slices within 0.03", dataclasses.replace(preset("balanced"), slicing=both)))
+    families = ("diffusers FirstBlockCache", "diffusers TaylorSeer", "diffusers MagCache", "cache-dit DBCache + Taylor")
+    peers = [method for method in (*diffusers_methods(), *cache_dit_methods()) if method.family in families]
+    methods = (*methods, *(fewer_steps(n) for n in (7, 6, 5, 4, 3)), *peers)
+    return Suite(methods, "slices of attention beside caches, for runs of 4 to 8 steps (--steps)", prompts=8, seeds=1)
 
 
 def _paper() -> Suite:

@@ -9,8 +9,9 @@ from pathlib import Path
 from unicp.benchmarking.clip_metrics import FAST, measure_clip
 from unicp.benchmarking.harness import Case, Clip, Harness, measure_case
 from unicp.benchmarking.methods import Method
-from unicp.benchmarking.rows import PLAIN, Row
+from unicp.benchmarking.rows import PLAIN, Row, read_rows
 from unicp.benchmarking.suites import prompts_of
+from unicp.errors import InputError
 from unicp.testbed.adherence import adherence
 
 FAST_METRICS, ALL_METRICS = "fast", "all"
@@ -41,15 +42,25 @@ class Sweep:
 
 
 def run(sweep: Sweep, say: Callable[[str], None]) -> None:
-    """Measures what has no row yet; `say` is given a line for each new row."""
+    """Measures what has no row yet; `say` is given a line for each new row.
+
+    Raises InputError where the file has rows of this model and sampler against another number of steps.
+    """
+    rows = [row for row in read_rows(sweep.out) if (row.model, row.sampler) == (sweep.model, sweep.sampler)]
+    others = {row.steps for row in rows if row.method == PLAIN} - {sweep.steps}
+    if others:
+        found = f"rows against {', '.join(map(str, sorted(others)))} steps in {sweep.out}"
+        raise InputError(f"rows against {sweep.steps} steps", found, "name another file with --out")
     calibration = prompts_of("calibration", sweep.model)
     harness = Harness(sweep.folder, sweep.sampler, sweep.steps, calibration, sweep.frames, profile=sweep.profile)
+    # Fewer steps than the reference are meant.
+    methods = [method for method in sweep.methods if method.steps is None or method.steps < sweep.steps]
     fidelity = Fidelity(sweep.metrics)
     keep = None if sweep.clips is None else _keeper(sweep.clips)
     for index, prompt in enumerate(sweep.prompts):
         for seed in range(sweep.seeds):
             case = Case(prompt, 1000 * seed + index)
-            measure_case(harness, sweep.suite, sweep.model, sweep.methods, case, sweep.out, fidelity, say, keep)
+            measure_case(harness, sweep.suite, sweep.model, methods, case, sweep.out, fidelity, say, keep)
 
 
 class Fidelity:

@@ -92,3 +92,18 @@ def test_short_clips_of_a_suite_are_not_asked_of_a_model_of_one_length(tmp_path)
     assert bench._usual_frames(9, tmp_path) is None
     config.write_text("{}")
     assert bench._usual_frames(9, tmp_path) == bench._usual_frames(9, tmp_path / "none") == 9
+
+
+def test_rows_against_different_numbers_of_steps_do_not_share_a_file(folder, tmp_path):
+    out = tmp_path / "rows.jsonl"
+    assert run("quick", "--model", folder, "--method", "fewer steps 3", "--out", out, *FAST).exit_code == 0
+    other = run("quick", "--model", folder, "--method", "fewer steps 3", "--out", out, *FAST[:-1], "5")
+    assert other.exit_code != 0 and "rows against 6 steps" in other.stderr
+
+
+def test_as_many_steps_as_the_reference_are_not_fewer(folder, tmp_path):
+    out = tmp_path / "rows.jsonl"
+    methods = [word for n in (5, 6, 7) for word in ("--method", f"fewer steps {n}")]
+    run("quick", "--model", folder, *methods, "--out", out, *FAST)
+    assert {row.name for row in read_rows(out)} == {"plain", "fewer steps 5"}
+    assert read_rows(out)[0].environment["call"]["num_frames"] == 9

@@ -29,10 +29,10 @@ synthetic, so each caption is exact by construction, and whether a generated cli
 _BESIDE = "The classifier that reads clips is that of the first test-bed."
 
 _TRAINING = """\
-About two and a half hours on two CPU cores, seeded, continued where it was stopped: {stages}. Noise prediction with
-10 % of the captions left out; in the stages called weighted, errors at high noise weigh more. The averaged weights are
-kept, in half precision. The half of the output that Latte keeps for the variance is never trained; its pipeline drops
-it."""
+About two and a half hours on two CPU cores, seeded, continued where it was stopped: {stages}. A velocity is
+predicted, with 10 % of the captions left out, where Latte's own checkpoints predict the noise: so small a model learnt
+colours and backgrounds that way and hardly shape and motion. The averaged weights are kept, in half precision. The half
+of the output that Latte keeps for the variance is never trained; its pipeline drops it."""
 
 _SCORES = """\
 Shares of clips whose attribute the classifier read as the prompt says; "all" is all four at once.
@@ -68,7 +68,7 @@ def write_card(folder: Path) -> Path:
             ("autoencoder", "`AutoencoderKL`", f"{autoencoder}, {millions(latte.build_autoencoder())}"),
             ("text encoder", "`T5EncoderModel`", ENCODER),
             ("tokenizer", "`PreTrainedTokenizerFast`", TOKENIZER),
-            ("scheduler", "`DDIMScheduler`", "noise prediction, linear variances"),
+            ("scheduler", "`DDIMScheduler`", "velocity prediction, linear variances"),
         ),
         beside=_BESIDE,
         command="python -m unicp.testbed.latte",

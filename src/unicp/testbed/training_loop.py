@@ -21,9 +21,7 @@ class Stage:
     """One part of the schedule. `frames` in pixels; learning rate falls from `rate` to `final_rate`.
 
     `shift` moves the drawn noise levels towards noise: with many frames what moves where is decided at high noise.
-    `decoder_only`: of an autoencoder, so that latents stay what they are. `most_weight`: of a noise prediction: errors
-    weigh 1 / signal power, at most this much, as in a velocity prediction; the plain loss (1) hardly sees what moves
-    where, because at high noise a wrong clip is a tiny error of the noise.
+    `decoder_only`: of an autoencoder, so that latents stay what they are.
     """
 
     name: str
@@ -34,7 +32,6 @@ class Stage:
     final_rate: float
     shift: float = 2.0
     decoder_only: bool = False
-    most_weight: float = 1.0
 
 
 class Optimisers:

@@ -182,7 +182,8 @@ class ModelSpan:
             return
         if self._leader is None:
             self._leader = (moment.branch, outputs)
-        elif self._leader[0] != moment.branch:
+        elif self._leader[0] != moment.branch and self._leader[1][0].shape == outputs[0].shape:
+            # Of batches of different size no difference can be had.
             self.guidance.computed(moment, position, self._leader[1], outputs, len(self.branches))
 
     def _store(

@@ -74,7 +74,7 @@ class NoiseSchedule:
 
     def step_index(self, timestep: float) -> int | None:
         """Index of a timestep in the run, from 0; None when it is not in it, is ambiguous, or no run is set."""
-        matches = self._matches(timestep)
+        matches = self.step_indices(timestep)
         return matches[0] if len(matches) == 1 else None
 
     def level(self, timestep: float) -> NoiseLevel | None:
@@ -82,7 +82,7 @@ class NoiseSchedule:
         if self._kind == "scaled" and not getattr(self._scheduler, "is_scale_input_called", False):
             return None
         if self._kind != "alphas":
-            matches = self._matches(timestep)
+            matches = self.step_indices(timestep)
             if matches:
                 return self._level_at(matches[0])
         return None if self._kind == "flow" else self._level_of_training_step(timestep)
@@ -118,7 +118,7 @@ class NoiseSchedule:
             return None
         return _level_of_alpha(alphas[round(timestep)])
 
-    def _matches(self, timestep: float) -> tuple[int, ...]:
+    def step_indices(self, timestep: float) -> tuple[int, ...]:
         """Indices at which the run may have this timestep; the scheduler's own count decides between several."""
         if self.steps is None:
             return ()

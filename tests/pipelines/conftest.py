@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.pipelines.rows import Row
+from tests.pipelines.rows import Row, Unbuilt
 
 
 @pytest.fixture
@@ -17,5 +17,16 @@ def note(record_property: Callable[[str, object], None]) -> Callable[..., None]:
     def write(row: Row, **found: Any) -> None:
         known = {"pipeline": row.pipeline, "way": row.way, "guidance": row.guidance}
         record_property("pipeline", [row.name, known | found])
+
+    return write
+
+
+@pytest.fixture
+def note_unbuilt(record_property: Callable[[str, object], None]) -> Callable[..., None]:
+    """Writes down a pipeline that is not tested."""
+
+    def write(one: Unbuilt) -> None:
+        told = {"pipeline": one.pipeline, "way": "", "guidance": "", "transformer": one.transformer}
+        record_property("pipeline", [one.pipeline, told | {"result": f"not tested: {one.why}"}])
 
     return write

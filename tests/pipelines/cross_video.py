@@ -7,6 +7,7 @@ from typing import Any
 import diffusers
 import transformers
 from diffusers.pipelines.ltx2 import LTX2TextConnectors, LTX2Vocoder
+from diffusers.pipelines.ltx2.pipeline_ltx2_hdr_lora import LTX2HDRReferenceCondition
 
 from tests.pipelines import parts
 from tests.pipelines.joint_video import hunyuan_vae
@@ -191,16 +192,16 @@ _SANA = {key: value for key, value in _T2V.items() if key != "num_frames"}
 _SANA |= {"frames": FRAMES, "use_resolution_binning": False, "complex_human_instruction": []}
 
 
-def _kandinsky5(**changes: Any) -> dict[str, Any]:
+def _kandinsky5(visual_cond: bool = False, **changes: Any) -> dict[str, Any]:
     return {
-        "tokenizer": parts.tokenizer(padding_side="left"),
+        "tokenizer": parts.tokenizer(),
         "text_encoder": parts.qwen_vl(),
         "tokenizer_2": parts.tokenizer(),
         "text_encoder_2": parts.clip(),
         "vae": hunyuan_vae(),
-        "transformer": transformer("kandinsky5", in_text_dim=16, **changes),
+        "transformer": transformer("kandinsky5", in_text_dim=16, visual_cond=visual_cond),
         "scheduler": parts.flow(shift=5.0),
-    }
+    } | changes
 
 
 def _cosmos(channels: int, scheduler: Any, **changes: Any) -> dict[str, Any]:
@@ -288,6 +289,14 @@ CROSS_VIDEO: tuple[Row, ...] = (
     ),
     Row("ltx2_image", "LTX2ImageToVideoPipeline", _ltx2, _LTX2 | {"image": picture(), "image_crf": 0}, calls=(2,)),
     Row("ltx2_condition", "LTX2ConditionPipeline", _ltx2, _LTX2, calls=(2,)),
+    Row(
+        "ltx2_hdr",
+        "LTX2HDRPipeline",
+        _ltx2,
+        {key: value for key, value in _LTX2.items() if "audio" not in key}
+        | {"reference_conditions": LTX2HDRReferenceCondition(frames=[picture()], strength=1.0)},
+        calls=(2,),
+    ),
     Row("ltx2_in_context", "LTX2InContextPipeline", _ltx2, _LTX2, calls=(2,)),
     Row(
         "sana_video",
@@ -314,6 +323,15 @@ CROSS_VIDEO: tuple[Row, ...] = (
         lambda: _kandinsky5(visual_cond=True),
         _T2V | {"image": picture(), "num_frames": 17},
         settings={"prompt_template_encode_start_idx": 0},
+    ),
+    Row(
+        "kandinsky6",
+        "Kandinsky6TI2VAPipeline",
+        lambda: _kandinsky5(
+            tokenizer=parts.tokenizer(padding_side="left"), transformer=transformer("kandinsky6", in_text_dim=16)
+        ),
+        _T2V | {"sample_audio": False},
+        way="without sound",
     ),
     Row("cosmos1", "CosmosTextToWorldPipeline", lambda: _cosmos1(CHANNELS), _T2V),
     Row("cosmos1_video", "CosmosVideoToWorldPipeline", lambda: _cosmos1(CHANNELS + 1), _T2V | {"image": picture()}),

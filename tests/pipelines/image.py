@@ -265,6 +265,13 @@ IMAGE: tuple[Row, ...] = (
         way="perturbed attention",
     ),
     Row(
+        "pixart_sigma_pag",
+        "PixArtSigmaPAGPipeline",
+        lambda: _pixart() | {"pag_applied_layers": ["blocks.1"]},
+        _SIZED | GUIDED | _SHORT | {"use_resolution_binning": False, "clean_caption": False, "pag_scale": 3.0},
+        calls=(3,),
+    ),
+    Row(
         "pixart_alpha",
         "PixArtAlphaPipeline",
         _pixart,

@@ -27,6 +27,7 @@ class Row:
     calls: those of the transformer in a step, as the number of samples in each.
     runs: how often a call goes through the steps.
     settings: attributes of the pipeline that fit its parts to their size.
+    stages: how many of a pyramid go through the steps, each a run; 0 = no pyramid.
     why: why nothing can be served; "" = something can.
     """
 
@@ -41,7 +42,7 @@ class Row:
     runs: int = 1
     why: str = ""
     settings: dict[str, Any] = field(default_factory=dict)
-    steps_name: str = "num_inference_steps"
+    stages: int = 0
 
     @property
     def guidance(self) -> str:
@@ -63,11 +64,16 @@ class Row:
             setattr(pipe, name, value)
         return pipe
 
+    def _asked(self, steps: int) -> dict[str, Any]:
+        if self.stages:
+            return {"pyramid_num_inference_steps_list": [steps] * self.stages}
+        return {"num_inference_steps": steps}
+
     def call(self, pipe: Any, prompt: int = 0, steps: int | None = None, **more: Any) -> list[Tensor]:
         """What the pipeline makes of a prompt (and a seed of the same number), as tensors."""
         arguments = {
             "generator": torch.Generator().manual_seed(prompt),
-            self.steps_name: self.steps if steps is None else steps,
+            **self._asked(self.steps if steps is None else steps),
             **self.given,
             **more,
         }

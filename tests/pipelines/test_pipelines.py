@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import diffusers
 import pytest
 import torch
 from torch import Tensor
@@ -17,8 +18,8 @@ from torch import Tensor
 from tests.pipelines import parts
 from tests.pipelines.cross_video import ltx
 from tests.pipelines.joint_video import easy_animate
-from tests.pipelines.rows import LATENT, Row
-from tests.pipelines.table import BROKEN, ROWS
+from tests.pipelines.rows import LATENT, Row, Unbuilt
+from tests.pipelines.table import BROKEN, ROWS, UNBUILT
 from unicp.models.families import family_named
 from unicp.models.finder import transformers_of
 from unicp.records import Action, Entry
@@ -178,6 +179,14 @@ def test_calls_with_tokens_at_several_noise_levels_are_computed_and_the_rest_is_
     assert len(several) > 3 and len({entry.run for entry in several}) == len(several)
     assert not any(Action(entry.action).served for entry in several)
     assert any(Action(entry.action).served for entry in entries) and bool(torch.isfinite(output[0]).all())
+
+
+@pytest.mark.parametrize("pipeline", UNBUILT, ids=lambda one: one.pipeline)
+def test_a_pipeline_without_a_row_says_why(pipeline: Unbuilt, note_unbuilt: Note):
+    assert hasattr(diffusers, pipeline.pipeline) and pipeline.pipeline not in {row.pipeline for row in ROWS}
+    family = family_named(pipeline.transformer)
+    assert family is not None and pipeline.why
+    note_unbuilt(pipeline)
 
 
 def test_a_pipeline_that_diffusers_cannot_call_is_still_broken():

@@ -173,6 +173,20 @@ WAN_LIKE: tuple[Row, ...] = (
         way="one chunk",
     ),
     Row(
+        "helios_pyramid",
+        "HeliosPyramidPipeline",
+        lambda: _wan(
+            transformer=transformer(
+                "helios", has_multi_term_memory_patch=True, guidance_cross_attn=True, zero_history_timestep=True
+            ),
+            scheduler=diffusers.HeliosScheduler(stage_range=[0, 0.5, 1], stages=2, gamma=0.3),
+        ),
+        _TEXT_TO_VIDEO | {"height": 64, "width": 64},
+        runs=2,
+        stages=2,
+        way="two stages",
+    ),
+    Row(
         "anyflow",
         "AnyFlowPipeline",
         lambda: _wan(transformer=transformer("anyflow"), scheduler=diffusers.FlowMapEulerDiscreteScheduler(shift=5.0)),

@@ -90,6 +90,8 @@ def check_trace(row: Row, entries: list[Entry], calls: list[Call]) -> None:
         found[entry.run][entry.step].append(entry.branch)
         texts[entry.run, entry.branch].add(call.text)
     assert len(found) == row.runs
+    # Where some levels are known, a timestep without one was not recognised.
+    assert len({entry.sigma is None for entry in entries}) == 1
     for steps in found.values():
         assert list(steps) == list(range(min(steps), min(steps) + done))
         branches = list(steps.values())

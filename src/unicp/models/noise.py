@@ -46,8 +46,8 @@ class NoiseSchedule:
     gaussian - clean, "epsilon" gaussian, "v_prediction" signal·gaussian - noise·clean, "sample" clean.
 
     Timesteps are those the model is called with. One that was rounded to half precision on its way to the model
-    (HunyuanVideo's pipeline does so) is still recognised; where two steps look alike, `scheduler.step_index` decides,
-    which counts if the loop calls `scheduler.step`.
+    (HunyuanVideo's pipeline does so), or cut to a whole number (Helios'), is still recognised; where two steps look
+    alike, `scheduler.step_index` decides, which counts if the loop calls `scheduler.step`.
     """
 
     prediction: Prediction
@@ -188,10 +188,15 @@ def _level_of_alpha(alpha: float) -> NoiseLevel:
 
 @lru_cache(maxsize=8)
 def _by_rounded_value(timesteps: tuple[float, ...]) -> dict[float, tuple[int, ...]]:
-    """Which timesteps are this number once rounded to half precision, float16 or bfloat16."""
+    """Which timesteps are this number once rounded to half precision, float16 or bfloat16, or cut to a whole number."""
+    roundings = [torch.tensor(timesteps).to(dtype).tolist() for dtype in (torch.float16, torch.bfloat16)]
+    whole = [float(math.trunc(value)) for value in timesteps if math.isfinite(value)]
+    if len(set(whole)) == len(timesteps):
+        # Where steps look alike once cut, as those between 0 and 1 do, nobody can have cut them.
+        roundings.append(whole)
     indices: dict[float, tuple[int, ...]] = {}
-    for dtype in (torch.float16, torch.bfloat16):
-        for index, value in enumerate(torch.tensor(timesteps).to(dtype).tolist()):
+    for rounding in roundings:
+        for index, value in enumerate(rounding):
             if index not in indices.get(value, ()):
                 indices[value] = (*indices.get(value, ()), index)
     return indices

@@ -54,7 +54,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
         for name, kinds in sorted(_contract.items())
     }
     combined = {what: dict(sorted(names.items())) for what, names in sorted(_combined.items())}
-    parts = {"contract": contract, "combined": combined, "pipelines": dict(_pipelines)}
+    parts = {"contract": contract, "combined": combined, "pipelines": dict(sorted(_pipelines.items()))}
     file = Path(path)
     found = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
     found |= {"versions": versions | {"diffusers": diffusers.__version__}}

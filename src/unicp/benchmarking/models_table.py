@@ -136,9 +136,12 @@ def _sentences(row: Family) -> list[str]:
 
 
 def _pipelines(rows: Mapping[str, Mapping[str, Any]]) -> str:
-    """One line per pipeline and way of using it."""
+    """One line per pipeline and way of using it, in the order of the transformers above."""
+    order = {family.transformer: place for place, family in enumerate((*VIDEO, *IMAGE, *AUDIO))}
     lines = ["| pipeline | used | transformer | guidance | context | result |", "|---|---|---|---|---|---|"]
-    for row in rows.values():
+    # One that failed at once could not tell its transformer.
+    told = [{"transformer": "", **row} for row in rows.values()]
+    for row in sorted(told, key=lambda row: (order.get(row["transformer"], -1), row["pipeline"], row["way"])):
         context = {True: "yes", False: "no"}.get(row.get("context", ""), "")
         cells = [row["way"], f"`{row['transformer']}`", row["guidance"], context, row["result"]]
         lines.append(f"| `{row['pipeline']}` | {' | '.join(cells)} |")

@@ -192,6 +192,9 @@ _SANA = {key: value for key, value in _T2V.items() if key != "num_frames"}
 _SANA |= {"frames": FRAMES, "use_resolution_binning": False, "complex_human_instruction": []}
 
 
+_UNCROPPED = {"prompt_template": "{}", "prompt_template_encode_start_idx": 0}
+
+
 def _kandinsky5(visual_cond: bool = False, **changes: Any) -> dict[str, Any]:
     return {
         "tokenizer": parts.tokenizer(),
@@ -241,7 +244,7 @@ def _cosmos25() -> dict[str, Any]:
                 use_karras_sigmas=True, use_flow_sigmas=True, prediction_type="flow_prediction"
             ),
         ),
-        "tokenizer": parts.tokenizer(),
+        "tokenizer": parts.tokenizer(truncation_side="left"),
         "text_encoder": parts.qwen_vl(),
         "transformer": transformer("cosmos", in_channels=CHANNELS + 1, text_embed_dim=48),
     }
@@ -316,13 +319,13 @@ CROSS_VIDEO: tuple[Row, ...] = (
         _SANA | {"image": picture()},
         calls=(2,),
     ),
-    Row("kandinsky5", "Kandinsky5T2VPipeline", _kandinsky5, _T2V, settings={"prompt_template_encode_start_idx": 0}),
+    Row("kandinsky5", "Kandinsky5T2VPipeline", _kandinsky5, _T2V, settings=_UNCROPPED),
     Row(
         "kandinsky5_image",
         "Kandinsky5I2VPipeline",
         lambda: _kandinsky5(visual_cond=True),
         _T2V | {"image": picture(), "num_frames": 17},
-        settings={"prompt_template_encode_start_idx": 0},
+        settings=_UNCROPPED,
     ),
     Row(
         "kandinsky6",

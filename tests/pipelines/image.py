@@ -96,7 +96,7 @@ def _qwen() -> dict[str, Any]:
     }
 
 
-_UNCROPPED = {"prompt_template_encode_start_idx": 0}
+_UNCROPPED = {"prompt_template_encode": "{}", "prompt_template_encode_start_idx": 0}
 
 
 def _sana(scheduler: Any = None, **changes: Any) -> dict[str, Any]:
@@ -359,6 +359,6 @@ IMAGE: tuple[Row, ...] = (
             "scheduler": parts.flow(shift=5.0),
         },
         _SIZED | GUIDED | _SHORT,
-        settings={"prompt_template_encode_start_idx": 0, "resolutions": [(SIZE, SIZE)]},
+        settings={"prompt_template": "{}", "prompt_template_encode_start_idx": 0, "resolutions": [(SIZE, SIZE)]},
     ),
 )

@@ -108,7 +108,8 @@ def _hunyuan15(task: str = "t2v", **changes: Any) -> dict[str, Any]:
     )
     sizes = {"in_channels": 2 * CHANNELS + 1, "text_embed_dim": 16, "target_size": SIZE, "task_type": task}
     return {
-        "tokenizer": parts.tokenizer(),
+        # The system's message comes first, and would leave no room for the prompt.
+        "tokenizer": parts.tokenizer(truncation_side="left"),
         "text_encoder": parts.qwen_vl(model="TextModel"),
         "tokenizer_2": parts.tokenizer(),
         "text_encoder_2": parts.t5(POOLED_WIDTH),
@@ -121,7 +122,7 @@ def _hunyuan15(task: str = "t2v", **changes: Any) -> dict[str, Any]:
 
 _HUNYUAN15 = {
     "prompt_template_encode_start_idx": 0,
-    "tokenizer_max_length": 64,
+    "tokenizer_max_length": 16,
     "tokenizer_2_max_length": 4,
     "vision_num_semantic_tokens": 4,
 }
@@ -179,7 +180,7 @@ def _motif(**changes: Any) -> dict[str, Any]:
 _MOTIF = VIDEO | LATENT | {"negative_prompt": parts.NEGATIVE}
 
 JOINT_VIDEO: tuple[Row, ...] = (
-    Row("cogvideox", "CogVideoXPipeline", lambda: _cogvideo(transformer=_cogvideo_transformer()), _T2V, 6, calls=(2,)),
+    Row("cogvideox", "CogVideoXPipeline", lambda: _cogvideo(transformer=_cogvideo_transformer()), _T2V, calls=(2,)),
     Row(
         "cogvideox_image",
         "CogVideoXImageToVideoPipeline",

@@ -277,6 +277,7 @@ IMAGE: tuple[Row, ...] = (
         _pixart,
         _SIZED | GUIDED | _SHORT | {"use_resolution_binning": False, "clean_caption": False},
         calls=(2,),
+        few=(3, 2),  # a single step is for distilled models there, with a sampler of theirs
     ),
     Row(
         "pixart_sigma",

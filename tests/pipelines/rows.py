@@ -28,6 +28,7 @@ class Row:
     runs: how often a call goes through the steps.
     settings: attributes of the pipeline that fit its parts to their size.
     stages: how many of a pyramid go through the steps, each a run; 0 = no pyramid.
+    few: numbers of steps that are too few to serve anything.
     why: why nothing can be served; "" = something can.
     """
 
@@ -43,6 +44,7 @@ class Row:
     why: str = ""
     settings: dict[str, Any] = field(default_factory=dict)
     stages: int = 0
+    few: tuple[int, ...] = (3, 1, 2)
 
     @property
     def guidance(self) -> str:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import functools
 import inspect
+import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import diffusers
@@ -21,6 +23,7 @@ from tests.pipelines.joint_video import easy_animate
 from tests.pipelines.rows import LATENT, Row, Unbuilt
 from tests.pipelines.table import BROKEN, BY_NAME, ROWS, UNBUILT
 from unicp.models.families import family_named
+from unicp.models.family_rows import VIDEO
 from unicp.models.finder import transformers_of
 from unicp.records import Action, Entry
 from unicp.session import enable
@@ -142,7 +145,7 @@ def test_few_steps_other_numbers_of_them_and_an_interrupt(row: Row, note: Note):
     pipe = built(row)
     takes_callback = "callback_on_step_end" in inspect.signature(type(pipe).__call__).parameters
     # Where a run begins in mid-schedule, so few steps may be none.
-    numbers = (3, 1, 2) if row.done is None else ()
+    numbers = row.few if row.done is None else ()
     expected = [row.call(pipe, steps=steps) for steps in numbers]
 
     def stop(pipe: Any, step: int, timestep: Any, kept: dict[str, Any]) -> dict[str, Any]:
@@ -203,6 +206,19 @@ def test_a_pipeline_without_a_row_says_why(pipeline: Unbuilt, note_unbuilt: Note
     family = family_named(pipeline.transformer)
     assert family is not None and pipeline.why
     note_unbuilt(pipeline)
+
+
+def test_every_video_pipeline_has_a_row_or_a_reason():
+    if not diffusers.__version__.startswith("0.42."):
+        pytest.skip("the table is that of diffusers 0.42")
+    families = "|".join(family.transformer for family in VIDEO)
+    found: set[str] = set()
+    for file in Path(diffusers.__file__).parent.glob("pipelines/*/pipeline_*.py"):
+        text = file.read_text(encoding="utf-8")
+        if re.search(rf"transformer: .*\b({families})\b", text):
+            found |= set(re.findall(r"^class (\w+Pipeline)\b", text, re.MULTILINE))
+    assert len(found) > 40
+    assert found <= {one.pipeline for one in (*ROWS, *UNBUILT)}
 
 
 def test_a_pipeline_that_diffusers_cannot_call_is_still_broken():

@@ -75,7 +75,8 @@ Each was built tiny, of its real classes with random weights, and called: tolera
 bit, with a generous one something is served, the trace has its runs, steps and branches, a second call is that of a
 fresh session, an interrupt or another number of steps leaves nothing behind. Guidance: how prompts with and without
 content reach the transformer, in one batch, in calls one after the other, or not at all. Context: whether the pipeline
-names these calls (`cache_context`); where it does not, UniCP tells them apart itself."""
+names these calls (`cache_context`); where it does not, UniCP tells them apart itself. All pipelines of video are here,
+and the main ones of images and sound."""
 
 
 def document(results: Results) -> str:

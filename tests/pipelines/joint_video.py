@@ -306,6 +306,7 @@ JOINT_VIDEO: tuple[Row, ...] = (
         },
         _T2V | {"num_frames": 7},
         calls=(2,),
+        few=(3, 2),  # its schedule cannot be made for a single step
     ),
     Row("easy_animate", "EasyAnimatePipeline", easy_animate, _ANIMATED | {"num_frames": 5}, calls=(2,)),
     Row(

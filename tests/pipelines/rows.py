@@ -29,7 +29,6 @@ class Row:
     settings: attributes of the pipeline that fit its parts to their size.
     stages: how many of a pyramid go through the steps, each a run; 0 = no pyramid.
     few: numbers of steps that are too few to serve anything.
-    why: why nothing can be served; "" = something can.
     """
 
     name: str
@@ -41,7 +40,6 @@ class Row:
     done: int | None = None
     calls: tuple[int, ...] = (1, 1)
     runs: int = 1
-    why: str = ""
     settings: dict[str, Any] = field(default_factory=dict)
     stages: int = 0
     few: tuple[int, ...] = (3, 1, 2)

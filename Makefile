@@ -70,8 +70,8 @@ bench: $(READY_DEV) ## measure presets, fixed windows and fewer steps (hours; co
 	$(BIN)/unicp bench presets --sampler euler --out docs/results/presets.jsonl
 	$(BIN)/python -m unicp.benchmarking.report
 
-models: $(READY_DEV) ## run the contract suite and write what it found into docs/models.md
-	$(TEST_ENV) $(BIN)/python -m pytest tests/families -n 2 -q --write-matrix docs/results/models.json
+models: $(READY_DEV) ## run the contract suites and write what it found into docs/models.md
+	$(TEST_ENV) $(BIN)/python -m pytest tests/families tests/pipelines -n 2 -q --write-matrix docs/results/models.json
 	$(BIN)/python -m unicp.benchmarking.models_table
 
 targets: $(READY_DEV) ## measure how often targets are met, on short clips (continues where it was stopped)

@@ -4,5 +4,8 @@ from __future__ import annotations
 
 from hypothesis import settings
 
+# Hooks of pytest: they count only where they are names of a conftest.
+from tests.matrix import pytest_addoption, pytest_runtest_logreport, pytest_sessionfinish  # noqa: F401
+
 settings.register_profile("steady", deadline=None, derandomize=True, max_examples=25)
 settings.load_profile("steady")

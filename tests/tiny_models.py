@@ -113,12 +113,12 @@ def hunyuan_video(**changes: Any) -> HunyuanVideoTransformer3DModel:
     return _seeded(HunyuanVideoTransformer3DModel, config | changes)
 
 
-def build(name: str) -> nn.Module:
-    """The tiny transformer of that name (one of NAMES); every call gives the same weights."""
+def build(name: str, **changes: Any) -> nn.Module:
+    """The tiny transformer of that name (one of NAMES); every call gives the same weights. changes: of its config."""
     if name in CONFIGS:
         kind, config = CONFIGS[name]
-        return _seeded(kind, config)
-    return {"wan": wan, "cogvideox": cogvideox, "latte": latte, "hunyuan_video": hunyuan_video}[name]()
+        return _seeded(kind, config | changes)
+    return {"wan": wan, "cogvideox": cogvideox, "latte": latte, "hunyuan_video": hunyuan_video}[name](**changes)
 
 
 @functools.cache

@@ -15,6 +15,7 @@ from tests import tiny_models, tiny_pipeline
 from tests.families.helpers import EXACT, GENEROUS, NAMES, Note, denoise, served
 from unicp.execution.attachment import attached_runner
 from unicp.models.finder import transformers_of
+from unicp.records import Action
 from unicp.session import Session, enable
 from unicp.settings import preset
 
@@ -55,6 +56,18 @@ def test_guidance_that_starts_or_stops_in_mid_run(name, when, note: Note):
         assert float((output - plain).norm() / plain.norm()) < 0.5
         calls = [(entry.step, entry.branch) for entry in session.trace.entries]
         assert len(calls) == len(set(calls)) == 12 + len(when)
+
+
+@every_name
+def test_after_guidance_has_stopped_its_branch_holds_nothing_up(name):
+    model = tiny_models.shared(name)
+    for context in (False, True):
+        with enable(model, GENEROUS) as session:
+            guided(model, name, range(0, 5), context)
+        later = [entry for entry in session.trace.entries if entry.step > 6]
+        # At the first step without it, it may be asked once more.
+        assert later and not any(entry.why == "other branch" for entry in later)
+        assert any(Action(entry.action).served for entry in later)
 
 
 def _sample(value: Any, place: int) -> Any:

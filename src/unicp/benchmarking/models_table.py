@@ -1,7 +1,7 @@
 """Makes docs/models.md out of the family table and what the contract suite found.
 
-    pytest tests/families --write-matrix docs/results/models.json    # run the suite, and keep what it found
-    python -m unicp.benchmarking.models_table                        # write docs/models.md
+    pytest tests/families tests/pipelines --write-matrix docs/results/models.json    # run the suites, keep the findings
+    python -m unicp.benchmarking.models_table                                        # write docs/models.md
 
 A row of the table that the suite has not tested shows as untested, and a test refuses that.
 """
@@ -69,6 +69,15 @@ Columns: what can be served as one (the model's output, the whole stack, a block
 reduced width, and what can be forecast: the output alone, or the noise and the clean estimate too.
 """
 
+_PIPELINES = """## Pipelines
+
+Each was built tiny, of its real classes with random weights, and called: tolerance 0 gives its plain output bit for
+bit, with a generous one something is served, the trace has its runs, steps and branches, a second call is that of a
+fresh session, an interrupt or another number of steps leaves nothing behind. Guidance: how prompts with and without
+content reach the transformer, in one batch, in calls one after the other, or not at all. Context: whether the pipeline
+names these calls (`cache_context`); where it does not, UniCP tells them apart itself. All pipelines of video are here,
+and the main ones of images and sound."""
+
 
 def document(results: Results) -> str:
     """docs/models.md as text. results: what `--write-matrix` wrote."""
@@ -80,6 +89,7 @@ def document(results: Results) -> str:
     parts.append(
         "## Refused\n\n`unicp.enable` says so and changes nothing.\n\n| transformer | why |\n|---|---|\n" + refused
     )
+    parts.append(_PIPELINES + "\n\n" + _pipelines(results["pipelines"]))
     parts.append(_combined(results["combined"]))
     return "\n\n".join(parts) + "\n"
 
@@ -124,6 +134,19 @@ def _sentences(row: Family) -> list[str]:
     if row.noise_refusal:
         told.append(f"Only the output is forecast: {row.noise_refusal}.")
     return [*told, row.notes] if row.notes else told
+
+
+def _pipelines(rows: Mapping[str, Mapping[str, Any]]) -> str:
+    """One line per pipeline and way of using it, in the order of the transformers above."""
+    order = {family.transformer: place for place, family in enumerate((*VIDEO, *IMAGE, *AUDIO))}
+    lines = ["| pipeline | used | transformer | guidance | context | result |", "|---|---|---|---|---|---|"]
+    # One that failed at once could not tell its transformer.
+    told = [{"transformer": "", **row} for row in rows.values()]
+    for row in sorted(told, key=lambda row: (order.get(row["transformer"], -1), row["pipeline"], row["way"])):
+        context = {True: "yes", False: "no"}.get(row.get("context", ""), "")
+        cells = [row["way"], f"`{row['transformer']}`", row["guidance"], context, row["result"]]
+        lines.append(f"| `{row['pipeline']}` | {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def _combined(combined: Mapping[str, Mapping[str, str]]) -> str:

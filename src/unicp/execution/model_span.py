@@ -36,6 +36,7 @@ class _Branch:
     probe: Tensor | None = None
     drift: list[float] | None = None
     outputs: int = 1
+    called_at: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -89,9 +90,10 @@ class ModelSpan:
         A branch that must be computed makes those after it in the step compute too; the first branch of a step asks
         for all that are known. (Our reading of coherence, DESIGN 3.1.)
         """
-        first = self._step != (moment.run, moment.step)
+        before, self._step = self._step, (moment.run, moment.step)
+        first = self._step != before
         if first:
-            self._step, self._computed_at_step, self._leader = (moment.run, moment.step), False, None
+            self._computed_at_step, self._leader = False, None
         branch = self.branches.get(moment.branch)
         if branch is None:
             branch = self.branches[moment.branch] = _Branch(self.controller.new_window(self._candidates(moment)))
@@ -99,15 +101,17 @@ class ModelSpan:
         doubt = "together" if self._computed_at_step else ""
         plain = Question(moment, position, None, doubt)
         if not doubt and not self.controller.may_serve(branch.window, plain) and first:
-            doubt = self._doubt_of_others(moment, position)
+            doubt = self._doubt_of_others(moment, position, before)
+        branch.called_at = self._step
         served = self._ask(moment, branch, position, samples, doubt)
         if not served.decision.action.served:
             self._computed_at_step = True
         return served
 
-    def _doubt_of_others(self, moment: Moment, position: Position) -> str:
+    def _doubt_of_others(self, moment: Moment, position: Position, before: tuple[int, int] | None) -> str:
         for name, other in self.branches.items():
-            if name != moment.branch:
+            # One that was not called at the step before is gone: guidance may stop in mid-run.
+            if name != moment.branch and other.called_at == before:
                 decision, _ = self.controller.decide(other.window, Question(moment, position))
                 if not decision.action.served:
                     return "other branch"
@@ -181,7 +185,8 @@ class ModelSpan:
             return
         if self._leader is None:
             self._leader = (moment.branch, outputs)
-        elif self._leader[0] != moment.branch:
+        elif self._leader[0] != moment.branch and self._leader[1][0].shape == outputs[0].shape:
+            # Of batches of different size no difference can be had.
             self.guidance.computed(moment, position, self._leader[1], outputs, len(self.branches))
 
     def _store(

@@ -165,7 +165,7 @@ class Runner:
         scheduler = self._scheduler_of()
         if scheduler is not self._scheduler:
             self._memory.reset()
-            self._scheduler = scheduler
+            self._scheduler = self.trajectory.scheduler = scheduler
             schedule = None if self.map.family.noise_refusal else read_schedule(scheduler)
             self.trajectory.schedule = self.model_span.schedule = schedule
 

@@ -2,8 +2,10 @@
 
 `cache_context` names branches and steps in some pipelines and is believed there. Everywhere else: a call at the same
 timestep as the one before is the next branch of that step, a lower timestep is the next step, a higher one a
-new run. A changed shape, dtype, device, text or thread is a new run too. When in doubt: a new run, in which nothing is
-stored yet, so that everything is computed.
+new run. Where the scheduler has stepped in between, a call at the same timestep is the next step: samplers of second
+order (Heun) call the model twice at one. Branches of a step may have batches of different size; another batch in a
+known branch is a new run, as is a changed shape, dtype, device, text or thread. When in doubt: a new run, in which
+nothing is stored yet, so that everything is computed.
 """
 
 from __future__ import annotations
@@ -22,6 +24,8 @@ from unicp.records import Moment
 
 # So many calls at one timestep are no branches: a loop that never changes it would otherwise store ever more.
 MOST_BRANCHES = 64
+# Where a call is in a run: its timestep, and how often the scheduler has stepped without leaving it.
+_Place = tuple[float, int]
 
 
 @dataclass
@@ -29,7 +33,8 @@ class _Branch:
     text: weakref.ref[Tensor] | None = None
     version: int | None = None
     values: Tensor | None = None
-    last_timestep: float | None = None
+    batch: tuple[int, ...] = ()
+    last_place: _Place | None = None
 
 
 @dataclass
@@ -37,15 +42,19 @@ class Trajectory:
     """Follows the calls of one transformer. `enter` is called before each, `reset` forgets the run.
 
     timestep_scale, timestep_shift: shift + scale x what the model is given falls along a run, as `Family` says.
+    schedule, scheduler: what the scheduler says of noise, and itself, whose `step_index` is read; None = unknown.
     """
 
     schedule: NoiseSchedule | None = None
+    scheduler: Any = None
     timestep_scale: float = 1.0
     timestep_shift: float = 0.0
     run: int = -1
     _signature: tuple[Any, ...] | None = None
     _branches: dict[str, _Branch] = field(default_factory=dict)
-    _timestep: float = float("inf")
+    _place: _Place = (float("inf"), 0)
+    _counted: int = 0
+    _last_index: int = -1
     _step: int = -1
     _calls_at_step: int = 0
     _sample: tuple[Tensor, int | None] | None = None
@@ -67,20 +76,23 @@ class Trajectory:
         model has become another one, for instance by a LoRA.
         """
         value = self.timestep_shift + self.timestep_scale * _number(timestep, self.timestep_scale < 0)
-        shapes = tuple(tuple(one.shape) for one in (sample, *others))
+        place = self._place_of(value)
+        samples = (sample, *others)
+        shapes = tuple(tuple(one.shape[1:]) for one in samples)
+        batch = tuple(one.shape[0] for one in samples)
         signature = (shapes, sample.dtype, sample.device, threading.get_ident(), weights)
         name = None if context is None else context.name
-        fresh = self._opens_run(value, signature, name) or (name is None and self._repeats(value, sample, text))
+        fresh = self._opens_run(place, signature, name) or (name is None and self._repeats(place, sample, text))
         if self.schedule is not None and _has_several_levels(timestep):
             # The schedule would tell the level of some tokens only, and forecasts of the others would be wrong.
             fresh = True
         if not fresh:
-            fresh = not self._text_matches(name or self._next_branch(value), text)
+            fresh = not self._is_that_branch(name or self._next_branch(place), batch, text)
         if fresh:
             self._begin(signature)
-        self._advance(value)
+        self._advance(place)
         branch = name or f"call{self._calls_at_step - 1}"
-        self._remember(branch, value, text, fresh)
+        self._remember(branch, place, batch, text, fresh)
         self._sample = sample, _version(sample)
         return self._moment(branch, value, sample.shape[0], context), fresh
 
@@ -93,40 +105,52 @@ class Trajectory:
         """Forgets the run; the next call opens a new one."""
         self._signature = None
         self._branches.clear()
-        self._timestep, self._step, self._calls_at_step = float("inf"), -1, 0
+        self._place, self._step, self._calls_at_step = (float("inf"), 0), -1, 0
         self._sample = None
         self.text_unchanged = False
 
-    def _opens_run(self, timestep: float, signature: tuple[Any, ...], name: str | None) -> bool:
+    def _place_of(self, timestep: float) -> _Place:
+        counted, before = int(getattr(self.scheduler, "step_index", None) or 0), self._counted
+        self._counted = counted
+        if timestep != self._place[0]:
+            return timestep, 0
+        return timestep, self._place[1] + (counted > before)
+
+    def _opens_run(self, place: _Place, signature: tuple[Any, ...], name: str | None) -> bool:
         # A timestep that is no number is never the next one.
-        if signature != self._signature or not timestep <= self._timestep:
+        if signature != self._signature or not place[0] <= self._place[0]:
             return True
-        if timestep == self._timestep and self._calls_at_step >= MOST_BRANCHES:
+        if place == self._place and self._calls_at_step >= MOST_BRANCHES:
             return True
         known = self._branches.get(name) if name is not None else None
-        return known is not None and known.last_timestep == timestep
+        return known is not None and known.last_place == place
 
-    def _repeats(self, timestep: float, sample: Tensor, text: Tensor | None) -> bool:
+    def _repeats(self, place: _Place, sample: Tensor, text: Tensor | None) -> bool:
         """Whether a call at the timestep of the one before begins a run that starts where the last one was left.
 
         It does if it has the text of a branch that was called at this step and another sample. Asked only while the
         branches of a run are not all known, so that values are compared at its first step alone.
         """
-        if timestep != self._timestep or self._calls_at_step == 0 or self._next_branch(timestep) in self._branches:
+        if place != self._place or self._calls_at_step == 0 or self._next_branch(place) in self._branches:
             return False
         if self._sample is not None:
             last, version = self._sample
             # Written to since, it tells nothing.
-            if version == _version(last) and (last is sample or torch.equal(last, sample)):
+            if version == _version(last) and _is_same_sample(last, sample):
                 return False
+            if last.shape != sample.shape:
+                return True
         return any(_is_text_of(branch, text) for branch in self._branches.values())
 
-    def _next_branch(self, timestep: float) -> str:
-        return f"call{self._calls_at_step if timestep == self._timestep else 0}"
+    def _next_branch(self, place: _Place) -> str:
+        return f"call{self._calls_at_step if place == self._place else 0}"
 
-    def _text_matches(self, name: str, text: Tensor | None) -> bool:
+    def _is_that_branch(self, name: str, batch: tuple[int, ...], text: Tensor | None) -> bool:
+        """Whether a branch of that name has had such a batch and this text, or is not known yet."""
         branch = self._branches.get(name)
         self.text_unchanged = False
+        if branch is not None and branch.batch != batch:
+            return False
         if branch is None or text is None or branch.values is None:
             return True
         self.text_unchanged = _is_text_of(branch, text)
@@ -137,14 +161,14 @@ class Trajectory:
         self.run += 1
         self._signature = signature
 
-    def _advance(self, timestep: float) -> None:
-        if timestep != self._timestep:
-            self._step, self._calls_at_step, self._timestep = self._step + 1, 0, timestep
+    def _advance(self, place: _Place) -> None:
+        if place != self._place:
+            self._step, self._calls_at_step, self._place = self._step + 1, 0, place
         self._calls_at_step += 1
 
-    def _remember(self, name: str, timestep: float, text: Tensor | None, fresh: bool) -> None:
+    def _remember(self, name: str, place: _Place, batch: tuple[int, ...], text: Tensor | None, fresh: bool) -> None:
         branch = self._branches.setdefault(name, _Branch())
-        branch.last_timestep = timestep
+        branch.last_place, branch.batch = place, batch
         if text is None or (self.text_unchanged and not fresh and branch.text is not None and branch.text() is text):
             return
         branch.text, branch.version = weakref.ref(text), _version(text)
@@ -152,10 +176,19 @@ class Trajectory:
             # A copy: the caller may write into its tensor, and then text that looks the same would not be.
             branch.values = text.detach().clone()
 
+    def _index(self, possible: tuple[int, ...]) -> int | None:
+        """Which step of the schedule this is, of those at its timestep: as far as nobody tells, the next of them."""
+        if len(possible) > 1:
+            is_same = self._calls_at_step > 1 and self._last_index in possible
+            later = [index for index in possible if index > self._last_index]
+            possible = (self._last_index,) if is_same else (*later, *possible)
+        self._last_index = possible[0] if possible else -1
+        return possible[0] if possible else None
+
     def _moment(self, branch: str, timestep: float, samples: int, context: Any) -> Moment:
         step, sigma, steps = self._step, None, None
         if self.schedule is not None:
-            index, level = self.schedule.step_index(timestep), self.schedule.level(timestep)
+            index, level = self._index(self.schedule.step_indices(timestep)), self.schedule.level(timestep)
             step = self._step if index is None else index
             sigma = None if level is None else level.sigma
             steps = self.schedule.steps
@@ -163,6 +196,13 @@ class Trajectory:
             step = step if context.step_index is None else int(context.step_index)
             steps = steps if context.num_inference_steps is None else int(context.num_inference_steps)
         return Moment(self.run, step, branch, timestep, samples, sigma, steps)
+
+
+def _is_same_sample(last: Tensor, sample: Tensor) -> bool:
+    """Whether two calls got the same sample, which one of them may have got more often: branches of a step do."""
+    if last is sample or last.shape == sample.shape:
+        return last is sample or torch.equal(last, sample)
+    return last.shape[1:] == sample.shape[1:] and torch.equal(last[:1], sample[:1])
 
 
 def _is_text_of(branch: _Branch, text: Tensor | None) -> bool:

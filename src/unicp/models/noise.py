@@ -46,8 +46,8 @@ class NoiseSchedule:
     gaussian - clean, "epsilon" gaussian, "v_prediction" signal·gaussian - noise·clean, "sample" clean.
 
     Timesteps are those the model is called with. One that was rounded to half precision on its way to the model
-    (HunyuanVideo's pipeline does so) is still recognised; where two steps look alike, `scheduler.step_index` decides,
-    which counts if the loop calls `scheduler.step`.
+    (HunyuanVideo's pipeline does so), or cut to a whole number (Helios'), is still recognised; where two steps look
+    alike, `scheduler.step_index` decides, which counts if the loop calls `scheduler.step`.
     """
 
     prediction: Prediction
@@ -74,7 +74,7 @@ class NoiseSchedule:
 
     def step_index(self, timestep: float) -> int | None:
         """Index of a timestep in the run, from 0; None when it is not in it, is ambiguous, or no run is set."""
-        matches = self._matches(timestep)
+        matches = self.step_indices(timestep)
         return matches[0] if len(matches) == 1 else None
 
     def level(self, timestep: float) -> NoiseLevel | None:
@@ -82,7 +82,7 @@ class NoiseSchedule:
         if self._kind == "scaled" and not getattr(self._scheduler, "is_scale_input_called", False):
             return None
         if self._kind != "alphas":
-            matches = self._matches(timestep)
+            matches = self.step_indices(timestep)
             if matches:
                 return self._level_at(matches[0])
         return None if self._kind == "flow" else self._level_of_training_step(timestep)
@@ -118,7 +118,7 @@ class NoiseSchedule:
             return None
         return _level_of_alpha(alphas[round(timestep)])
 
-    def _matches(self, timestep: float) -> tuple[int, ...]:
+    def step_indices(self, timestep: float) -> tuple[int, ...]:
         """Indices at which the run may have this timestep; the scheduler's own count decides between several."""
         if self.steps is None:
             return ()
@@ -188,10 +188,15 @@ def _level_of_alpha(alpha: float) -> NoiseLevel:
 
 @lru_cache(maxsize=8)
 def _by_rounded_value(timesteps: tuple[float, ...]) -> dict[float, tuple[int, ...]]:
-    """Which timesteps are this number once rounded to half precision, float16 or bfloat16."""
+    """Which timesteps are this number once rounded to half precision, float16 or bfloat16, or cut to a whole number."""
+    roundings = [torch.tensor(timesteps).to(dtype).tolist() for dtype in (torch.float16, torch.bfloat16)]
+    whole = [float(math.trunc(value)) for value in timesteps if math.isfinite(value)]
+    if len(set(whole)) == len(timesteps):
+        # Where steps look alike once cut, as those between 0 and 1 do, nobody can have cut them.
+        roundings.append(whole)
     indices: dict[float, tuple[int, ...]] = {}
-    for dtype in (torch.float16, torch.bfloat16):
-        for index, value in enumerate(torch.tensor(timesteps).to(dtype).tolist()):
+    for rounding in roundings:
+        for index, value in enumerate(rounding):
             if index not in indices.get(value, ()):
                 indices[value] = (*indices.get(value, ()), index)
     return indices

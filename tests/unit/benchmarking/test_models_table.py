@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests import tiny_models
+from tests.pipelines.table import ROWS, UNBUILT
 from unicp.benchmarking import models_table
 from unicp.models.families import FAMILIES
 
@@ -30,6 +31,15 @@ def test_every_family_and_kind_was_tested_and_nothing_failed():
     # Each with nearly the same number of checks: a family that lacks some was not tested to the end.
     passed = [kinds["model"]["passed"] for kinds in RESULTS["contract"].values()]
     assert max(passed) - min(passed) <= 2
+
+
+def test_every_pipeline_was_tested_or_says_why_not():
+    rows, text = RESULTS["pipelines"], models_table.document(RESULTS)
+    assert set(rows) == {row.name for row in ROWS} | {row.pipeline for row in UNBUILT}
+    for name, row in rows.items():
+        assert f"| `{row['pipeline']}` | {row['way']} | `{row['transformer']}` |" in text
+        assert row["result"] == "works" or row["result"].startswith("not tested: "), name
+        assert FAMILIES[row["transformer"]].refusal == ""
 
 
 @pytest.mark.parametrize("kind", ["model", "unit"])

@@ -50,7 +50,7 @@ class Loop:
     def call(self, step: int, sample: Tensor, branch: str = "cond") -> Tensor:
         moment = self.moment(step, branch)
         true = self.model(sample, moment.sigma)
-        answer = self.span.decide(moment, (sample,), None)
+        answer = self.span.decide(moment, (sample,))
         if answer.outputs is not None:
             self.served.append((step, answer.outputs[0], true))
             return answer.outputs[0]
@@ -108,7 +108,7 @@ def test_the_quantity_that_would_have_served_best_is_the_one_that_serves():
     clean = noise(1, *SHAPE)
     loop = Loop(settings(order=0, tolerance=1e-3), lambda x, sigma: (x - clean) / sigma)
     for step, sample in enumerate(samples(noise(3, *SHAPE))):
-        answer = loop.span.decide(loop.moment(step), (sample,), None)
+        answer = loop.span.decide(loop.moment(step), (sample,))
         if answer.candidate is not None:
             assert answer.candidate.quantity == "clean"
             loop.served.append((step, sample, sample))
@@ -163,7 +163,7 @@ def test_several_outputs_are_forecast_each_with_its_own_sample_and_the_worst_err
         video, audio = eps * level.sigma + 0.1 * step, audio_eps * level.sigma - 0.2 * step
         # The noise estimate of both is a constant, and the third output, which has no sample, is one too.
         true = tuple((e - x) / max(1 - level.sigma, 1e-3) for e, x in ((eps, video), (audio_eps, audio)))
-        answer = span.decide(moment, (video, audio), None)
+        answer = span.decide(moment, (video, audio))
         if answer.outputs is None:
             errors.append(span.computed(moment, (video, audio), (*true, odd)))
             continue
@@ -175,7 +175,7 @@ def test_several_outputs_are_forecast_each_with_its_own_sample_and_the_worst_err
     bad = ModelSpan(set_to, Controller(set_to), OutputStore(set_to), None)
     for step in range(4):
         moment = Moment(0, step, "cond", 900.0 - step, 1)
-        bad.decide(moment, (torch.ones(1, 3), torch.ones(1, 3)), None)
+        bad.decide(moment, (torch.ones(1, 3), torch.ones(1, 3)))
         # The first output is as forecast, the second never is.
         found = bad.computed(moment, (torch.ones(1, 3),) * 2, (torch.ones(1, 3), noise(step, 1, 3)))
     assert found is not None and all(row[0] > 0.1 for row in found.values())
@@ -185,7 +185,7 @@ def test_without_a_schedule_only_the_output_is_forecast():
     set_to = settings()
     span = ModelSpan(set_to, Controller(set_to), OutputStore(set_to), None)
     moment = Moment(0, 0, "cond", 900.0, 1)
-    span.decide(moment, (torch.zeros(1, 3),), None)
+    span.decide(moment, (torch.zeros(1, 3),))
     errors = {candidate.quantity for candidate in span.branches["cond"].window.candidates}
     assert errors == {"output"}
     assert span.position(moment) == {"step": 0.0, "sigma": 0.9}

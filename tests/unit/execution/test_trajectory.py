@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import FlowMatchHeunDiscreteScheduler, PNDMScheduler
 from diffusers.hooks.hooks import CacheContext
 
 from tests.fake_models import flow_scheduler
@@ -325,3 +326,62 @@ def test_a_loop_that_never_changes_the_timestep_does_not_gather_branches_for_eve
     for place in range(200):
         call(500, torch.full((1, 2), float(place)))
     assert call.trajectory.branches <= MOST_BRANCHES < 200 and call.runs[-1] == 3
+
+
+def test_branches_of_one_step_may_have_batches_of_different_size():
+    # LTX-2: both prompts as one batch, then the prompt alone with parts of the model skipped.
+    named, counted = Calls(), Calls()
+    for timestep in (900, 800, 700):
+        sample = torch.full((1, 4), float(timestep))
+        for call, names in ((named, ("cond_uncond", "perturbed")), (counted, (None, None))):
+            call(timestep, COND.expand(2, -1, -1), names[0], sample.expand(2, -1))
+            call(timestep, COND, names[1], sample)
+    assert named.runs == counted.runs == [0] * 6
+    assert [branch for *_, branch, _ in counted.found] == ["call0", "call1"] * 3
+    # Not the sample of the step: a run of its own, left after one step at the timestep at which this one begins.
+    counted(700, COND, None, torch.zeros(3, 4))
+    assert counted.found[-1] == (1, 0, "call0", True)
+    fresh = Calls()
+    fresh(1000, COND.expand(2, -1, -1), None, torch.ones(2, 4))
+    fresh(1000, COND, None, torch.zeros(1, 4))
+    assert fresh.runs == [0, 1]
+
+
+@pytest.mark.parametrize("context", [None, "cond"])
+def test_another_batch_in_a_known_branch_opens_a_new_run(context):
+    call = Calls()
+    for timestep, batch in ((900, 2), (800, 2), (700, 1), (600, 1)):
+        call(timestep, None, context, torch.zeros(batch, 4))
+    assert call.runs == [0, 0, 1, 1]
+
+
+@pytest.mark.parametrize("contexts", [(None, None), ("cond", "uncond")])
+def test_a_sampler_that_stays_at_a_timestep_takes_a_step_there(contexts):
+    scheduler: Any = FlowMatchHeunDiscreteScheduler()
+    scheduler.set_timesteps(4)
+    call = Calls(Trajectory(read_schedule(scheduler), scheduler))
+    sample = torch.ones(1, 4)
+    for _ in range(2):
+        for timestep in scheduler.timesteps:
+            call(timestep, COND, contexts[0], sample)
+            call(timestep, UNCOND, contexts[1], sample)
+            sample = scheduler.step(torch.ones(1, 4), timestep, sample).prev_sample
+        scheduler.set_timesteps(4)
+    steps = len(scheduler.timesteps)
+    assert steps == 7 and call.runs == [0] * 2 * steps + [1] * 2 * steps
+    assert [step for _, step, *_ in call.found] == [step for step in range(steps) for _ in range(2)] * 2
+    assert len({branch for *_, branch, _ in call.found}) == 2
+
+
+def test_of_steps_at_one_timestep_the_next_is_meant_where_the_scheduler_does_not_count():
+    scheduler: Any = PNDMScheduler(skip_prk_steps=True)
+    scheduler.set_timesteps(5)
+    timesteps = scheduler.timesteps.tolist()
+    assert timesteps[1] == timesteps[2]
+    call = Calls(Trajectory(read_schedule(scheduler), scheduler))
+    for place, timestep in enumerate(timesteps):
+        for text in (COND, UNCOND):
+            call(timestep, text, None, torch.full((1, 4), float(place)))
+    # The second step at one timestep cannot be told from a run that begins there, and is computed.
+    assert call.runs == [0] * 4 + [1] * (2 * len(timesteps) - 4)
+    assert [step for _, step, *_ in call.found] == [step for step in range(len(timesteps)) for _ in range(2)]

@@ -133,6 +133,21 @@ def test_timesteps_rounded_to_half_precision_are_recognised(dtype):
         sample = scheduler.step(sample, timestep, sample, return_dict=False)[0]
 
 
+def test_timesteps_cut_to_whole_numbers_are_recognised():
+    # Helios' pipelines cut them.
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
+    schedule = _read(scheduler)
+    scheduler.set_timesteps(7)
+    for index, timestep in enumerate(scheduler.timesteps.tolist()):
+        assert schedule.step_index(float(int(timestep))) == index
+        level = schedule.level(float(int(timestep)))
+        assert level is not None and level.noise == pytest.approx(scheduler.sigmas[index].item(), abs=1e-7)
+    # Not where they run from 1 to 0: 0 would be each of them.
+    small = FlowMatchEulerDiscreteScheduler(num_train_timesteps=1)
+    small.set_timesteps(7)
+    assert _read(small).step_index(0.0) is None and _read(small).level(0.0) is None
+
+
 def test_ambiguous_timesteps_have_a_level_but_no_step():
     scheduler = FlowMatchHeunDiscreteScheduler(shift=3.0)
     scheduler.set_timesteps(5)

@@ -22,6 +22,9 @@ _combined: dict[str, dict[str, str]] = defaultdict(dict)
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--write-matrix", metavar="FILE", help="write what the contract suite found to this file")
+    parser.addoption(
+        "--write-version", metavar="FILE", help="add to this file what it found with the diffusers installed now"
+    )
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -53,9 +56,14 @@ def note(record_property: Callable[[str, object], None]) -> Callable[..., None]:
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    path = session.config.getoption("--write-matrix", None)
-    if path is None or hasattr(session.config, "workerinput"):
+    path, version = (session.config.getoption(f"--write-{what}", None) for what in ("matrix", "version"))
+    if hasattr(session.config, "workerinput"):
         return
+    if version is not None:
+        _write_version(Path(version))
+    if path is None:
+        return
+    known = json.loads(Path(path).read_text(encoding="utf-8")) if Path(path).exists() else {}
     found: dict[str, Any] = {
         "versions": {
             "python": platform.python_version(),
@@ -67,5 +75,21 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
             for name, kinds in sorted(_contract.items())
         },
         "combined": {what: dict(sorted(names.items())) for what, names in sorted(_combined.items())},
+        "by_version": known.get("by_version", {}),
     }
     Path(path).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+
+
+def _write_version(path: Path) -> None:
+    """One entry for the diffusers that is installed; those of other versions stay."""
+    found = json.loads(path.read_text(encoding="utf-8"))
+    counts = {name: [sum(column) for column in zip(*kinds.values())] for name, kinds in _contract.items()}
+    found.setdefault("by_version", {})[diffusers.__version__] = {
+        "passed": sorted(name for name, (_, failed) in counts.items() if not failed),
+        "failed": sorted(name for name, (_, failed) in counts.items() if failed),
+        "absent": sorted(tiny_models.ABSENT.values()),
+        "checks": sum(sum(pair) for pair in counts.values()),
+    }
+    ordered = sorted(found["by_version"].items(), key=lambda entry: tuple(map(int, entry[0].split(".")[:3])))
+    found["by_version"] = dict(ordered)
+    path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")

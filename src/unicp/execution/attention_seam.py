@@ -14,9 +14,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
+from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
+from torch.utils._device import DeviceContext
 
-from unicp.numerics.operation_counts import attention_operations, sliced_attention_operations
+from unicp.numerics.operation_counts import OperationCounter, attention_operations, sliced_attention_operations
 from unicp.numerics.principal_axes import Bases, fit_bases
 from unicp.numerics.sliced_attention import probe_rows, sliced_attention
 from unicp.settings import Slicing
@@ -44,6 +45,15 @@ class SliceState:
         if self.bases is not None:
             held += [self.bases.query, self.bases.key, self.bases.value, self.bases.key_mean, self.bases.value_mean]
         return sum(tensor.numel() * tensor.element_size() for tensor in held)
+
+
+def _is_perturbed() -> bool:
+    """Whether somebody else stands in front of the attention call too, such as diffusers' perturbed-attention guidance.
+
+    Attention then gives something else than attention, which a sliced one would not.
+    """
+    modes = _get_current_function_mode_stack()
+    return any(not isinstance(mode, (DeviceContext, OperationCounter)) for mode in modes)
 
 
 class Seam(TorchFunctionMode):
@@ -98,6 +108,10 @@ def run_full(
 
     def handle(func: Callable[..., Tensor], named: dict[str, Any]) -> Tensor:
         full = func(**named)
+        if _is_perturbed():
+            # Known widths would be wrong: none are, so that this branch is not sliced.
+            state.bases, state.errors, state.corrections, state.saved = None, {}, {}, {}
+            return full
         with uncounted():
             learn(named, full)
         return full
@@ -121,7 +135,7 @@ def run_sliced(call: Callable[[], Any], state: SliceState, width: int) -> Any:
 
     def handle(func: Callable[..., Tensor], named: dict[str, Any]) -> Tensor:
         bases = state.bases
-        if bases is None or bases.query.shape[0] != named["query"].shape[1]:
+        if bases is None or bases.query.shape[0] != named["query"].shape[1] or _is_perturbed():
             return func(**named)
         mask, scale = named.get("attn_mask"), named.get("scale")
         parts = named["query"], named["key"], named["value"]

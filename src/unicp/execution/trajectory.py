@@ -3,7 +3,8 @@
 `cache_context` names branches and steps in some pipelines and is believed there. Everywhere else: a call at the same
 timestep as the one before is the next branch of that step, a lower timestep is the next step, a higher one a
 new run. A changed shape, dtype, device, text or thread is a new run too. When in doubt: a new run, in which nothing is
-stored yet, so that everything is computed.
+stored yet, so that everything is computed. So is a call of another kind (with layers skipped, say) in the place of one
+that is known.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ class _Branch:
     version: int | None = None
     values: Tensor | None = None
     last_timestep: float | None = None
+    kind: Hashable = ()
 
 
 @dataclass
@@ -59,12 +61,13 @@ class Trajectory:
         context: Any,
         others: tuple[Tensor, ...] = (),
         weights: Hashable = (),
+        kind: Hashable = (),
     ) -> tuple[Moment, bool]:
         """The moment of this call, and whether it opens a new run.
 
         sample, others: the model's input, batch first, and further ones such as audio. timestep: number or tensor.
         text: the text states, or None. context: diffusers' CacheContext, or None. weights: says by a change that the
-        model has become another one, for instance by a LoRA.
+        model has become another one, for instance by a LoRA. kind: as `CallInputs.kind`.
         """
         value = self.timestep_shift + self.timestep_scale * _number(timestep, self.timestep_scale < 0)
         shapes = tuple(tuple(one.shape) for one in (sample, *others))
@@ -75,11 +78,14 @@ class Trajectory:
             # The schedule would tell the level of some tokens only, and forecasts of the others would be wrong.
             fresh = True
         if not fresh:
-            fresh = not self._text_matches(name or self._next_branch(value), text)
+            known = name or self._next_branch(value)
+            fresh = not self._text_matches(known, text)
+            fresh = fresh or (known in self._branches and self._branches[known].kind != kind)
         if fresh:
             self._begin(signature)
         self._advance(value)
         branch = name or f"call{self._calls_at_step - 1}"
+        self._branches.setdefault(branch, _Branch()).kind = kind
         self._remember(branch, value, text, fresh)
         self._sample = sample, _version(sample)
         return self._moment(branch, value, sample.shape[0], context), fresh

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from diffusers.hooks.layer_skip import AttentionScoreSkipFunctionMode
 from torch import Tensor
 
 from tests import tiny_models
@@ -40,6 +41,19 @@ def test_an_observed_run_is_bit_equal_to_the_plain_module(basis):
     output, caught = run_full(attention, state, Slicing(widths=(8,), basis=basis), (8,))
     assert caught
     assert torch.equal(output, attention())
+
+
+def test_attention_that_a_guidance_perturbs_is_not_sliced():
+    # Perturbed-attention guidance puts the values in the place of attention, around the whole module.
+    known = observed(Slicing(widths=(8,)))
+    with AttentionScoreSkipFunctionMode():
+        perturbed, state = attention(), SliceState()
+        output, caught = run_full(attention, state, SLICING, (8, 16))
+        assert torch.equal(output, perturbed)
+        assert caught and state.errors == {} and state.bases is None
+        # Known from a time without guidance: the perturbed result must come out all the same.
+        assert torch.equal(run_sliced(attention, known, 8), perturbed)
+    assert not torch.equal(attention(), perturbed)
 
 
 @pytest.mark.parametrize("basis", ["pca", "centred_pca", "kq_svd"])

@@ -274,7 +274,7 @@ def test_quantised_linears(name, note):
 @pytest.mark.parametrize(
     "kind", ["Int8WeightOnlyConfig", "Int8DynamicActivationInt8WeightConfig", "Float8WeightOnlyConfig"]
 )
-@every_name
+@pytest.mark.parametrize("name", ["wan", "flux"])
 def test_torchao(name, kind, note):
     quantization = pytest.importorskip("torchao.quantization", reason="torchao is not installed")
     model = tiny_models.build(name)

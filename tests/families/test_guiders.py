@@ -20,13 +20,12 @@ from unicp.session import enable
 from unicp.settings import Settings, preset
 
 STEPS = 12
-# Perturbed attention only where diffusers itself can do it: it fails on Wan, CogVideoX and most other video models.
+# Perturbed attention only where diffusers itself can do it: it fails on Wan, CogVideoX, LTX and Flux.
 CASES = [
     ("skip-layer guidance", "wan"),
     ("skip-layer guidance", "cogvideox"),
     ("skip-layer guidance", "flux"),
     ("perturbed-attention guidance", "latte"),
-    ("perturbed-attention guidance", "flux"),
 ]
 SPANS = ("model", "stack", "block", "unit")
 ROLES = ("self", "spatial", "temporal", "joint", "cross", "feed_forward")

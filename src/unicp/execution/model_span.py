@@ -55,6 +55,9 @@ class ModelSpan:
         self.branches: dict[str, _Branch] = {}
         self.guidance = ResidualSpan("guidance", settings, controller, store)
         self._step: tuple[int, int] | None = None
+        # Branches called at this step so far, and at the one before: those that guidance left out are not asked.
+        self._called: set[str] = set()
+        self._called_before: set[str] = set()
         self._computed_at_step = False
         self._leader: tuple[str, Tensors] | None = None
         self.over_budget = False
@@ -80,6 +83,7 @@ class ModelSpan:
         self.branches.clear()
         self.guidance.reset()
         self._step, self._leader, self.over_budget = None, None, False
+        self._called, self._called_before = set(), set()
 
     def decide(self, moment: Moment, samples: Tensors, slices: SliceReport | None) -> Served:
         """What to do with this call. All branches of a step are served together or computed together.
@@ -87,11 +91,13 @@ class ModelSpan:
         samples: one for each output, in their order; an output beyond them is forecast as it is.
 
         A branch that must be computed makes those after it in the step compute too; the first branch of a step asks
-        for all that are known. (Our reading of coherence, DESIGN 3.1.)
+        for all that the step before had. (Our reading of coherence, DESIGN 3.1.)
         """
         first = self._step != (moment.run, moment.step)
         if first:
             self._step, self._computed_at_step, self._leader = (moment.run, moment.step), False, None
+            self._called_before, self._called = self._called, set()
+        self._called.add(moment.branch)
         branch = self.branches.get(moment.branch)
         if branch is None:
             branch = self.branches[moment.branch] = _Branch(self.controller.new_window(self._candidates(moment)))
@@ -107,7 +113,7 @@ class ModelSpan:
 
     def _doubt_of_others(self, moment: Moment, position: Position) -> str:
         for name, other in self.branches.items():
-            if name != moment.branch:
+            if name != moment.branch and name in self._called_before:
                 decision, _ = self.controller.decide(other.window, Question(moment, position))
                 if not decision.action.served:
                     return "other branch"

@@ -80,6 +80,8 @@ def document(results: Results) -> str:
     parts.append(
         "## Refused\n\n`unicp.enable` says so and changes nothing.\n\n| transformer | why |\n|---|---|\n" + refused
     )
+    if results.get("by_version"):
+        parts.append(_versions(results["by_version"]))
     parts.append(_combined(results["combined"]))
     return "\n\n".join(parts) + "\n"
 
@@ -124,6 +126,21 @@ def _sentences(row: Family) -> list[str]:
     if row.noise_refusal:
         told.append(f"Only the output is forecast: {row.noise_refusal}.")
     return [*told, row.notes] if row.notes else told
+
+
+def _versions(versions: Mapping[str, Mapping[str, Any]]) -> str:
+    """One row per version of diffusers: how many of the models above work with it, and which it does not have."""
+    lines = [
+        "## Versions of diffusers",
+        "",
+        "Tolerance 0 is bit-equal in each model and kind of span (`make versions`).",
+        "",
+    ]
+    lines += ["| diffusers | models that pass | that fail | that it does not have |", "|---|---|---|---|"]
+    for version, found in versions.items():
+        failed, absent = (", ".join(f"`{name}`" for name in found[key]) or "none" for key in ("failed", "absent"))
+        lines.append(f"| {version} | {len(found['passed'])} | {failed} | {absent} |")
+    return "\n".join(lines)
 
 
 def _combined(combined: Mapping[str, Mapping[str, str]]) -> str:

@@ -3,6 +3,7 @@
 PYTHON ?= python3
 # Installed first and exactly, so that a machine whose pip knows a CPU build of it gets that one.
 TORCH ?= 2.13.0
+DIFFUSERS ?= 0.36.0 0.37.1 0.38.0 0.39.0 0.40.0 0.41.0
 DEMO_PROMPT ?= a red star moving left on a striped background
 PYTEST_ARGS ?=
 
@@ -21,7 +22,7 @@ TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARA
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help setup setup-dev demo test check format-check lint types format train train-latte train-film bench models targets \
+.PHONY: help setup setup-dev demo test check format-check lint types format train train-latte train-film bench models versions targets \
 	impact overhead slices figures clean
 
 help: ## list the targets
@@ -72,6 +73,16 @@ bench: $(READY_DEV) ## measure presets, fixed windows and fewer steps (hours; co
 
 models: $(READY_DEV) ## run the contract suites and write what it found into docs/models.md
 	$(TEST_ENV) $(BIN)/python -m pytest tests/families tests/pipelines -n 2 -q --write-matrix docs/results/models.json
+	$(BIN)/python -m unicp.benchmarking.models_table
+
+# Each version lies in a folder of its own, put before the installed one; older ones need an older hub client beside them.
+versions: $(READY_DEV) ## try older versions of diffusers, and write what was found into docs/models.md
+	for version in $(DIFFUSERS); do \
+	    $(PIP) --no-deps --target build/diffusers/$$version diffusers==$$version || exit 1; \
+	    $(PIP) --target build/diffusers/hub "huggingface_hub<2" httpx importlib_metadata || exit 1; \
+	    $(TEST_ENV) PYTHONPATH=build/diffusers/$$version:build/diffusers/hub $(BIN)/python -m pytest \
+	        tests/families/test_contract.py -q -k tolerance_zero --write-version docs/results/models.json; \
+	done
 	$(BIN)/python -m unicp.benchmarking.models_table
 
 targets: $(READY_DEV) ## measure how often targets are met, on short clips (continues where it was stopped)

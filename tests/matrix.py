@@ -21,8 +21,11 @@ _pipelines: dict[str, dict[str, Any]] = defaultdict(dict)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Adds the option."""
+    """Adds the options."""
     parser.addoption("--write-matrix", metavar="FILE", help="write what the contract suites found to this file")
+    parser.addoption(
+        "--write-version", metavar="FILE", help="add to this file what it found with the diffusers installed now"
+    )
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
@@ -42,8 +45,12 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """Writes the file, if it is asked for."""
-    path = session.config.getoption("--write-matrix", None)
-    if path is None or hasattr(session.config, "workerinput"):
+    path, version = (session.config.getoption(f"--write-{what}", None) for what in ("matrix", "version"))
+    if hasattr(session.config, "workerinput"):
+        return
+    if version is not None:
+        _write_version(Path(version))
+    if path is None:
         return
     import diffusers
     import torch
@@ -60,3 +67,22 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     found |= {"versions": versions | {"diffusers": diffusers.__version__}}
     found |= {name: part for name, part in parts.items() if part or name not in found}
     file.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+
+
+def _write_version(path: Path) -> None:
+    """One entry for the diffusers that is installed; those of other versions stay."""
+    import diffusers
+
+    from tests import tiny_models
+
+    found = json.loads(path.read_text(encoding="utf-8"))
+    counts = {name: [sum(column) for column in zip(*kinds.values())] for name, kinds in _contract.items()}
+    found.setdefault("by_version", {})[diffusers.__version__] = {
+        "passed": sorted(name for name, (_, failed) in counts.items() if not failed),
+        "failed": sorted(name for name, (_, failed) in counts.items() if failed),
+        "absent": sorted(tiny_models.ABSENT.values()),
+        "checks": sum(sum(pair) for pair in counts.values()),
+    }
+    ordered = sorted(found["by_version"].items(), key=lambda entry: tuple(map(int, entry[0].split(".")[:3])))
+    found["by_version"] = dict(ordered)
+    path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")

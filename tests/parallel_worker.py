@@ -1,4 +1,6 @@
-"""One of two processes that share a tiny Wan by context parallelism; started by tests/families/test_parallel.py.
+"""One of two processes that share a tiny model; started by tests/families/test_parallel.py.
+
+    python -m tests.parallel_worker RANK STORE context|tensor|linears
 
 Prints one line of JSON: what was decided at each call, and how far the result is from the plain one.
 """
@@ -9,9 +11,12 @@ import json
 import sys
 from typing import Any
 
+import diffusers
 import torch
 import torch.distributed as dist
 from diffusers import ContextParallelConfig
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
 from tests import tiny_models
 from unicp.errors import UnsupportedModelError
@@ -19,22 +24,44 @@ from unicp.session import enable
 from unicp.settings import preset
 
 
-def work(rank: int, store: str) -> dict[str, Any]:
+def share(model: Any, how: str) -> None:
+    """context: sequences; tensor: heads and widths by diffusers' own plan; linears: the same by torch alone."""
+    if how == "context":
+        model.enable_parallelism(config=ContextParallelConfig(ulysses_degree=2))
+        return
+    from diffusers.hooks import tensor_parallel
+
+    mesh = init_device_mesh("cpu", (2,))
+    if how == "tensor":
+        # diffusers names accelerators only; the plan and what carries it out are the same on a CPU.
+        tensor_parallel._SUPPORTED_TP_DEVICES = ("cpu",)
+        model.enable_parallelism(config=diffusers.TensorParallelConfig(mesh=mesh))
+        return
+    for block in model.transformer_blocks:
+        queries = {f"attn.{name}": ColwiseParallel() for name in ("to_q", "to_k", "to_v")}
+        added = {f"attn.add_{name}_proj": ColwiseParallel() for name in "qkv"}
+        outs = {"attn.to_out.0": RowwiseParallel(), "attn.to_add_out": RowwiseParallel()}
+        parallelize_module(block, mesh, {**queries, **added, **outs})
+
+
+def work(rank: int, store: str, how: str) -> dict[str, Any]:
     # diffusers takes the rank modulo the number of accelerators, of which there are none here.
     torch.accelerator.device_count = lambda: 1
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
-    model: Any = tiny_models.build("wan")
-    alone = tiny_models.denoise(model, "wan", steps=9)
-    model.enable_parallelism(config=ContextParallelConfig(ulysses_degree=2))
-    plain = tiny_models.denoise(model, "wan", steps=9)
+    name = "wan" if how == "context" else "flux"
+    model: Any = tiny_models.build(name)
+    alone = tiny_models.denoise(model, name, steps=9)
+    share(model, how)
+    plain = tiny_models.denoise(model, name, steps=9)
     with enable(model, preset("balanced", tolerance=0.0)):
-        exact = torch.equal(tiny_models.denoise(model, "wan", steps=9), plain)
+        exact = torch.equal(tiny_models.denoise(model, name, steps=9), plain)
     with enable(model, preset("balanced", tolerance=0.5, weighting="uniform")) as session:
-        output = tiny_models.denoise(model, "wan", steps=9)
+        output = tiny_models.denoise(model, name, steps=9)
     refused = {}
-    for span in ("stack", "block", "unit"):
+    for span in ("block", "unit", "sliced"):
+        slicing = {"slicing": preset("paper").slicing} if span == "sliced" else {"span": span}
         try:
-            enable(model, preset("balanced", span=span))
+            enable(model, preset("balanced", **slicing))
         except UnsupportedModelError as error:
             refused[span] = error.found
     return {
@@ -48,7 +75,7 @@ def work(rank: int, store: str) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    found = work(int(sys.argv[1]), sys.argv[2])
+    found = work(int(sys.argv[1]), *sys.argv[2:])
     print(json.dumps(found))
     dist.barrier()
     dist.destroy_process_group()

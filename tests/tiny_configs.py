@@ -2,27 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
+import diffusers
 import torch
-from diffusers import (
-    AllegroTransformer3DModel,
-    ChronoEditTransformer3DModel,
-    ConsisIDTransformer3DModel,
-    CosmosTransformer3DModel,
-    EasyAnimateTransformer3DModel,
-    FluxTransformer2DModel,
-    HunyuanVideo15Transformer3DModel,
-    HunyuanVideoFramepackTransformer3DModel,
-    Kandinsky5Transformer3DModel,
-    LTXVideoTransformer3DModel,
-    MochiTransformer3DModel,
-    PixArtTransformer2DModel,
-    QwenImageTransformer2DModel,
-    SanaVideoTransformer3DModel,
-    SkyReelsV2Transformer3DModel,
-    WanVACETransformer3DModel,
-)
 from torch import Tensor
 
 from tests.tiny_more import (
@@ -54,15 +38,16 @@ _HUNYUAN = {
     "rope_axes_dim": (4, 6, 6),
 }
 
-CONFIGS: dict[str, tuple[Any, dict[str, Any]]] = {
-    "skyreels_v2": (SkyReelsV2Transformer3DModel, _WAN),
-    "wan_vace": (WanVACETransformer3DModel, _WAN | {"vace_layers": [0, 1], "vace_in_channels": 5}),
+# Classes by name, since an older diffusers lacks some.
+CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
+    "skyreels_v2": ("SkyReelsV2Transformer3DModel", _WAN),
+    "wan_vace": ("WanVACETransformer3DModel", _WAN | {"vace_layers": [0, 1], "vace_in_channels": 5}),
     "ltx": (
-        LTXVideoTransformer3DModel,
+        "LTXVideoTransformer3DModel",
         _SHAPE | _IN_OUT | {"cross_attention_dim": _WIDTH, "caption_channels": TEXT_WIDTH},
     ),
     "mochi": (
-        MochiTransformer3DModel,
+        "MochiTransformer3DModel",
         {
             **_SHAPE,
             **_IN_OUT,
@@ -74,7 +59,7 @@ CONFIGS: dict[str, tuple[Any, dict[str, Any]]] = {
         },
     ),
     "allegro": (
-        AllegroTransformer3DModel,
+        "AllegroTransformer3DModel",
         {
             **_SHAPE,
             **_IN_OUT,
@@ -86,11 +71,11 @@ CONFIGS: dict[str, tuple[Any, dict[str, Any]]] = {
         },
     ),
     "hunyuan_video15": (
-        HunyuanVideo15Transformer3DModel,
+        "HunyuanVideo15Transformer3DModel",
         _HUNYUAN | {"text_embed_2_dim": POOLED_WIDTH, "image_embed_dim": POOLED_WIDTH},
     ),
     "framepack": (
-        HunyuanVideoFramepackTransformer3DModel,
+        "HunyuanVideoFramepackTransformer3DModel",
         {
             **_HUNYUAN,
             "num_single_layers": LAYERS,
@@ -101,7 +86,7 @@ CONFIGS: dict[str, tuple[Any, dict[str, Any]]] = {
         },
     ),
     "consisid": (
-        ConsisIDTransformer3DModel,
+        "ConsisIDTransformer3DModel",
         {
             **_SHAPE,
             **_IN_OUT,
@@ -114,7 +99,7 @@ CONFIGS: dict[str, tuple[Any, dict[str, Any]]] = {
         },
     ),
     "sana_video": (
-        SanaVideoTransformer3DModel,
+        "SanaVideoTransformer3DModel",
         {
             **_SHAPE,
             **_IN_OUT,
@@ -126,7 +111,7 @@ CONFIGS: dict[str, tuple[Any, dict[str, Any]]] = {
         },
     ),
     "kandinsky5": (
-        Kandinsky5Transformer3DModel,
+        "Kandinsky5Transformer3DModel",
         {
             "in_visual_dim": CHANNELS,
             "out_visual_dim": CHANNELS,
@@ -140,9 +125,9 @@ CONFIGS: dict[str, tuple[Any, dict[str, Any]]] = {
             "axes_dims": (4, 6, 6),
         },
     ),
-    "chrono_edit": (ChronoEditTransformer3DModel, _WAN),
+    "chrono_edit": ("ChronoEditTransformer3DModel", _WAN),
     "cosmos": (
-        CosmosTransformer3DModel,
+        "CosmosTransformer3DModel",
         {
             **_SHAPE,
             **_IN_OUT,
@@ -153,7 +138,7 @@ CONFIGS: dict[str, tuple[Any, dict[str, Any]]] = {
         },
     ),
     "easy_animate": (
-        EasyAnimateTransformer3DModel,
+        "EasyAnimateTransformer3DModel",
         {
             **_SHAPE,
             **_IN_OUT,
@@ -167,7 +152,7 @@ CONFIGS: dict[str, tuple[Any, dict[str, Any]]] = {
         },
     ),
     "flux": (
-        FluxTransformer2DModel,
+        "FluxTransformer2DModel",
         {
             **_SHAPE,
             **_IN_OUT,
@@ -178,11 +163,11 @@ CONFIGS: dict[str, tuple[Any, dict[str, Any]]] = {
         },
     ),
     "qwen_image": (
-        QwenImageTransformer2DModel,
+        "QwenImageTransformer2DModel",
         _SHAPE | _IN_OUT | {"patch_size": 1, "joint_attention_dim": TEXT_WIDTH, "axes_dims_rope": (4, 6, 6)},
     ),
     "pixart": (
-        PixArtTransformer2DModel,
+        "PixArtTransformer2DModel",
         {
             **_SHAPE,
             "in_channels": CHANNELS,
@@ -241,10 +226,10 @@ def more_inputs(name: str, batch: int, generator: torch.Generator) -> dict[str, 
         positions = {"img_ids": places, "txt_ids": torch.zeros(TEXT_TOKENS, 3)}
         return positions | {"pooled_projections": noise(POOLED_WIDTH)}
     if name == "qwen_image":
-        return {
-            "encoder_hidden_states_mask": mask.bool(),
-            "img_shapes": [[(1, SIZE // 2, SIZE // 2)]] * batch,
-        }
+        shapes = {"encoder_hidden_states_mask": mask.bool(), "img_shapes": [[(1, SIZE // 2, SIZE // 2)]] * batch}
+        # Before diffusers 0.39 lengths of texts were given too.
+        forward = inspect.signature(diffusers.QwenImageTransformer2DModel.forward).parameters
+        return shapes | ({"txt_seq_lens": [TEXT_TOKENS] * batch} if "txt_seq_lens" in forward else {})
     if name == "framepack":
         return masked | _framepack(noise) | {"guidance": torch.full((batch,), 6000.0)}
     if name == "kandinsky5":

@@ -7,26 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from diffusers import (
-    AceStepTransformer1DModel,
-    AnyFlowTransformer3DModel,
-    AuraFlowTransformer2DModel,
-    ChromaTransformer2DModel,
-    CogView4Transformer2DModel,
-    Flux2Transformer2DModel,
-    HeliosTransformer3DModel,
-    HunyuanImageTransformer2DModel,
-    Kandinsky6Transformer3DModel,
-    LTX2VideoTransformer3DModel,
-    Lumina2Transformer2DModel,
-    MiniMaxH3Transformer3DModel,
-    MotifVideoTransformer3DModel,
-    SanaTransformer2DModel,
-    SD3Transformer2DModel,
-    StableAudioDiTModel,
-    WanAnimateTransformer3DModel,
-    ZImageTransformer2DModel,
-)
 from diffusers.models.embeddings import get_1d_rotary_pos_embed
 from torch import Tensor
 
@@ -53,9 +33,10 @@ Noise = Callable[..., Tensor]
 
 @dataclass(frozen=True)
 class Tiny:
-    """One tiny model. sample: shape without the batch. more: further arguments, from `noise(*shape)` and the batch."""
+    """One tiny model. kind: name of its class. sample: shape without the batch. more: further arguments, from
+    `noise(*shape)` and the batch."""
 
-    kind: Any
+    kind: str
     config: dict[str, Any]
     sample: tuple[int, ...]
     more: Callable[[Noise, int], dict[str, Any]] = lambda noise, batch: {}
@@ -136,7 +117,7 @@ def _stable_audio(noise: Noise, batch: int) -> dict[str, Any]:
 
 MORE: dict[str, Tiny] = {
     "wan_animate": Tiny(
-        WanAnimateTransformer3DModel,
+        "WanAnimateTransformer3DModel",
         WAN
         | {
             "rope_max_seq_len": 32,
@@ -155,10 +136,10 @@ MORE: dict[str, Tiny] = {
         (2 * CHANNELS + 4, FRAMES, SIZE, SIZE),
         _wan_animate,
     ),
-    "helios": Tiny(HeliosTransformer3DModel, WAN | {"rope_dim": (4, 6, 6)}, (CHANNELS, FRAMES, SIZE, SIZE), _helios),
-    "anyflow": Tiny(AnyFlowTransformer3DModel, WAN | {"rope_max_seq_len": 32}, (FRAMES, CHANNELS, SIZE, SIZE)),
+    "helios": Tiny("HeliosTransformer3DModel", WAN | {"rope_dim": (4, 6, 6)}, (CHANNELS, FRAMES, SIZE, SIZE), _helios),
+    "anyflow": Tiny("AnyFlowTransformer3DModel", WAN | {"rope_max_seq_len": 32}, (FRAMES, CHANNELS, SIZE, SIZE)),
     "motif_video": Tiny(
-        MotifVideoTransformer3DModel,
+        "MotifVideoTransformer3DModel",
         {
             **SHAPE,
             **IN_OUT,
@@ -173,7 +154,7 @@ MORE: dict[str, Tiny] = {
         lambda noise, batch: mask(batch),
     ),
     "minimax_h3": Tiny(
-        MiniMaxH3Transformer3DModel,
+        "MiniMaxH3Transformer3DModel",
         {
             **SHAPE,
             "hidden_size": WIDTH,
@@ -191,7 +172,7 @@ MORE: dict[str, Tiny] = {
         _minimax_h3,
     ),
     "ltx2": Tiny(
-        LTX2VideoTransformer3DModel,
+        "LTX2VideoTransformer3DModel",
         {
             **SHAPE,
             **IN_OUT,
@@ -207,7 +188,7 @@ MORE: dict[str, Tiny] = {
         _ltx2,
     ),
     "kandinsky6": Tiny(
-        Kandinsky6Transformer3DModel,
+        "Kandinsky6Transformer3DModel",
         {
             "in_visual_dim": CHANNELS,
             "out_visual_dim": CHANNELS,
@@ -230,7 +211,7 @@ MORE: dict[str, Tiny] = {
         },
     ),
     "sd3": Tiny(
-        SD3Transformer2DModel,
+        "SD3Transformer2DModel",
         {
             **SHAPE,
             **IN_OUT,
@@ -246,7 +227,7 @@ MORE: dict[str, Tiny] = {
         lambda noise, batch: {"pooled_projections": noise(POOLED_WIDTH)},
     ),
     "flux2": Tiny(
-        Flux2Transformer2DModel,
+        "Flux2Transformer2DModel",
         {
             **SHAPE,
             **IN_OUT,
@@ -260,7 +241,7 @@ MORE: dict[str, Tiny] = {
         _flux2,
     ),
     "z_image": Tiny(
-        ZImageTransformer2DModel,
+        "ZImageTransformer2DModel",
         {
             "in_channels": CHANNELS,
             "dim": WIDTH,
@@ -275,7 +256,7 @@ MORE: dict[str, Tiny] = {
         (CHANNELS, 1, SIZE, SIZE),
     ),
     "sana": Tiny(
-        SanaTransformer2DModel,
+        "SanaTransformer2DModel",
         {
             **SHAPE,
             **IN_OUT,
@@ -289,7 +270,7 @@ MORE: dict[str, Tiny] = {
         lambda noise, batch: mask(batch),
     ),
     "chroma": Tiny(
-        ChromaTransformer2DModel,
+        "ChromaTransformer2DModel",
         {
             **SHAPE,
             **IN_OUT,
@@ -304,7 +285,7 @@ MORE: dict[str, Tiny] = {
         _chroma,
     ),
     "aura_flow": Tiny(
-        AuraFlowTransformer2DModel,
+        "AuraFlowTransformer2DModel",
         {
             "num_attention_heads": HEADS,
             "attention_head_dim": HEAD_WIDTH,
@@ -319,7 +300,7 @@ MORE: dict[str, Tiny] = {
         (CHANNELS, SIZE, SIZE),
     ),
     "cogview4": Tiny(
-        CogView4Transformer2DModel,
+        "CogView4Transformer2DModel",
         {
             **SHAPE,
             **IN_OUT,
@@ -334,7 +315,7 @@ MORE: dict[str, Tiny] = {
         _cogview4,
     ),
     "hunyuan_image": Tiny(
-        HunyuanImageTransformer2DModel,
+        "HunyuanImageTransformer2DModel",
         {
             **SHAPE,
             **IN_OUT,
@@ -349,7 +330,7 @@ MORE: dict[str, Tiny] = {
         lambda noise, batch: mask(batch),
     ),
     "lumina2": Tiny(
-        Lumina2Transformer2DModel,
+        "Lumina2Transformer2DModel",
         {
             "sample_size": SIZE,
             "in_channels": CHANNELS,
@@ -367,7 +348,7 @@ MORE: dict[str, Tiny] = {
         lambda noise, batch: {"encoder_attention_mask": mask(batch)["encoder_attention_mask"].bool()},
     ),
     "stable_audio": Tiny(
-        StableAudioDiTModel,
+        "StableAudioDiTModel",
         {
             **SHAPE,
             **IN_OUT,
@@ -382,7 +363,7 @@ MORE: dict[str, Tiny] = {
         _stable_audio,
     ),
     "ace_step": Tiny(
-        AceStepTransformer1DModel,
+        "AceStepTransformer1DModel",
         {
             "hidden_size": WIDTH,
             "intermediate_size": 48,

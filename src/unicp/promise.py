@@ -116,8 +116,8 @@ def _fingerprint(maps: Sequence[ModelMap], scheduler: Any, asked: str) -> Finger
     if len(maps) > 1:
         raise InputError(asked, f"{len(maps)} transformers in one pipeline", "use a preset: plans are for one")
     family = maps[0].family
-    if family.noise_refusal:
-        raise InputError(asked, family.noise_refusal, "use a preset")
+    if family.profile_refusal:
+        raise InputError(asked, family.profile_refusal, "use a preset")
     schedule = read_schedule(scheduler)
     if schedule is None:
         found = (

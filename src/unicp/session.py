@@ -14,7 +14,14 @@ from torch import nn
 
 from unicp.control.guard import Guard
 from unicp.errors import AttachmentError, SettingsError
-from unicp.execution.attachment import attach, attached_runner, detach, refuse_if_compiled, refuse_if_taken
+from unicp.execution.attachment import (
+    attach,
+    attached_runner,
+    detach,
+    refuse_if_compiled,
+    refuse_if_gathered,
+    refuse_if_taken,
+)
 from unicp.execution.runner import Runner
 from unicp.files import save_trace
 from unicp.models.finder import map_model, transformers_of
@@ -51,6 +58,7 @@ class Session:
         for key, found in maps.items():
             refuse_if_compiled(modules[key])
             refuse_if_taken(found.transformer)
+            refuse_if_gathered(found.transformer)
         first = next(iter(maps.values())).transformer
         self.trace = Trace(
             model=type(first).__name__,

@@ -6,6 +6,7 @@ import functools
 from collections.abc import Iterator
 from typing import Any
 
+import diffusers
 import pytest
 import torch
 from torch import Tensor, nn
@@ -113,6 +114,11 @@ def tensors_held(session: Session) -> list[str]:
                     yield from walk(one, f"{path}.{key}")
 
     return list(walk(session._runners, "session"))
+
+
+@pytest.mark.parametrize("name", tiny_models.ABSENT)
+def test_families_that_this_diffusers_does_not_have(name):
+    pytest.skip(f"diffusers {diffusers.__version__} has no {tiny_models.ABSENT[name]}")
 
 
 @every_case

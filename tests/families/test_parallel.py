@@ -1,4 +1,4 @@
-"""Context parallelism over two processes: every rank must take the same decision, or they would wait for ever."""
+"""Models that two processes share: every rank must take the same decision, or they would wait for ever."""
 
 from __future__ import annotations
 
@@ -9,8 +9,12 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import diffusers
 import pytest
 import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 
 from tests import tiny_models
 from tests.families.helpers import Note
@@ -21,17 +25,27 @@ from unicp.settings import preset
 ROOT = Path(__file__).resolve().parents[2]
 
 
+KINDS = {
+    "context": "context parallelism, two processes",
+    "tensor": "tensor parallelism (`TensorParallelConfig`), two processes",
+    "linears": "tensor parallelism (`parallelize_module`), two processes",
+}
+
+
 @pytest.mark.slow
-def test_two_processes_take_the_same_decisions(note: Note, tmp_path: Path):
+@pytest.mark.parametrize("how", KINDS)
+def test_two_processes_take_the_same_decisions(how, note: Note, tmp_path: Path):
+    if how == "tensor" and not hasattr(diffusers, "TensorParallelConfig"):
+        pytest.skip(f"diffusers {diffusers.__version__} has no TensorParallelConfig")
     command = [sys.executable, "-W", "ignore", "-m", "tests.parallel_worker"]
     workers = [
         subprocess.Popen(
-            [*command, str(rank), str(tmp_path / "store")],
+            [*command, str(rank), str(tmp_path / "store"), how],
             cwd=ROOT,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            env=os.environ | {"PYTHONPATH": str(ROOT / "src")},
+            env=os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT / "src"), os.environ.get("PYTHONPATH", "")])},
         )
         for rank in range(2)
     ]
@@ -49,8 +63,9 @@ def test_two_processes_take_the_same_decisions(note: Note, tmp_path: Path):
     assert first == second
     assert first["parallel_is_right"] and first["exact"] and first["close"] < 0.5
     assert "forecast" in first["actions"] and len(first["actions"]) == 18
-    assert set(first["refused"]) == {"stack", "block", "unit"}
-    note("context parallelism, two processes", "wan", "works with span model; other spans and slicing are refused")
+    assert set(first["refused"]) == {"block", "unit", "sliced"}
+    name = "wan" if how == "context" else "flux"
+    note(KINDS[how], name, "works with span model; other spans and slicing are refused")
 
 
 @pytest.mark.parametrize("span", ["stack", "block", "unit"])
@@ -65,3 +80,16 @@ def test_spans_inside_a_parallel_model_are_refused_and_one_made_parallel_later_i
         enable(model, preset("balanced", span=span))
     with pytest.raises(UnsupportedModelError, match="asked: sliced attention"):
         enable(model, preset("balanced", slicing=preset("paper").slicing))
+
+
+@pytest.mark.parametrize("part", ["transformer", "block"])
+def test_a_model_whose_parameters_are_gathered_at_every_call_is_refused(part, note: Note, tmp_path: Path):
+    model = tiny_models.build("wan")
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
+    try:
+        fully_shard(model if part == "transformer" else model.blocks[0], mesh=init_device_mesh("cpu", (1,)))
+        with pytest.raises(UnsupportedModelError, match="found: a model under FSDP, whose processes gather parameters"):
+            enable(model)
+    finally:
+        dist.destroy_process_group()
+    note("FSDP", "wan", "refused: processes gather parameters at every call but may decide differently")

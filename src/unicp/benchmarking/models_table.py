@@ -90,6 +90,8 @@ def document(results: Results) -> str:
         "## Refused\n\n`unicp.enable` says so and changes nothing.\n\n| transformer | why |\n|---|---|\n" + refused
     )
     parts.append(_PIPELINES + "\n\n" + _pipelines(results["pipelines"]))
+    if results.get("by_version"):
+        parts.append(_versions(results["by_version"]))
     parts.append(_combined(results["combined"]))
     return "\n\n".join(parts) + "\n"
 
@@ -146,6 +148,21 @@ def _pipelines(rows: Mapping[str, Mapping[str, Any]]) -> str:
         context = {True: "yes", False: "no"}.get(row.get("context", ""), "")
         cells = [row["way"], f"`{row['transformer']}`", row["guidance"], context, row["result"]]
         lines.append(f"| `{row['pipeline']}` | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _versions(versions: Mapping[str, Mapping[str, Any]]) -> str:
+    """One row per version of diffusers: how many of the models above work with it, and which it does not have."""
+    lines = [
+        "## Versions of diffusers",
+        "",
+        "Tolerance 0 is bit-equal in each model and kind of span (`make versions`).",
+        "",
+    ]
+    lines += ["| diffusers | models that pass | that fail | that it does not have |", "|---|---|---|---|"]
+    for version, found in versions.items():
+        failed, absent = (", ".join(f"`{name}`" for name in found[key]) or "none" for key in ("failed", "absent"))
+        lines.append(f"| {version} | {len(found['passed'])} | {failed} | {absent} |")
     return "\n".join(lines)
 
 

@@ -42,8 +42,8 @@ class Runs:
         if len(modules) > 1:
             raise _refusal(f"{len(modules)} transformers in one pipeline", "use a preset: profiles are of one")
         self.map: ModelMap = map_model(next(iter(modules.values())))
-        if self.map.family.noise_refusal:
-            raise _refusal(self.map.family.noise_refusal, "use a preset")
+        if self.map.family.profile_refusal:
+            raise _refusal(self.map.family.profile_refusal, "use a preset")
         schedule = read_schedule(pipe.scheduler)
         if schedule is None:
             found = f"a {type(pipe.scheduler).__name__}, which does not tell noise levels"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -21,12 +22,29 @@ ROOT_HOOK = "unicp_model"
 BLOCK_HOOK = "unicp_block"
 UNIT_HOOK = "unicp_unit"
 TEXT_HOOK = "unicp_text_keys"
+_COMPILED_LATER = "blocks were compiled after UniCP was enabled: nothing inside them is served, sliced or kept"
 HOOKS = (ROOT_HOOK, BLOCK_HOOK, UNIT_HOOK, TEXT_HOOK)
 
 
 class _NoState(BaseState):
     def reset(self) -> None:
         pass
+
+
+class _Contexts(StateManager):
+    """Holds nothing: it is how `cache_context` reaches us."""
+
+    def __init__(self) -> None:
+        super().__init__(_NoState)  # type: ignore[arg-type]
+
+    @property
+    def now(self) -> Any:
+        """The context of the call under way, with `name`, `step_index` and `num_inference_steps`; None without one."""
+        if hasattr(self, "_context"):
+            return self._context
+        # Before diffusers 0.41 a context was its name alone.
+        name = getattr(self, "_current_context", None)
+        return None if name is None else SimpleNamespace(name=name, step_index=None, num_inference_steps=None)
 
 
 class _Hook(ModelHook):
@@ -39,19 +57,27 @@ class _Hook(ModelHook):
 
 
 class _RootHook(_Hook):
-    """Around the transformer. Its StateManager holds nothing: it is how `cache_context` reaches us."""
+    """Around the transformer."""
 
     _is_stateful = True
 
     def __init__(self, runner: Runner):
         super().__init__()
         self.runner = runner
-        self.contexts = StateManager(_NoState)  # type: ignore[arg-type]
+        self.contexts = _Contexts()
+        self._knows_compiled = bool(_compiled_blocks(runner))
 
     def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        if torch.compiler.is_compiling():
+            _refuse_compiled_call()
+        if not self._knows_compiled and _compiled_blocks(self.runner):
+            self._knows_compiled = True
+            # What hangs inside a compiled block makes it compile on its own, and is never called.
+            _take_off(module, (BLOCK_HOOK, UNIT_HOOK, TEXT_HOOK))
+            self.runner.recorder.warn("compiled", _COMPILED_LATER)
         forward = self.fn_ref.original_forward
         assert forward is not None
-        return self.runner.call(forward, args, kwargs, self.contexts._context)
+        return self.runner.call(forward, args, kwargs, self.contexts.now)
 
     def reset_state(self, module: nn.Module) -> nn.Module:
         self.runner.reset()
@@ -74,6 +100,15 @@ class _InnerHook(_Hook):
             assert forward is not None
             return forward(*args, **kwargs)
         return self.call(self.subject, forward, args, kwargs)
+
+
+def _refuse_compiled_call() -> None:
+    """Raises; reached from a transformer alone that was compiled as a whole after UniCP was enabled on it."""
+    raise _compiled_as_a_whole("to use UniCP")
+
+
+# Lets the compiler call it as it is. torch.compiler.disable does the same, and imports the compiler for it.
+_refuse_compiled_call._torchdynamo_disable = True  # type: ignore[attr-defined]
 
 
 def attached_runner(transformer: nn.Module) -> Runner | None:
@@ -105,11 +140,12 @@ def refuse_if_taken(transformer: nn.Module) -> None:
 def refuse_if_compiled(module: nn.Module) -> None:
     """Raises AttachmentError for a transformer that was compiled as a whole; single compiled blocks are fine."""
     if hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None:
-        raise AttachmentError(
-            "to enable UniCP",
-            "a transformer that was compiled as a whole",
-            "compile its blocks instead: transformer.compile_repeated_blocks()",
-        )
+        raise _compiled_as_a_whole("to enable UniCP")
+
+
+def _compiled_as_a_whole(asked: str) -> AttachmentError:
+    do = "compile its blocks instead: transformer.compile_repeated_blocks()"
+    return AttachmentError(asked, "a transformer that was compiled as a whole", do)
 
 
 def attach(runner: Runner) -> None:
@@ -134,22 +170,39 @@ def attach(runner: Runner) -> None:
     except BaseException:
         detach(transformer)
         raise
-    HookRegistry.check_if_exists_or_initialize(transformer).invalidate_child_registries_cache()
+    _forget_child_registries(transformer)
 
 
 def detach(transformer: nn.Module) -> None:
     """Takes off all of UniCP's hooks; without any, nothing happens. What the modules compute is as it was before."""
+    _take_off(transformer, HOOKS)
+    _forget_child_registries(transformer)
+
+
+def _take_off(transformer: nn.Module, names: tuple[str, ...]) -> None:
     for module in transformer.modules():
         registry = getattr(module, "_diffusers_hook", None)
         if registry is None:
             continue
-        for name in HOOKS:
+        for name in names:
             if name in registry.hooks:
                 hook = registry.hooks[name]
                 with _inside_accelerate(module, getattr(hook, "wrapped", None)):
                     registry.remove_hook(name, recurse=False)
                     _forget_forward(module)
-    HookRegistry.check_if_exists_or_initialize(transformer).invalidate_child_registries_cache()
+
+
+def _forget_child_registries(transformer: nn.Module) -> None:
+    """Lets diffusers look for the hooks inside anew when it next sets a cache context."""
+    registry = HookRegistry.check_if_exists_or_initialize(transformer)
+    if hasattr(registry, "invalidate_child_registries_cache"):
+        registry.invalidate_child_registries_cache()
+        return
+    # diffusers 0.38 to 0.40 keep the list without a way to forget it, earlier ones keep none.
+    for module in transformer.modules():
+        inner = getattr(module, "_diffusers_hook", None)
+        if inner is not None and hasattr(inner, "_child_registries_cache"):
+            inner._child_registries_cache = None
 
 
 def _register(module: nn.Module, hook: ModelHook, name: str) -> None:
@@ -189,6 +242,21 @@ def _compiled_blocks(runner: Runner) -> list[nn.Module]:
     return [block for block in blocks if getattr(block, "_compiled_call_impl", None) is not None]
 
 
+def _is_parallel(transformer: nn.Module) -> bool:
+    """Whether processes share this model: by diffusers' own means, or with parameters that are parts (DTensor)."""
+    if getattr(transformer, "_parallel_config", None) is not None:
+        return True
+    return any(hasattr(parameter, "device_mesh") for parameter in transformer.parameters())
+
+
+def refuse_if_gathered(transformer: nn.Module) -> None:
+    """Raises UnsupportedModelError for a model under FSDP: where one process serves, the others would wait for ever."""
+    kinds = {kind.__name__ for module in transformer.modules() for kind in type(module).__mro__}
+    if kinds & {"FSDPModule", "FullyShardedDataParallel"}:
+        found = "a model under FSDP, whose processes gather parameters at every call but may decide differently"
+        raise UnsupportedModelError("to enable UniCP", found, "use context or tensor parallelism, or no UniCP")
+
+
 def _refuse_what_works_on_the_output_alone(runner: Runner) -> None:
     settings = runner.settings
     if settings.span == "model" and not settings.slicing.widths:
@@ -196,7 +264,7 @@ def _refuse_what_works_on_the_output_alone(runner: Runner) -> None:
     found = ""
     if _compiled_blocks(runner):
         found = "compiled blocks, inside which nothing can be served"
-    elif getattr(runner.map.transformer, "_parallel_config", None) is not None:
+    elif _is_parallel(runner.map.transformer):
         found = "a model that is parallel over processes, each of which would decide by its own share"
     if found:
         asked = "sliced attention" if settings.span == "model" else f'span "{settings.span}"'

@@ -16,10 +16,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
+from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
+from torch.utils._device import DeviceContext
 
 from unicp.errors import InputError
 from unicp.numerics.operation_counts import (
+    OperationCounter,
     attention_operations,
     linear_operations,
     slice_fit_operations,
@@ -71,6 +73,15 @@ class SliceOutcome:
     refusal: str = ""
 
 
+def _is_perturbed() -> bool:
+    """Whether somebody else stands in front of the attention call too, such as diffusers' perturbed-attention guidance.
+
+    Attention then gives something else than attention, which a sliced one would not.
+    """
+    modes = _get_current_function_mode_stack()
+    return any(not isinstance(mode, (DeviceContext, OperationCounter)) for mode in modes)
+
+
 class Seam(TorchFunctionMode):
     """Hands the one attention call of a module to `handle`; counts calls."""
 
@@ -106,7 +117,10 @@ def run_sliced(
     found: list[SliceOutcome] = []
 
     def handle(func: Callable[..., Tensor], named: dict[str, Any]) -> Tensor:
-        output, outcome = _attend(func, named, state, slicing, widths, choose)
+        if _is_perturbed():
+            output, outcome = func(**named), SliceOutcome()
+        else:
+            output, outcome = _attend(func, named, state, slicing, widths, choose)
         found.append(outcome)
         return output
 

@@ -8,25 +8,31 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from unicp.models.families import Family
+from unicp.models.finder import ModelMap
 from unicp.settings import SpanKind
 
 Tensors = tuple[Tensor, ...]
+_SKIPPING = "diffusers.hooks.layer_skip"
 
 
 @dataclass(frozen=True)
 class CallInputs:
-    """Of one call: samples (batch first; empty = none that can be followed), timestep, and text or None."""
+    """Of one call: samples (batch first; empty = none that can be followed), timestep, and text or None.
+
+    kind: differs between calls that a guidance makes with the same text and sample, but of another model, as it were.
+    """
 
     samples: Tensors
     timestep: Any
     text: Tensor | None
+    kind: Hashable = ()
 
     @property
     def shapes(self) -> tuple[Any, ...]:
@@ -40,9 +46,11 @@ class CallInputs:
 class CallReader:
     """Reads the arguments of one transformer's forward by the names in its table row."""
 
-    def __init__(self, transformer: nn.Module, family: Family):
-        self._family = family
-        self._names = list(inspect.signature(type(transformer).forward).parameters)[1:]
+    def __init__(self, model: ModelMap):
+        self._family = model.family
+        self._names = list(inspect.signature(type(model.transformer).forward).parameters)[1:]
+        self._parts = [(block.name, block.module) for block in model.blocks]
+        self._parts += [(unit.name, unit.module) for unit in model.units]
 
     def read(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> CallInputs:
         """Samples in the order of the outputs that belong to them; samples that are not there are left out."""
@@ -51,7 +59,9 @@ class CallReader:
         first = batched(named[family.sample_argument])
         others = (batched(named.get(name)) for name in family.more_samples)
         samples = () if first is None else (first, *(other for other in others if other is not None))
-        return CallInputs(samples, named[family.timestep_argument], _text(named.get(family.text_argument)))
+        asked = ((name, _plain(named.get(name))) for name in family.branch_arguments)
+        kind = (*(one for one in asked if one[1] is not None), *_skipped_parts(self._parts))
+        return CallInputs(samples, named[family.timestep_argument], _text(named.get(family.text_argument)), kind)
 
 
 def why_not_followed(transformer: nn.Module, given: CallInputs, span: SpanKind) -> str:
@@ -116,6 +126,23 @@ def batched(value: Any) -> Tensor | None:
         return None
     same = all(one.shape == value[0].shape and one.dtype == value[0].dtype for one in value)
     return torch.stack(list(value)) if same else None
+
+
+def _plain(value: Any) -> Hashable:
+    """An argument as something to compare; None for one that asks for nothing. Tensors only count as being there."""
+    if isinstance(value, Tensor):
+        return "tensor"
+    if isinstance(value, (list, tuple)):
+        return tuple(_plain(one) for one in value) or None
+    return value or None if isinstance(value, (bool, int, float, str)) else type(value).__name__ if value else None
+
+
+def _skipped_parts(parts: Sequence[tuple[str, nn.Module]]) -> Iterator[str]:
+    """The parts that a hook of diffusers skips or perturbs now, as its guiders do for one call of a step."""
+    for name, module in parts:
+        registry = getattr(module, "_diffusers_hook", None)
+        if registry is not None and any(type(hook).__module__ == _SKIPPING for hook in registry.hooks.values()):
+            yield name
 
 
 def _part(shape: str, rest: Any) -> Any:

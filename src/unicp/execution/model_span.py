@@ -88,7 +88,7 @@ class ModelSpan:
         samples: one for each output, in their order; an output beyond them is forecast as it is.
 
         A branch that must be computed makes those after it in the step compute too; the first branch of a step asks
-        for all that are known. (Our reading of coherence, DESIGN 3.1.)
+        for all that the step before had. (Our reading of coherence, DESIGN 3.1.)
         """
         before, self._step = self._step, (moment.run, moment.step)
         first = self._step != before

@@ -29,7 +29,7 @@ from unicp.execution.trajectory import Trajectory
 from unicp.execution.unit_span import UnitSpan
 from unicp.models.adapters import adapters_in_use
 from unicp.models.finder import Block, ModelMap, Unit
-from unicp.models.noise import NoiseSchedule, read_schedule
+from unicp.models.noise import NoiseSchedule, schedule_of
 from unicp.records import Action, Decision, Moment, Trace
 from unicp.settings import Settings, SpanKind
 
@@ -76,7 +76,7 @@ class Runner:
         self._scheduler_of = scheduler_of
         self._scheduler: Any = None
         self._forms: dict[bool, OutputForm] = {}
-        self._reader = CallReader(model_map.transformer, family)
+        self._reader = CallReader(model_map)
         self._now: _Call | None = None
         self._over_budget = self._reached = False
         self._lock = threading.RLock()
@@ -119,7 +119,8 @@ class Runner:
         self._refresh_schedule()
         samples = given.samples
         weights = adapters_in_use(self.map.transformer)
-        moment, fresh = self.trajectory.enter(samples[0], given.timestep, given.text, context, samples[1:], weights)
+        others, kind = samples[1:], given.kind
+        moment, fresh = self.trajectory.enter(samples[0], given.timestep, given.text, context, others, weights, kind)
         if fresh:
             self._forget()
         self.text_keys.branch = moment.branch
@@ -166,8 +167,7 @@ class Runner:
         if scheduler is not self._scheduler:
             self._memory.reset()
             self._scheduler = self.trajectory.scheduler = scheduler
-            schedule = None if self.map.family.noise_refusal else read_schedule(scheduler)
-            self.trajectory.schedule = self.model_span.schedule = schedule
+            self.trajectory.schedule = self.model_span.schedule = schedule_of(self.map.family, scheduler)
 
     def _tell_sampler(self, now: _Call, is_served: bool, way: Candidate | None = None) -> None:
         """A call of the whole model or stack was served or is being computed: what the scheduler remembers follows."""

@@ -173,6 +173,6 @@ def _noise(schedule: NoiseSchedule | None, place: _Place, output: Tensor, sample
     """The noise estimate of a computed output; None where there is none."""
     if schedule is None or place.level is None or output.shape != sample.shape:
         return None
-    if not is_invertible("noise", schedule.prediction, place.level, 0.0):
+    if not is_invertible("noise", schedule.sampler_prediction, place.level, 0.0):
         return None
-    return to_quantity("noise", schedule.prediction, sample, output, place.level)
+    return to_quantity("noise", schedule.sampler_prediction, sample, output, place.level)

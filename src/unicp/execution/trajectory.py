@@ -4,8 +4,8 @@
 timestep as the one before is the next branch of that step, a lower timestep is the next step, a higher one a
 new run. Where the scheduler has stepped in between, a call at the same timestep is the next step: samplers of second
 order (Heun) call the model twice at one. Branches of a step may have batches of different size; another batch in a
-known branch is a new run, as is a changed shape, dtype, device, text or thread. When in doubt: a new run, in which
-nothing is stored yet, so that everything is computed.
+known branch is a new run, as is a changed shape, dtype, device, text or thread, or a call of another kind (with layers
+skipped, say) in its place. When in doubt: a new run, in which nothing is stored yet, so that everything is computed.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ class _Branch:
     values: Tensor | None = None
     batch: tuple[int, ...] = ()
     last_place: _Place | None = None
+    kind: Hashable = ()
 
 
 @dataclass
@@ -68,12 +69,13 @@ class Trajectory:
         context: Any,
         others: tuple[Tensor, ...] = (),
         weights: Hashable = (),
+        kind: Hashable = (),
     ) -> tuple[Moment, bool]:
         """The moment of this call, and whether it opens a new run.
 
         sample, others: the model's input, batch first, and further ones such as audio. timestep: number or tensor.
         text: the text states, or None. context: diffusers' CacheContext, or None. weights: says by a change that the
-        model has become another one, for instance by a LoRA.
+        model has become another one, for instance by a LoRA. kind: as `CallInputs.kind`.
         """
         value = self.timestep_shift + self.timestep_scale * _number(timestep, self.timestep_scale < 0)
         place = self._place_of(value)
@@ -87,12 +89,13 @@ class Trajectory:
             # The schedule would tell the level of some tokens only, and forecasts of the others would be wrong.
             fresh = True
         if not fresh:
-            fresh = not self._is_that_branch(name or self._next_branch(place), batch, text)
+            fresh = not self._is_that_branch(name or self._next_branch(place), batch, text, kind)
         if fresh:
             self._begin(signature)
         self._advance(place)
         branch = name or f"call{self._calls_at_step - 1}"
         self._remember(branch, place, batch, text, fresh)
+        self._branches[branch].kind = kind
         self._sample = sample, _version(sample)
         return self._moment(branch, value, sample.shape[0], context), fresh
 
@@ -145,11 +148,11 @@ class Trajectory:
     def _next_branch(self, place: _Place) -> str:
         return f"call{self._calls_at_step if place == self._place else 0}"
 
-    def _is_that_branch(self, name: str, batch: tuple[int, ...], text: Tensor | None) -> bool:
-        """Whether a branch of that name has had such a batch and this text, or is not known yet."""
+    def _is_that_branch(self, name: str, batch: tuple[int, ...], text: Tensor | None, kind: Hashable) -> bool:
+        """Whether a branch of that name has had such a batch, this text and such a call, or is not known yet."""
         branch = self._branches.get(name)
         self.text_unchanged = False
-        if branch is not None and branch.batch != batch:
+        if branch is not None and (branch.batch, branch.kind) != (batch, kind):
             return False
         if branch is None or text is None or branch.values is None:
             return True

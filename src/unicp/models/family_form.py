@@ -62,12 +62,15 @@ class Family:
     interleaved: the lists run by turns (first block of each list, second of each, …) instead of one after the other.
     stack_refusal: why all blocks cannot be served as one; "" = they can.
     sample_argument, timestep_argument, text_argument: names of the transformer's forward arguments.
+    branch_arguments: names of arguments by which a guidance asks for another kind of call with the same text (layers to
+        skip, streams to keep apart): a call that has other ones is no continuation of its branch.
     more_samples: names of further samples (audio beside video), in the order of the outputs after the first.
     timestep_scale, timestep_shift: shift + scale x the timestep that the model is given is the usual one, which falls
         from about 1000 at pure noise to 0.
     refusal: why the model cannot be used with UniCP at all; "" = it can. A refused model has no block lists.
     noise_refusal: why the noise level of a call cannot be told, so that only the output is forecast; "" = the
         scheduler tells it.
+    output_turned: pipelines turn the output's sign before they give it to the scheduler.
     notes: what a reader of the row would otherwise stumble over.
     """
 
@@ -78,9 +81,17 @@ class Family:
     sample_argument: str = "hidden_states"
     timestep_argument: str = "timestep"
     text_argument: str = "encoder_hidden_states"
+    branch_arguments: tuple[str, ...] = ()
     more_samples: tuple[str, ...] = ()
     timestep_scale: float = 1.0
     timestep_shift: float = 0.0
     refusal: str = ""
     noise_refusal: str = ""
+    output_turned: bool = False
     notes: str = ""
+
+    @property
+    def profile_refusal(self) -> str:
+        """Why no profile can be made of the model, nor a target be met with one; "" = it can."""
+        rising = self.output_turned or self.timestep_scale < 0
+        return self.noise_refusal or ("profiles were not tried with timesteps that rise" if rising else "")

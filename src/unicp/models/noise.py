@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any, Literal, cast, get_args
 
 import torch
 from torch import Tensor
 
+from unicp.models.family_form import Family
 from unicp.numerics.forecasting import NoiseLevel, Prediction
 
-_Kind = Literal["flow", "sigmas", "scaled", "alphas"]
+# "rising": flow matching whose sigmas rise from 0 at pure noise to 1, and whose timesteps rise with them.
+_Kind = Literal["flow", "rising", "sigmas", "scaled", "alphas"]
 # They hold clean + sigma·gaussian and scale it to unit variance for the model: there it is variance-preserving.
 _SCALING = ("EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler")
 
+_TURNED: dict[Prediction, Prediction] = {"flow": "turned_flow", "turned_flow": "flow"}
 _TOLERANCE = 1e-4
 
 
@@ -43,14 +46,18 @@ class NoiseSchedule:
     """What a scheduler says about noise, read live: `set_timesteps` may be called between any two calls.
 
     prediction: what the model's output means. With a sample x = signal·clean + noise·gaussian, "flow" is
-    gaussian - clean, "epsilon" gaussian, "v_prediction" signal·gaussian - noise·clean, "sample" clean.
+    gaussian - clean, "turned_flow" clean - gaussian, "epsilon" gaussian, "v_prediction"
+    signal·gaussian - noise·clean, "sample" clean. sampler_prediction: the same of what `scheduler.step` is given, which
+    differs from it where a pipeline turns the output's sign in between.
 
-    Timesteps are those the model is called with. One that was rounded to half precision on its way to the model
-    (HunyuanVideo's pipeline does so), or cut to a whole number (Helios'), is still recognised; where two steps look
-    alike, `scheduler.step_index` decides, which counts if the loop calls `scheduler.step`.
+    Timesteps are those the model is called with, counted so that they fall along a run. One that was rounded to half
+    precision on its way to the model (HunyuanVideo's pipeline does so), or cut to a whole number (Helios'), is still
+    recognised; where two steps look alike, `scheduler.step_index` decides, which counts if the loop calls
+    `scheduler.step`.
     """
 
     prediction: Prediction
+    sampler_prediction: Prediction
     _kind: _Kind = field(repr=False)
     _scheduler: Any = field(repr=False)
     _timesteps: _Numbers = field(repr=False)
@@ -66,7 +73,7 @@ class NoiseSchedule:
 
     def levels(self) -> tuple[NoiseLevel, ...] | None:
         """The level of each step of the run and the one after the last; None where not all of them are known."""
-        timesteps = self._timesteps.read()
+        timesteps = [self._counted(timestep) for timestep in self._timesteps.read()]
         found = [self.level(timestep) for timestep in timesteps]
         last = self.next_level(timesteps[-1]) if timesteps else None
         known = [level for level in (*found, last) if level is not None]
@@ -85,7 +92,7 @@ class NoiseSchedule:
             matches = self.step_indices(timestep)
             if matches:
                 return self._level_at(matches[0])
-        return None if self._kind == "flow" else self._level_of_training_step(timestep)
+        return None if self._kind in ("flow", "rising") else self._level_of_training_step(timestep)
 
     def next_level(self, timestep: float) -> NoiseLevel | None:
         """The noise level after the step at this timestep; None when the timestep has no `step_index`."""
@@ -105,6 +112,8 @@ class NoiseSchedule:
         if index >= len(sigmas):
             return None
         sigma = sigmas[index]
+        if self._kind == "rising":
+            return NoiseLevel(signal=sigma, noise=max(1.0 - sigma, 0.0))
         if self._kind == "flow":
             return NoiseLevel(signal=max(1.0 - sigma, 0.0), noise=sigma)
         if math.isinf(sigma):
@@ -118,11 +127,17 @@ class NoiseSchedule:
             return None
         return _level_of_alpha(alphas[round(timestep)])
 
+    def _counted(self, timestep: float) -> float:
+        """From the scheduler's count of timesteps to the falling one, and back."""
+        if self._kind != "rising":
+            return float(timestep)
+        return float(_setting(self._scheduler, "num_train_timesteps") or 1000) - float(timestep)
+
     def step_indices(self, timestep: float) -> tuple[int, ...]:
         """Indices at which the run may have this timestep; the scheduler's own count decides between several."""
         if self.steps is None:
             return ()
-        timesteps, timestep = self._timesteps.read(), float(timestep)
+        timesteps, timestep = self._timesteps.read(), self._counted(timestep)
         exact = tuple(index for index, value in enumerate(timesteps) if value == timestep)
         if not exact:
             close = (math.isclose(value, timestep, rel_tol=_TOLERANCE) for value in timesteps)
@@ -138,25 +153,38 @@ def read_schedule(scheduler: Any) -> NoiseSchedule | None:
     """How this scheduler maps timesteps to noise, or None when that is unknown.
 
     Known are flow matching (sigmas from 1 to 0: FlowMatchEuler, FlowMatchHeun, and UniPC, DPM-Solver++, … with flow
-    sigmas), variance-preserving schedulers (DDPM, DDIM, CogVideoX's DDIM and DPM, PNDM, UniPC, DPM-Solver++, …), and
-    Euler and Euler ancestral where the loop calls `scale_model_input`. Unknown are the others that scale the model's
-    input (Heun, EDM, LMS, …), and inverted sigmas (Mochi).
+    sigmas; from 0 to 1: Mochi), variance-preserving schedulers (DDPM, DDIM, CogVideoX's DDIM and DPM, PNDM, UniPC,
+    DPM-Solver++, …), and Euler and Euler ancestral where the loop calls `scale_model_input`. Unknown are the others
+    that scale the model's input (Heun, EDM, LMS, …).
     """
     prediction = _setting(scheduler, "prediction_type")
     kind = _kind(scheduler, prediction)
     if kind == "flow" and prediction in (None, "flow_prediction"):
         prediction = "flow"
+    if kind == "rising":
+        prediction = "turned_flow" if prediction in (None, "flow_prediction") else None
     if kind is None or prediction not in get_args(Prediction):
         return None
     timesteps, sigmas, alphas = (_Numbers(scheduler, name) for name in ("timesteps", "sigmas", "alphas_cumprod"))
-    return NoiseSchedule(cast(Prediction, prediction), kind, scheduler, timesteps, sigmas, alphas)
+    known = cast(Prediction, prediction)
+    return NoiseSchedule(known, known, kind, scheduler, timesteps, sigmas, alphas)
+
+
+def schedule_of(family: Family, scheduler: Any) -> NoiseSchedule | None:
+    """The schedule of a model of this family under this scheduler; None where noise levels cannot be told."""
+    schedule = None if family.noise_refusal else read_schedule(scheduler)
+    if schedule is None or not family.output_turned:
+        return schedule
+    turned = _TURNED.get(schedule.prediction)
+    return None if turned is None else replace(schedule, prediction=turned)
 
 
 def _kind(scheduler: Any, prediction: Any) -> _Kind | None:
     has_sigmas = getattr(scheduler, "sigmas", None) is not None
     flow_matching = any("FlowMatch" in ancestor.__name__ for ancestor in type(scheduler).__mro__)
     if flow_matching or _setting(scheduler, "use_flow_sigmas"):
-        return "flow" if has_sigmas and not _setting(scheduler, "invert_sigmas") else None
+        known: _Kind = "rising" if _setting(scheduler, "invert_sigmas") else "flow"
+        return known if has_sigmas else None
     if prediction == "flow_prediction" or getattr(scheduler, "alphas_cumprod", None) is None:
         return None
     if not has_sigmas:

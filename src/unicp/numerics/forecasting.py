@@ -54,9 +54,9 @@ def to_quantity(
     """The quantity `kind` that a model output stands for, given the sample the model saw at noise level `level`.
 
     kind: "output" itself, the "noise" estimate eps or the "clean" estimate x0. prediction: what the model puts out:
-    "flow" v = eps - x0, "epsilon" eps, "v_prediction" v = signal * eps - noise * x0 (signal^2 + noise^2 = 1), or
-    "sample" x0. sample, output: one shape. Where the output is the quantity it is returned as it is; otherwise the
-    result is float32 or better, because turning it back divides by a coefficient that may be small.
+    "flow" v = eps - x0, "turned_flow" x0 - eps, "epsilon" eps, "v_prediction" v = signal * eps - noise * x0 (signal^2 +
+    noise^2 = 1), or "sample" x0. sample, output: one shape. Where the output is the quantity it is returned as it is;
+    otherwise the result is float32 or better, because turning it back divides by a coefficient that may be small.
     Raises InputError for unknown names, and where the quantity does not exist (for instance x0 of an "epsilon"
     output at signal 0). Source: definitions of flow matching and of Salimans & Ho 2022 (v-prediction).
     """

@@ -9,7 +9,7 @@ from typing import Literal
 from unicp.errors import InputError
 
 QuantityKind = Literal["output", "noise", "clean"]
-Prediction = Literal["flow", "epsilon", "v_prediction", "sample"]
+Prediction = Literal["flow", "turned_flow", "epsilon", "v_prediction", "sample"]
 
 LOG_SNR_LIMIT = 20.0
 # An error of the forecast quantity grows at most 1 / SERVING_FLOOR times when it is turned back into an output.
@@ -64,6 +64,8 @@ def coefficients(kind: str, prediction: str, level: NoiseLevel) -> tuple[float, 
     table: dict[tuple[str, str], tuple[float, float]] = {
         ("noise", "flow"): (1.0 / total, signal / total),
         ("clean", "flow"): (1.0 / total, -noise / total),
+        ("noise", "turned_flow"): (1.0 / total, -signal / total),
+        ("clean", "turned_flow"): (1.0 / total, noise / total),
         ("noise", "epsilon"): (0.0, 1.0),
         ("clean", "epsilon"): (_over(1.0, signal), _over(-noise, signal)),
         ("noise", "v_prediction"): (noise, signal),

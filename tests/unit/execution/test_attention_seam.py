@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from diffusers.hooks.layer_skip import AttentionScoreSkipFunctionMode
 from torch import Tensor
 
 from tests import tiny_models
@@ -72,6 +73,16 @@ def test_a_call_that_is_not_sliced_is_bit_equal_to_the_plain_module(basis):
     assert torch.equal(output, attention())
     assert (outcome.width, outcome.refusal) == (None, "")
     assert outcome.saved < 0  # what measuring took
+
+
+def test_attention_that_a_guidance_perturbs_is_not_sliced():
+    # Perturbed-attention guidance puts the values in the place of attention, around the whole module.
+    state = SliceState()
+    with AttentionScoreSkipFunctionMode():
+        output, outcome = sliced(attention, always(8), state)
+        assert torch.equal(output, attention())
+    assert outcome == SliceOutcome() and state.bases is None
+    assert sliced(attention, always(8), state)[1].width == 8
 
 
 @pytest.mark.parametrize("basis", ["pca", "centred_pca", "kq_svd"])

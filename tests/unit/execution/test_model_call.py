@@ -13,7 +13,7 @@ from torch import Tensor
 from tests import tiny_models
 from tests.fake_models import FakeTransformer, noise
 from unicp.execution.model_call import CallReader, batched, read_output
-from unicp.models.families import FAMILIES
+from unicp.models.finder import map_model
 from unicp.session import enable
 from unicp.settings import preset
 
@@ -66,7 +66,7 @@ def test_lists_of_one_tensor_per_sample_become_one_unless_they_differ():
 
 
 def test_the_text_of_a_call_is_one_tensor_by_which_it_is_known_again():
-    reader = CallReader(tiny_models.shared("z_image"), FAMILIES["ZImageTransformer2DModel"])
+    reader = CallReader(map_model(tiny_models.shared("z_image")))
     one, two = noise(1, 4, 3), noise(2, 6, 3)
     sample = [noise(0, 4, 1, 8, 8), noise(1, 4, 1, 8, 8)]
 

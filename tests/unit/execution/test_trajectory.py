@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
 import torch
 from diffusers import FlowMatchHeunDiscreteScheduler, PNDMScheduler
-from diffusers.hooks.hooks import CacheContext
 
 from tests.fake_models import flow_scheduler
 from unicp.execution.trajectory import MOST_BRANCHES, Trajectory
@@ -18,6 +18,15 @@ SAMPLE = torch.zeros(1, 4, 2)
 COND, UNCOND = torch.ones(1, 3, 2), torch.zeros(1, 3, 2)
 
 
+@dataclass
+class CacheContext:
+    """As diffusers has it since 0.41."""
+
+    name: str
+    step_index: int | None = None
+    num_inference_steps: int | None = None
+
+
 class Calls:
     """Enters calls and keeps what came of them as (run, step, branch, fresh)."""
 
@@ -25,10 +34,12 @@ class Calls:
         self.trajectory = Trajectory() if trajectory is None else trajectory
         self.found: list[tuple[int, int, str, bool]] = []
 
-    def __call__(self, timestep: Any, text: Any = None, context: Any = None, sample: Any = SAMPLE) -> Any:
+    def __call__(
+        self, timestep: Any, text: Any = None, context: Any = None, sample: Any = SAMPLE, kind: Any = ()
+    ) -> Any:
         if isinstance(context, str):
             context = CacheContext(context)
-        moment, fresh = self.trajectory.enter(sample, timestep, text, context)
+        moment, fresh = self.trajectory.enter(sample, timestep, text, context, kind=kind)
         self.found.append((moment.run, moment.step, moment.branch, fresh))
         return moment, fresh
 
@@ -385,3 +396,16 @@ def test_of_steps_at_one_timestep_the_next_is_meant_where_the_scheduler_does_not
     # The second step at one timestep cannot be told from a run that begins there, and is computed.
     assert call.runs == [0] * 4 + [1] * (2 * len(timesteps) - 4)
     assert [step for _, step, *_ in call.found] == [step for step in range(len(timesteps)) for _ in range(2)]
+
+
+@pytest.mark.parametrize(
+    ("context", "runs"), [(None, [0, 0, 0, 0, 0, 1, 2, 2, 2, 3]), ("perturbed", [0, 0, 0, 0, 0, 1, 1, 1, 1, 2])]
+)
+def test_a_call_of_another_kind_in_the_place_of_a_known_one_opens_a_new_run(context, runs):
+    # As LTX-2's guidance, where perturbed and separated calls have the text of the call with the prompt.
+    call = Calls()
+    for timestep, kind in ((900, ("stg",)), (800, ("stg",)), (700, ("apart",)), (600, ("apart",)), (500, ())):
+        call(timestep, COND)
+        call(timestep, COND, context, kind=kind)
+    assert [fresh for *_, fresh in call.found[1::2]] == [False, False, True, False, True]
+    assert call.runs == runs

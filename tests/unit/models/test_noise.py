@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -22,9 +23,12 @@ from diffusers import (
     PNDMScheduler,
     UniPCMultistepScheduler,
 )
+from torch import Tensor
 
 from tests import tiny_models
-from unicp.models.noise import NoiseSchedule, read_schedule
+from unicp.models.families import FAMILIES, Family
+from unicp.models.noise import NoiseSchedule, read_schedule, schedule_of
+from unicp.numerics.forecasting import from_quantity, to_quantity
 
 FLOW = {
     "euler": lambda: FlowMatchEulerDiscreteScheduler(shift=3.0),
@@ -234,13 +238,12 @@ def test_pndm_repeats_a_timestep_and_leaves_it_without_a_step():
     [
         HeunDiscreteScheduler,
         EDMEulerScheduler,
-        pytest.param(lambda: FlowMatchEulerDiscreteScheduler(invert_sigmas=True), id="inverted"),
         pytest.param(lambda: UniPCMultistepScheduler(prediction_type="flow_prediction"), id="flow without its sigmas"),
         pytest.param(lambda: None, id="None"),
         object,
     ],
 )
-def test_schedulers_that_scale_or_invert_are_unknown(build):
+def test_schedulers_that_scale_are_unknown(build):
     assert read_schedule(build()) is None
 
 
@@ -277,3 +280,61 @@ def test_levels_are_known_throughout_a_run():
     tiny_models.denoise(transformer, "wan", steps=4, scheduler=scheduler, branches=1)
     assert [step for step, _ in seen] == [0, 1, 2, 3]
     assert [noise for _, noise in seen] == pytest.approx(scheduler.sigmas[:-1].tolist())
+
+
+def _path(scheduler: Any, turned: bool) -> Iterator[tuple[float, Tensor, Tensor]]:
+    """Timestep, sample and output of a model that knows noise and clean sample, in a loop as its pipeline's."""
+    clean, gaussian = torch.tensor([[3.0, -1.0]]), torch.tensor([[-2.0, 0.5]])
+    scheduler.set_timesteps(7)
+    sample = gaussian
+    for timestep in scheduler.timesteps:
+        given = clean - gaussian if scheduler.config.invert_sigmas else gaussian - clean
+        yield float(timestep), sample, -given if turned else given
+        sample = scheduler.step(given, timestep, sample, return_dict=False)[0]
+    torch.testing.assert_close(sample, clean)
+
+
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+@pytest.mark.parametrize("name", ["mochi", "z_image", "lumina2"])
+def test_models_whose_timestep_rises_tell_noise_and_clean_sample_exactly(name, shift):
+    family = FAMILIES[type(tiny_models.build(name)).__name__]
+    scheduler = FlowMatchEulerDiscreteScheduler(invert_sigmas=name == "mochi", shift=shift)
+    schedule, steps = schedule_of(family, scheduler), 0
+    assert schedule is not None
+    for timestep, sample, output in _path(scheduler, turned=name != "mochi"):
+        # What Mochi's, Z-Image's and Lumina's pipelines give the model.
+        given = timestep if name == "mochi" else (1000 - timestep) / 1000
+        counted = family.timestep_shift + family.timestep_scale * given
+        level = schedule.level(counted)
+        assert level is not None and schedule.step_index(counted) == steps
+        for kind, expected in (("noise", [[-2.0, 0.5]]), ("clean", [[3.0, -1.0]])):
+            found = to_quantity(kind, schedule.prediction, sample, output, level)
+            torch.testing.assert_close(found, torch.tensor(expected), rtol=1e-4, atol=1e-4)
+            if level.signal and level.noise:
+                back = from_quantity(kind, schedule.prediction, sample, found, level)
+                torch.testing.assert_close(back, output, rtol=1e-3, atol=1e-3)
+        steps += 1
+    assert schedule.steps == steps == 7
+    levels = schedule.levels()
+    assert levels is not None and [level.sigma for level in levels] == sorted((x.sigma for x in levels), reverse=True)
+    assert (levels[0].sigma, levels[-1].sigma) == (1.0, 0.0)
+
+
+def test_a_rising_timestep_that_was_rounded_to_half_precision_is_known_again():
+    # Mochi's pipeline casts the timestep to the dtype of its latents.
+    scheduler = FlowMatchEulerDiscreteScheduler(invert_sigmas=True)
+    scheduler.set_timesteps(64)
+    schedule = _read(scheduler)
+    for step, timestep in enumerate(scheduler.timesteps.to(torch.bfloat16).tolist()):
+        found = schedule.step_index(1000 - timestep)
+        assert found in (step, None)
+        scheduler.set_begin_index(0)
+        scheduler._step_index = step
+        assert schedule.step_index(1000 - timestep) == step
+
+
+def test_what_a_turned_model_gives_is_not_what_the_sampler_gets():
+    schedule = schedule_of(Family("One", output_turned=True), FlowMatchEulerDiscreteScheduler())
+    assert schedule is not None and (schedule.prediction, schedule.sampler_prediction) == ("turned_flow", "flow")
+    assert schedule_of(Family("One", output_turned=True), DDIMScheduler()) is None
+    assert schedule_of(Family("One", noise_refusal="no"), FlowMatchEulerDiscreteScheduler()) is None

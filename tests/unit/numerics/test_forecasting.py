@@ -35,7 +35,9 @@ def level_of(prediction: Prediction, sigma: float) -> NoiseLevel:
 
 def output_of(prediction: Prediction, level: NoiseLevel) -> torch.Tensor:
     velocity = level.signal * EPS - level.noise * CLEAN
-    return {"flow": EPS - CLEAN, "epsilon": EPS, "sample": CLEAN, "v_prediction": velocity}[prediction]
+    return {"flow": EPS - CLEAN, "turned_flow": CLEAN - EPS, "epsilon": EPS, "sample": CLEAN, "v_prediction": velocity}[
+        prediction
+    ]
 
 
 def test_a_line_through_the_last_two_points_is_forecast_exactly():

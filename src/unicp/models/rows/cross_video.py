@@ -116,6 +116,7 @@ CROSS_VIDEO: tuple[Family, ...] = (
             ),
         ),
         more_samples=("audio_hidden_states",),
+        branch_arguments=("isolate_modalities", "spatio_temporal_guidance_blocks", "perturbation_mask"),
         notes=(
             "Video and audio: the second stream of a block is the audio, and both outputs are served together. In "
             "LTX-2.3 the text is modulated by the step, so no text keys are kept. A block that guidance perturbs skips "

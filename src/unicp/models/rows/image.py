@@ -70,10 +70,11 @@ IMAGE: tuple[Family, ...] = (
             ),
         ),
         stack_refusal=CONTROL_NET,
+        branch_arguments=("skip_layers",),
         notes=(
             "Stable Diffusion 3 and 3.5. The second attention of a block is there in 3.5 medium only. The last block "
-            "drops the text. skip_layers changes a call without changing its branch: give such a call a cache_context "
-            "of its own."
+            "drops the text. The pipeline's call with skip_layers has another batch than the one before, so nothing is "
+            "served while it makes such calls."
         ),
     ),
     Family(
@@ -104,10 +105,11 @@ IMAGE: tuple[Family, ...] = (
         timestep_scale=-1000.0,
         timestep_shift=1000.0,
         stack_refusal=CONTROL_NET,
-        noise_refusal="its timestep rises from 0 at pure noise to 1, with the output's sign turned",
+        output_turned=True,
         notes=(
-            "Sample, text and output are lists of one tensor per sample; samples of several sizes in one call are "
-            "computed. The refiners of noise and text are left alone."
+            "Its timestep rises from 0 at pure noise to 1, and pipelines turn its output's sign. Sample, text and "
+            "output are lists of one tensor per sample; samples of several sizes in one call are computed. The "
+            "refiners of noise and text are left alone."
         ),
     ),
     Family(
@@ -167,7 +169,10 @@ IMAGE: tuple[Family, ...] = (
         block_lists=(BlockListRow("layers", (UnitRow("attn", "joint"), UnitRow("feed_forward", "feed_forward"))),),
         timestep_scale=-1000.0,
         timestep_shift=1000.0,
-        noise_refusal="its timestep rises from 0 at pure noise to 1, with the output's sign turned",
-        notes="The stream of a block is text and image in one sequence. The refiners are left alone.",
+        output_turned=True,
+        notes=(
+            "Its timestep rises from 0 at pure noise to 1, and pipelines turn its output's sign. The stream of a block "
+            "is text and image in one sequence. The refiners are left alone."
+        ),
     ),
 )

@@ -111,10 +111,9 @@ JOINT_VIDEO: tuple[Family, ...] = (
         ),
         timestep_scale=-1.0,
         timestep_shift=1000.0,
-        noise_refusal="its scheduler counts noise levels from 0 at pure noise to 1, with the output's sign turned",
         notes=(
-            "The timestep rises from 0 to 1000. The last block has no ff_context and lets the text pass. Without a "
-            "known schedule the number of steps is unknown too, and no last steps are kept from being served."
+            "The timestep rises from 0 to 1000, and so do its scheduler's noise levels, from 0 at pure noise to 1; the "
+            "output is clean less noise. The last block has no ff_context and lets the text pass."
         ),
     ),
     Family(

@@ -5,8 +5,8 @@
 
 Random queries, keys and values: seconds depend on shapes alone. "attention" is the call at reduced width with its
 projections and its lift; "all" adds what `Slicing` does around it, bases that serve four calls and the trial rows in
-each. Full and sliced calls alternate; each repeat gives one ratio, median and range are reported. "operations" is the
-gain that the cost model expects of "all"; where it is not above 1 / (1 - min_saving), UniCP does not slice.
+each. Full and sliced calls alternate; each repeat gives one ratio: the median, and of "all" the range. "operations" is
+the gain that the cost model expects of "all"; where it is not above 1 / (1 - min_saving), UniCP does not slice.
 """
 
 from __future__ import annotations
@@ -87,7 +87,8 @@ def measure(
                 "full ms": 1000 * statistics.median(fulls),
                 "attention": statistics.median(gains["attention"]),
                 "all": statistics.median(gains["all"]),
-                "all, range": [min(gains["all"]), max(gains["all"])],
+                "lowest": min(gains["all"]),
+                "highest": max(gains["all"]),
                 "operations": costs.full / spent,
             }
         )

@@ -27,5 +27,5 @@ def test_the_command_writes_a_row_per_shape(tmp_path, monkeypatch, capsys):
         (tokens, share) for tokens in (32, 64) for share in slice_speed.SHARES
     ]
     assert written["environment"]["dtype"] == "float32"
-    assert all(row["all, range"][0] <= row["all"] <= row["all, range"][1] for row in written["rows"])
+    assert all(row["lowest"] <= row["all"] <= row["highest"] for row in written["rows"])
     assert "64 tokens, 16 -> 8" in capsys.readouterr().out

@@ -81,7 +81,10 @@ class Row:
             **self.given,
             **more,
         }
-        return parts.tensors(pipe(**{"prompt": parts.PROMPTS[prompt]} | arguments))
+        with torch.random.fork_rng(devices=[]):
+            # CogView4ControlPipeline encodes its picture without the generator that it was given.
+            torch.manual_seed(prompt)
+            return parts.tensors(pipe(**{"prompt": parts.PROMPTS[prompt]} | arguments))
 
 
 @dataclass(frozen=True)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import diffusers
+import torch
 import transformers
-from diffusers.pipelines.ltx2 import LTX2TextConnectors, LTX2Vocoder
+from diffusers.models.controlnets import controlnet_cosmos
+from diffusers.pipelines.ltx2 import LTX2LatentUpsamplerModel, LTX2TextConnectors, LTX2Vocoder
 from diffusers.pipelines.ltx2.pipeline_ltx2_hdr_lora import LTX2HDRReferenceCondition
 
 from tests.pipelines import parts
 from tests.pipelines.joint_video import hunyuan_vae
-from tests.pipelines.parts import FRAMES, SIZE, picture, transformer
+from tests.pipelines.parts import FRAMES, SIZE, film, picture, transformer
 from tests.pipelines.rows import GUIDED, LATENT, VIDEO, Row
 from tests.tiny_more import CHANNELS, TEXT_WIDTH
 
@@ -170,7 +173,30 @@ def _ltx2() -> dict[str, Any]:
 
 _LTX2 = _T2V | {"num_frames": 5, "frame_rate": 25.0, "stg_scale": 0.0, "modality_scale": 1.0}
 _LTX2 |= {"audio_stg_scale": 0.0, "audio_modality_scale": 1.0}
+# Distilled: without guidance, and with levels of noise in place of a number of steps.
+_DFR = LATENT | {"height": SIZE, "width": SIZE, "frame_rate": 25.0, "max_sequence_length": 16}
 _PERTURBED = {"stg_scale": 1.0, "modality_scale": 3.0, "spatio_temporal_guidance_blocks": [1]}
+
+
+def _ltx2_dfr(**changes: Any) -> dict[str, Any]:
+    return _ltx2() | {"transformer": transformer("ltx2", use_keyframes_abs_pos_embedding=True)} | changes
+
+
+def _given(*shape: int) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0))
+
+
+def _ltx2_refined() -> dict[str, Any]:
+    upsampler = parts.seeded(
+        lambda: LTX2LatentUpsamplerModel(
+            in_channels=CHANNELS,
+            mid_channels=32,
+            num_blocks_per_stage=1,
+            spatial_upsample=False,
+            temporal_upsample=True,
+        )
+    )
+    return _ltx2_dfr(scheduler=diffusers.LTXEulerAncestralRFScheduler(eta=0.5), temporal_latent_upsampler=upsampler)
 
 
 def gemma() -> Any:
@@ -250,6 +276,47 @@ def _cosmos25() -> dict[str, Any]:
     }
 
 
+def _resized(mask: torch.Tensor, size: list[int], interpolation: str) -> torch.Tensor:
+    return torch.nn.functional.interpolate(mask, size, mode=interpolation)
+
+
+def _cosmos25_transfer() -> dict[str, Any]:
+    if not hasattr(controlnet_cosmos, "transforms"):
+        # torchvision's, of which it needs only this, for a mask.
+        controlnet_cosmos.transforms = SimpleNamespace(  # type: ignore[attr-defined]
+            functional=SimpleNamespace(resize=_resized), InterpolationMode=SimpleNamespace(NEAREST="nearest")
+        )
+    made = _cosmos25()
+    made["transformer"] = transformer(
+        "cosmos", in_channels=CHANNELS + 1, text_embed_dim=48, controlnet_block_every_n=2, max_size=(FRAMES, 4, 4)
+    )
+    shape = made["transformer"].config
+    return made | {
+        "controlnet": parts.seeded(
+            lambda: diffusers.CosmosControlNetModel(
+                n_controlnet_blocks=len(range(0, shape.num_layers, 2)),
+                in_channels=CHANNELS + 2,
+                latent_channels=CHANNELS + 2,
+                model_channels=shape.num_attention_heads * shape.attention_head_dim,
+                **{
+                    name: shape[name]
+                    for name in (
+                        "num_attention_heads",
+                        "attention_head_dim",
+                        "mlp_ratio",
+                        "text_embed_dim",
+                        "adaln_lora_dim",
+                        "patch_size",
+                        "max_size",
+                        "rope_scale",
+                        "extra_pos_embed_type",
+                    )
+                },
+            )
+        )
+    }
+
+
 CROSS_VIDEO: tuple[Row, ...] = (
     Row(
         "latte",
@@ -299,6 +366,24 @@ CROSS_VIDEO: tuple[Row, ...] = (
         {key: value for key, value in _LTX2.items() if "audio" not in key}
         | {"reference_conditions": LTX2HDRReferenceCondition(frames=[picture()], strength=1.0)},
         calls=(2,),
+    ),
+    Row("ltx2_dfr", "LTX2DFRPipeline", _ltx2_dfr, _DFR | {"num_frames": 7}, calls=(1,), levels=True),
+    Row(
+        "ltx2_dfr_refine",
+        "LTX2DFRTemporalRefinePipeline",
+        _ltx2_refined,
+        _DFR
+        | {
+            "num_frames": 7,
+            "latents": _given(1, CHANNELS, 7, SIZE // 8, SIZE // 8),
+            "keyframes_latents": _given(1, CHANNELS, 2, SIZE // 8, SIZE // 8),
+            "keyframe_positions": [3, 6],
+            "audio_latents": _given(1, 2, 7, 2),
+        },
+        calls=(1,),
+        levels=True,
+        runs=2,
+        way="two tiles",
     ),
     Row("ltx2_in_context", "LTX2InContextPipeline", _ltx2, _LTX2, calls=(2,)),
     Row(
@@ -351,4 +436,12 @@ CROSS_VIDEO: tuple[Row, ...] = (
         _T2V | {"image": picture()},
     ),
     Row("cosmos25", "Cosmos2_5_PredictBasePipeline", _cosmos25, _T2V | {"num_frames": 9}),
+    Row(
+        "cosmos25_transfer",
+        "Cosmos2_5_TransferPipeline",
+        _cosmos25_transfer,
+        _T2V | {"controls": film(17), "num_frames": 17, "num_frames_per_chunk": 9},
+        runs=2,
+        way="two chunks",
+    ),
 )

@@ -15,6 +15,7 @@ from tests.tiny_more import CHANNELS, POOLED_WIDTH, TEXT_WIDTH
 
 _SIZED = LATENT | {"height": SIZE, "width": SIZE}
 _SHORT = {"max_sequence_length": 16}
+_MASK = picture(1).convert("L")
 _TRUE_CFG = {"negative_prompt": parts.NEGATIVE, "true_cfg_scale": 3.0}
 
 
@@ -169,6 +170,13 @@ def _qwen3(kind: str = "Qwen3Model", **more: Any) -> Any:
     return parts.decoder(kind, "Qwen3Config", layers=2, **more)
 
 
+def _cogview4(**changes: Any) -> dict[str, Any]:
+    scheduler = parts.flow(
+        base_shift=0.25, max_shift=0.75, base_image_seq_len=256, use_dynamic_shifting=True, time_shift_type="linear"
+    )
+    return _plain(parts.decoder("GlmModel", "GlmConfig", layers=2), "cogview4", scheduler, **changes)
+
+
 def _mistral() -> Any:
     config = transformers.Mistral3Config(
         text_config={
@@ -206,6 +214,23 @@ IMAGE: tuple[Row, ...] = (
         done=6,
         calls=(1,),
         way="begins in mid-schedule",
+    ),
+    Row(
+        "flux_inpaint",
+        "FluxInpaintPipeline",
+        _flux,
+        _SIZED | _SHORT | {"image": picture(), "mask_image": _MASK, "strength": 0.5},
+        steps=12,
+        done=6,
+        calls=(1,),
+        way="begins in mid-schedule",
+    ),
+    Row(
+        "flux_fill",
+        "FluxFillPipeline",
+        lambda: _flux(in_channels=2 * 4 + 64 * 4, out_channels=4),
+        _SIZED | _SHORT | {"image": picture(), "mask_image": _MASK},
+        calls=(1,),
     ),
     Row(
         "flux_control",
@@ -321,25 +346,40 @@ IMAGE: tuple[Row, ...] = (
         calls=(2,),
     ),
     Row(
+        "z_image_img2img",
+        "ZImageImg2ImgPipeline",
+        lambda: _plain(_qwen3(), "z_image"),
+        _SIZED | GUIDED | _SHORT | {"image": picture(), "strength": 0.5},
+        steps=12,
+        done=6,
+        calls=(2,),
+        way="begins in mid-schedule",
+    ),
+    Row(
         "aura_flow", "AuraFlowPipeline", lambda: _plain(parts.t5(kind="UMT5"), "aura_flow"), _SIZED | GUIDED, calls=(2,)
     ),
     Row(
         "cogview4",
         "CogView4Pipeline",
-        lambda: _plain(
-            parts.decoder("GlmModel", "GlmConfig", layers=2),
-            "cogview4",
-            parts.flow(
-                base_shift=0.25,
-                max_shift=0.75,
-                base_image_seq_len=256,
-                use_dynamic_shifting=True,
-                time_shift_type="linear",
-            ),
-        ),
+        _cogview4,
         _SIZED | GUIDED | _SHORT,
     ),
+    Row(
+        "cogview4_control",
+        "CogView4ControlPipeline",
+        lambda: _cogview4(in_channels=2 * CHANNELS, out_channels=CHANNELS),
+        _SIZED | GUIDED | _SHORT | {"control_image": picture()},
+    ),
     Row("chroma", "ChromaPipeline", lambda: _plain(parts.t5(), "chroma"), _SIZED | GUIDED | _SHORT),
+    Row(
+        "chroma_img2img",
+        "ChromaImg2ImgPipeline",
+        lambda: _plain(parts.t5(), "chroma"),
+        _SIZED | GUIDED | _SHORT | {"image": picture(), "strength": 0.5},
+        steps=12,
+        done=6,
+        way="begins in mid-schedule",
+    ),
     Row(
         "hunyuan_image",
         "HunyuanImagePipeline",

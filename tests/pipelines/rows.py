@@ -29,6 +29,7 @@ class Row:
     settings: attributes of the pipeline that fit its parts to their size.
     stages: how many of a pyramid go through the steps, each a run; 0 = no pyramid.
     few: numbers of steps that are too few to serve anything.
+    levels: whether steps are asked for as their noise levels.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Row:
     settings: dict[str, Any] = field(default_factory=dict)
     stages: int = 0
     few: tuple[int, ...] = (3, 1, 2)
+    levels: bool = False
 
     @property
     def guidance(self) -> str:
@@ -67,6 +69,8 @@ class Row:
     def _asked(self, steps: int) -> dict[str, Any]:
         if self.stages:
             return {"pyramid_num_inference_steps_list": [steps] * self.stages}
+        if self.levels:
+            return {"sigmas": [1.0 - step / steps for step in range(steps)]}
         return {"num_inference_steps": steps}
 
     def call(self, pipe: Any, prompt: int = 0, steps: int | None = None, **more: Any) -> list[Tensor]:
@@ -77,7 +81,10 @@ class Row:
             **self.given,
             **more,
         }
-        return parts.tensors(pipe(**{"prompt": parts.PROMPTS[prompt]} | arguments))
+        with torch.random.fork_rng(devices=[]):
+            # CogView4ControlPipeline encodes its picture without the generator that it was given.
+            torch.manual_seed(prompt)
+            return parts.tensors(pipe(**{"prompt": parts.PROMPTS[prompt]} | arguments))
 
 
 @dataclass(frozen=True)

@@ -18,19 +18,10 @@ BROKEN = Unbuilt(
     "EasyAnimateTransformer3DModel",
     "it cannot be called in diffusers 0.42.1: it gives its encode_prompt an argument that this does not take",
 )
-_NO_ROW = "it has no row yet; its loop is like that of those above"
 UNBUILT: tuple[Unbuilt, ...] = (
     Unbuilt("ConsisIDPipeline", "ConsisIDTransformer3DModel", "it needs OpenCV"),
     BROKEN,
-    Unbuilt("LTX2DFRPipeline", "LTX2VideoTransformer3DModel", "its steps are a fixed list, for distilled models"),
-    Unbuilt("LTX2DFRTemporalRefinePipeline", "LTX2VideoTransformer3DModel", "it refines what LTX2DFRPipeline made"),
-    Unbuilt("Cosmos2_5_TransferPipeline", "CosmosTransformer3DModel", "it needs a control net; it has no row yet"),
     Unbuilt("Kandinsky5I2IPipeline", "Kandinsky5Transformer3DModel", "it needs a processor of text and pictures"),
     Unbuilt("QwenImageEditPipeline", "QwenImageTransformer2DModel", "it needs a processor of text and pictures"),
     Unbuilt("QwenImageEditPlusPipeline", "QwenImageTransformer2DModel", "it needs a processor of text and pictures"),
-    Unbuilt("FluxFillPipeline", "FluxTransformer2DModel", _NO_ROW),
-    Unbuilt("FluxInpaintPipeline", "FluxTransformer2DModel", _NO_ROW),
-    Unbuilt("ChromaImg2ImgPipeline", "ChromaTransformer2DModel", _NO_ROW),
-    Unbuilt("CogView4ControlPipeline", "CogView4Transformer2DModel", _NO_ROW),
-    Unbuilt("ZImageImg2ImgPipeline", "ZImageTransformer2DModel", _NO_ROW),
 )

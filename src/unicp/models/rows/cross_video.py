@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from unicp.models.family_form import BlockListRow, Family, UnitRow
-from unicp.models.rows.units import CROSS_UNITS
+from unicp.models.rows.units import CONTROL_NET, CROSS_UNITS, LINEAR_UNITS
 
 CROSS_VIDEO: tuple[Family, ...] = (
     Family(
@@ -48,21 +48,8 @@ CROSS_VIDEO: tuple[Family, ...] = (
     ),
     Family(
         transformer="SanaVideoTransformer3DModel",
-        block_lists=(
-            BlockListRow(
-                "transformer_blocks",
-                (
-                    UnitRow(
-                        "attn1",
-                        "self",
-                        slice_refusal="linear attention: it forms no scores whose width could be reduced",
-                    ),
-                    UnitRow("attn2", "cross", text_keys=True),
-                    UnitRow("ff", "feed_forward"),
-                ),
-            ),
-        ),
-        stack_refusal="a control net may add to the stream between the blocks, which would be added twice",
+        block_lists=(BlockListRow("transformer_blocks", LINEAR_UNITS),),
+        stack_refusal=CONTROL_NET,
         notes="ff is a gated convolution over space and time and takes (batch, frames, height, width, channels).",
     ),
     Family(

@@ -3,21 +3,14 @@
 from __future__ import annotations
 
 from unicp.models.family_form import BlockListRow, Family, UnitRow
-from unicp.models.rows.units import CONTROL_NET, CROSS_UNITS, MMDIT_UNITS, OTHER_STREAMS, joint_blocks
+from unicp.models.rows.units import CONTROL_NET, CROSS_UNITS, LINEAR_UNITS, MMDIT_UNITS, OTHER_STREAMS, joint_blocks
 
 IMAGE: tuple[Family, ...] = (
     Family(
         transformer="FluxTransformer2DModel",
         block_lists=(
-            BlockListRow(
-                "transformer_blocks", MMDIT_UNITS, returns="text_and_hidden", text_argument="encoder_hidden_states"
-            ),
-            BlockListRow(
-                "single_transformer_blocks",
-                (UnitRow("attn", "joint"),),
-                returns="text_and_hidden",
-                text_argument="encoder_hidden_states",
-            ),
+            joint_blocks("transformer_blocks", MMDIT_UNITS, text_first=True),
+            joint_blocks("single_transformer_blocks", (UnitRow("attn", "joint"),), text_first=True),
         ),
         timestep_scale=1000.0,
         stack_refusal=CONTROL_NET,
@@ -29,15 +22,14 @@ IMAGE: tuple[Family, ...] = (
     Family(
         transformer="QwenImageTransformer2DModel",
         block_lists=(
-            BlockListRow(
+            joint_blocks(
                 "transformer_blocks",
                 (
                     UnitRow("attn", "joint"),
                     UnitRow("img_mlp", "feed_forward"),
                     UnitRow("txt_mlp", "feed_forward"),
                 ),
-                returns="text_and_hidden",
-                text_argument="encoder_hidden_states",
+                text_first=True,
             ),
         ),
         timestep_scale=1000.0,
@@ -114,20 +106,7 @@ IMAGE: tuple[Family, ...] = (
     ),
     Family(
         transformer="SanaTransformer2DModel",
-        block_lists=(
-            BlockListRow(
-                "transformer_blocks",
-                (
-                    UnitRow(
-                        "attn1",
-                        "self",
-                        slice_refusal="linear attention: it forms no scores whose width could be reduced",
-                    ),
-                    UnitRow("attn2", "cross", text_keys=True),
-                    UnitRow("ff", "feed_forward"),
-                ),
-            ),
-        ),
+        block_lists=(BlockListRow("transformer_blocks", LINEAR_UNITS),),
         stack_refusal=CONTROL_NET,
         notes="Checkpoints with a timestep_scale of their own (Sprint) count from 1: their noise level is unknown.",
     ),

@@ -8,14 +8,7 @@ from unicp.models.rows.units import MMDIT_UNITS, joint_blocks
 JOINT_VIDEO: tuple[Family, ...] = (
     Family(
         transformer="CogVideoXTransformer3DModel",
-        block_lists=(
-            BlockListRow(
-                attribute="transformer_blocks",
-                units=(UnitRow("attn1", "joint"), UnitRow("ff", "feed_forward")),
-                returns="hidden_and_text",
-                text_argument="encoder_hidden_states",
-            ),
-        ),
+        block_lists=(joint_blocks("transformer_blocks", (UnitRow("attn1", "joint"), UnitRow("ff", "feed_forward"))),),
         notes=(
             "The sample is (batch, frames, channels, height, width). attn1 returns (video, text); ff runs once over "
             "text and video together, text first."
@@ -23,14 +16,7 @@ JOINT_VIDEO: tuple[Family, ...] = (
     ),
     Family(
         transformer="ConsisIDTransformer3DModel",
-        block_lists=(
-            BlockListRow(
-                "transformer_blocks",
-                (UnitRow("attn1", "joint"), UnitRow("ff", "feed_forward")),
-                returns="hidden_and_text",
-                text_argument="encoder_hidden_states",
-            ),
-        ),
+        block_lists=(joint_blocks("transformer_blocks", (UnitRow("attn1", "joint"), UnitRow("ff", "feed_forward"))),),
         stack_refusal="attention to the face is added between the blocks, and would be added twice",
         notes=(
             "CogVideoX's blocks. The attention to the face (perceiver_cross_attention) is no unit. Pipelines give the "
@@ -40,18 +26,8 @@ JOINT_VIDEO: tuple[Family, ...] = (
     Family(
         transformer="HunyuanVideoTransformer3DModel",
         block_lists=(
-            BlockListRow(
-                attribute="transformer_blocks",
-                units=MMDIT_UNITS,
-                returns="hidden_and_text",
-                text_argument="encoder_hidden_states",
-            ),
-            BlockListRow(
-                attribute="single_transformer_blocks",
-                units=(UnitRow("attn", "joint"),),
-                returns="hidden_and_text",
-                text_argument="encoder_hidden_states",
-            ),
+            joint_blocks("transformer_blocks", MMDIT_UNITS),
+            joint_blocks("single_transformer_blocks", (UnitRow("attn", "joint"),)),
         ),
         notes=(
             "attn returns (video, text) and masks the padding of the text. A double block calls its rotary embedding "
@@ -62,11 +38,7 @@ JOINT_VIDEO: tuple[Family, ...] = (
     ),
     Family(
         transformer="HunyuanVideo15Transformer3DModel",
-        block_lists=(
-            BlockListRow(
-                "transformer_blocks", MMDIT_UNITS, returns="hidden_and_text", text_argument="encoder_hidden_states"
-            ),
-        ),
+        block_lists=(joint_blocks("transformer_blocks", MMDIT_UNITS),),
         notes=(
             "The text stream of a block holds image, glyph and text tokens, valid ones first. Pipelines give the "
             "sample with condition and mask behind its channels, so the output has another shape and is forecast "
@@ -76,15 +48,8 @@ JOINT_VIDEO: tuple[Family, ...] = (
     Family(
         transformer="HunyuanVideoFramepackTransformer3DModel",
         block_lists=(
-            BlockListRow(
-                "transformer_blocks", MMDIT_UNITS, returns="hidden_and_text", text_argument="encoder_hidden_states"
-            ),
-            BlockListRow(
-                "single_transformer_blocks",
-                (UnitRow("attn", "joint"),),
-                returns="hidden_and_text",
-                text_argument="encoder_hidden_states",
-            ),
+            joint_blocks("transformer_blocks", MMDIT_UNITS),
+            joint_blocks("single_transformer_blocks", (UnitRow("attn", "joint"),)),
         ),
         notes=(
             "HunyuanVideo's blocks. The video stream of a block begins with the tokens of earlier sections; errors of "
@@ -94,7 +59,7 @@ JOINT_VIDEO: tuple[Family, ...] = (
     Family(
         transformer="MochiTransformer3DModel",
         block_lists=(
-            BlockListRow(
+            joint_blocks(
                 "transformer_blocks",
                 (
                     UnitRow(
@@ -105,8 +70,6 @@ JOINT_VIDEO: tuple[Family, ...] = (
                     UnitRow("ff", "feed_forward"),
                     UnitRow("ff_context", "feed_forward"),
                 ),
-                returns="hidden_and_text",
-                text_argument="encoder_hidden_states",
             ),
         ),
         timestep_scale=-1.0,
@@ -119,15 +82,13 @@ JOINT_VIDEO: tuple[Family, ...] = (
     Family(
         transformer="EasyAnimateTransformer3DModel",
         block_lists=(
-            BlockListRow(
+            joint_blocks(
                 "transformer_blocks",
                 (
                     UnitRow("attn1", "joint"),
                     UnitRow("ff", "feed_forward", needs="txt_ff"),
                     UnitRow("txt_ff", "feed_forward"),
                 ),
-                returns="hidden_and_text",
-                text_argument="encoder_hidden_states",
             ),
         ),
         notes="Blocks without txt_ff send video and text through ff one after the other: there it is no unit.",

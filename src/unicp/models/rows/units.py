@@ -15,6 +15,11 @@ CROSS_UNITS = (
     UnitRow("attn2", "cross", text_keys=True),
     UnitRow("ff", "feed_forward"),
 )
+LINEAR_UNITS = (
+    UnitRow("attn1", "self", slice_refusal="linear attention: it forms no scores whose width could be reduced"),
+    UnitRow("attn2", "cross", text_keys=True),
+    UnitRow("ff", "feed_forward"),
+)
 MMDIT_UNITS = (UnitRow("attn", "joint"), UnitRow("ff", "feed_forward"), UnitRow("ff_context", "feed_forward"))
 CONTROL_NET = "a control net may add to the stream between the blocks, which would be added twice"
 OTHER_STREAMS = "its two lists of blocks have different streams: image and text apart, then both as one"

@@ -77,7 +77,7 @@ def measure(
                 fulls.append(before)
                 for name, seconds in found.items():
                     gains[name].append(before / seconds)
-        costs = Costs(query, key, (width,))
+        costs = Costs(query, key)
         spent = costs.attend(width) + costs.probe([width]) + costs.fit / slicing.refresh
         rows.append(
             {

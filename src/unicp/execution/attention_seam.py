@@ -142,7 +142,7 @@ def _attend(
     choose: Choose,
 ) -> tuple[Tensor, SliceOutcome]:
     query, key, value = named["query"], named["key"], named["value"]
-    costs = Costs(query, key, widths)
+    costs = Costs(query, key)
     shares = {width: costs.share(width) / (1 - slicing.min_saving) for width in widths}
     shares = {width: share for width, share in shares.items() if share < 1}
     if not shares:
@@ -183,9 +183,9 @@ def _fits(bases: Bases, query: Tensor, key: Tensor) -> bool:
 class Costs:
     """Operations of one attention call and of what slicing it takes, at 2 per multiply-add."""
 
-    def __init__(self, query: Tensor, key: Tensor, widths: Sequence[int]):
+    def __init__(self, query: Tensor, key: Tensor):
         self._batch, self._heads, self._queries, self._channels = query.shape
-        self._keys, self._widest = key.shape[2], max(widths)
+        self._keys = key.shape[2]
         self.full = self._attention(self._queries, self._channels)
         tokens = self._batch * min(FIT_TOKENS, self._keys)
         self.fit = slice_fit_operations(self._heads, tokens, self._channels)

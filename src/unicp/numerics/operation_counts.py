@@ -73,16 +73,6 @@ class OperationCounter(TorchFunctionMode):
         self.attention = 0
         self.by_label: dict[str, int] = {}
         self._labels: list[str] = []
-        self._paused = False
-
-    @contextmanager
-    def pause(self) -> Iterator[None]:
-        """Counts nothing that is executed inside."""
-        before, self._paused = self._paused, True
-        try:
-            yield
-        finally:
-            self._paused = before
 
     @contextmanager
     def label(self, name: str) -> Iterator[None]:
@@ -100,7 +90,7 @@ class OperationCounter(TorchFunctionMode):
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
         rule = _RULES.get(func)
-        if rule is not None and not self._paused:
+        if rule is not None:
             self._add(rule(result, args, kwargs), is_attention=rule is _count_attention)
         return result
 

@@ -29,7 +29,7 @@ synthetic, so each caption is exact by construction, and whether a generated cli
 _BESIDE = "The classifier that reads clips is that of the first test-bed."
 
 _TRAINING = """\
-About two and a half hours on two CPU cores, seeded, continued where it was stopped: {stages}. A velocity is
+Some hours on two CPU cores, seeded, continued where it was stopped: {stages}. A velocity is
 predicted, with 10 % of the captions left out, where Latte's own checkpoints predict the noise: so small a model learnt
 colours and backgrounds that way and hardly shape and motion. The averaged weights are kept, in half precision. The half
 of the output that Latte keeps for the variance is never trained; its pipeline drops it."""

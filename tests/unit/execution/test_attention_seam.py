@@ -230,7 +230,7 @@ def test_a_fit_is_paid_for_by_the_call_that_makes_it():
     first = sliced(call, always(8), state)[1].saved
     second = sliced(call, always(8), state)[1].saved
     query, key, _ = (noise(part, 2, HEADS, 1000, WIDTH) for part in range(3))
-    assert second - first == Costs(query, key, (8, 16)).fit > 0
+    assert second - first == Costs(query, key).fit > 0
 
 
 @pytest.mark.parametrize("name", tiny_models.NAMES)

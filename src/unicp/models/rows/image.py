@@ -65,8 +65,7 @@ IMAGE: tuple[Family, ...] = (
         branch_arguments=("skip_layers",),
         notes=(
             "Stable Diffusion 3 and 3.5. The second attention of a block is there in 3.5 medium only. The last block "
-            "drops the text. The pipeline's call with skip_layers has another batch than the one before, so nothing is "
-            "served while it makes such calls."
+            "drops the text. The pipeline's call with skip_layers is a branch of its own."
         ),
     ),
     Family(

@@ -63,6 +63,7 @@ def made(
         seconds or Seconds(1.0, 0.05, 0.5),
         [recording("a", levels[:-1]), recording("b", levels[:-1], 2 * CURVATURE)],
         probes,
+        [],
         trials,
         fewer or [],
     )

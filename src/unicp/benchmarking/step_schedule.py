@@ -40,11 +40,11 @@ def best_schedule(steps: int, computed: int, order: int, weights: Sequence[float
     if not len(begin) <= computed <= steps:
         raise ValueError(f"{computed} of {steps} steps cannot be computed with a forecast of order {order}")
 
-    def loss(before: int, last: int, served: int) -> float:
+    def change(before: int, last: int, served: int) -> float:
         return weights[served] * error((before, last)[-(order + 1) :], served)
 
     # As published: nothing limits how far a step is served from.
-    return best_paths(steps, loss, begin, max_window=steps, max_reach=math.inf)[computed].computed
+    return best_paths(steps, change, begin, max_window=steps, max_reach=math.inf)[computed].computed
 
 
 def schedule_methods() -> list[Method]:

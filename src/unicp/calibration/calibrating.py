@@ -25,7 +25,17 @@ from unicp.numerics.noise_levels import NoiseLevel
 from unicp.planning.curves import forecast_errors, servable
 from unicp.planning.fingerprint import fingerprint_of
 from unicp.planning.plan import Plan
-from unicp.planning.profile import FewerSteps, Fingerprint, Probe, Profile, Recording, Seconds, Trial, save_profile
+from unicp.planning.profile import (
+    EndProbe,
+    FewerSteps,
+    Fingerprint,
+    Probe,
+    Profile,
+    Recording,
+    Seconds,
+    Trial,
+    save_profile,
+)
 from unicp.planning.solver import plan_to_try
 from unicp.settings import preset
 
@@ -35,8 +45,10 @@ PROBED = (0.14, 0.17, 0.2, 0.24, 0.28, 0.34, 0.42, 0.6, 0.8, 0.93, 1.0)
 # Shares of the steps that the plans which are tried compute.
 TRIED = (0.3, 0.4, 0.52, 0.66)
 FEWER = (0.5, 1 / 3)
+# Shares of the steps, at the end of the run, that the probes of the last window serve.
+ENDS = (0.1, 0.17)
 # Cost of all runs of one prompt in plain runs, about; for the estimate only.
-PLAIN_RUNS = 9.5
+PLAIN_RUNS = 9.6
 POWER = 2.0
 Say = Callable[[str], None]
 
@@ -99,7 +111,7 @@ class Calibration:
             outcome = self.runs.run(self.prompts[0], 0, 2)
         step = sum(tape.seconds) / 2
         rest = max(0.0, outcome.seconds - sum(tape.seconds))
-        runs = len(self.prompts) * (1 + len(PROBED) + len(TRIED) + len(FEWER))
+        runs = len(self.prompts) * (1 + len(PROBED) + len(ENDS) + len(TRIED) + len(FEWER))
         left = max(0.0, 1 - (len(self.notes.known) - 1) / runs)
         return left * (len(self.prompts) * PLAIN_RUNS * step * self.runs.steps + runs * rest)
 
@@ -109,12 +121,16 @@ class Calibration:
         progress = _Progress(0, self.say)
         for number, prompt in enumerate(self.prompts):
             references[prompt] = self._plain(number, prompt)
-            each = 1 + len(self._probed(prompt)) + len(TRIED) + len(FEWER)
+            each = 1 + len(self._probed(prompt)) + len(ENDS) + len(TRIED) + len(FEWER)
             progress.total = each * len(self.prompts)
             progress.step(f"plain run of {prompt!r}")
             for step in self._probed(prompt):
                 self._probe(references[prompt], step)
                 progress.step(f"probe at step {step} of {prompt!r}")
+            for share in ENDS:
+                first = self.runs.steps - max(2, round(share * self.runs.steps))
+                self._end(references[prompt], first)
+                progress.step(f"probe of the last steps, from {first}, of {prompt!r}")
         for prompt in self.prompts:
             for share in TRIED:
                 trial = self._trial(references[prompt], share)
@@ -164,21 +180,38 @@ class Calibration:
         key = f"probe {step} {reference.prompt}"
         if key in self.notes.known:
             return
-        computed = [one for one in range(self.runs.steps) if one != step]
-        settings = preset("balanced", computed_steps=tuple(computed), max_window=self.runs.steps)
-        outcome, trace = self._served(reference, settings, computed)
-        recording = Recording(**self.notes.known[f"recording {reference.prompt}"])
-        error = self._one_step_error(recording, step)
-        if not any(entry.step == step and entry.action == "forecast" for entry in trace.entries):
-            raise InputError("to calibrate this pipeline", f"step {step}, which UniCP does not serve", "use more steps")
+        outcome = self._probed_window(reference, range(step, step + 1))
+        error = self._errors(reference.prompt, range(step, step + 1))[0]
         quality = psnr(reference.outcome.frames, outcome.frames).total
         self.notes.add(key, Probe(reference.prompt, step, error, _displacement(outcome, reference), quality))
 
-    def _one_step_error(self, recording: Recording, step: int) -> float:
-        profile = self._profile([], [], [Probe(recording.prompt, step, 1.0, 1.0, 20.0)], [recording])
-        errors = forecast_errors(profile, [recording], self._way(recording.prompt), self._levels[:-1])
+    def _end(self, reference: Reference, first: int) -> None:
+        key, served = f"end {first} {reference.prompt}", range(first, self.runs.steps)
+        if key in self.notes.known:
+            return
+        quality = psnr(reference.outcome.frames, self._probed_window(reference, served).frames).total
+        self.notes.add(key, EndProbe(reference.prompt, first, self._errors(reference.prompt, served), quality))
+
+    def _probed_window(self, reference: Reference, served: range) -> Outcome:
+        """A run in which these steps alone are served, from the two before."""
+        computed = [one for one in range(self.runs.steps) if one not in served]
+        settings = preset("balanced", computed_steps=tuple(computed), max_window=self.runs.steps)
+        outcome, trace = self._served(reference, settings, computed)
+        done = {entry.step for entry in trace.entries if entry.action == "forecast"}
+        left = [step for step in served if step not in done]
+        if left:
+            raise InputError(
+                "to calibrate this pipeline", f"step {left[0]}, which UniCP does not serve", "use more steps"
+            )
+        return outcome
+
+    def _errors(self, prompt: str, served: range) -> list[float]:
+        """Relative errors of the steps served, as recorded on the plain run."""
+        recording = Recording(**self.notes.known[f"recording {prompt}"])
+        profile = self._profile([], [], [Probe(prompt, served[0], 1.0, 1.0, 20.0)], [recording], [])
+        errors = forecast_errors(profile, [recording], self._way(prompt), self._levels[:-1])
         assert errors is not None
-        return errors(step - 2, step - 1, step)
+        return [errors(served[0] - 2, served[0] - 1, step) for step in served]
 
     def _trial(self, reference: Reference, share: float) -> Trial:
         key = f"trial {share:.3f} {reference.prompt}"
@@ -212,7 +245,9 @@ class Calibration:
             self.notes.add(key, FewerSteps(reference.prompt, steps, quality))
 
     def _known(self, kind: type) -> list[Any]:
-        start = {Probe: "probe ", Trial: "trial ", FewerSteps: "fewer ", Recording: "recording "}[kind]
+        start = {Probe: "probe ", EndProbe: "end ", Trial: "trial ", FewerSteps: "fewer ", Recording: "recording "}[
+            kind
+        ]
         return [_read(kind, value) for key, value in self.notes.known.items() if key.startswith(start)]
 
     def _profile(
@@ -221,6 +256,7 @@ class Calibration:
         fewer: list[FewerSteps],
         probes: list[Probe] | None = None,
         recordings: list[Recording] | None = None,
+        ends: list[EndProbe] | None = None,
     ) -> Profile:
         known = self.notes.known
         facts = [value for key, value in known.items() if key.startswith("facts ")]
@@ -241,6 +277,7 @@ class Calibration:
             seconds,
             self._known(Recording) if recordings is None else recordings,
             self._known(Probe) if probes is None else probes,
+            self._known(EndProbe) if ends is None else ends,
             trials,
             fewer,
         )

@@ -13,7 +13,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from unicp.control.step_paths import WARM_UP, StepPath, best_paths, path_loss
+from unicp.control.step_paths import WARM_UP, StepPath, WindowLoss, best_paths, path_loss
 from unicp.control.windows import Candidate
 
 ROUNDING = 1e-6  # a run whose errors are just those announced must not be taken for a harder one
@@ -34,24 +34,24 @@ class Schedule:
 
     steps: of the run. computed: the planned ones. error: announced relative error of a forecast (computed before last,
     computed last, served), rms over a sample. weights: change of the clip per relative error, by step;
-    inf where a step cannot be served. power: losses add as (weight * error) ** power. allowance: largest sum of losses
-    that the target permits. most: most steps that may be computed (a target of speed). candidate: the way to serve.
+    inf where a step cannot be served. rule: how changes add up to the loss. allowance: largest loss that the target
+    permits. most: most steps that may be computed (a target of speed). candidate: the way to serve.
     """
 
     steps: int
     computed: tuple[int, ...]
     error: Callable[[int, int, int], float]
     weights: Sequence[float]
-    power: float
+    rule: WindowLoss
     allowance: float
     most: int
     candidate: Candidate = Candidate("noise", "log_snr")
 
-    def loss(self, before: int, last: int, served: int) -> float:
-        """What serving a step adds to the sum that `allowance` bounds."""
+    def change(self, before: int, last: int, served: int) -> float:
+        """The change of the clip by serving a step."""
         if math.isinf(self.weights[served]):
             return math.inf
-        return (self.weights[served] * self.error(before, last, served)) ** self.power
+        return self.weights[served] * self.error(before, last, served)
 
 
 @dataclass
@@ -71,7 +71,7 @@ class Guard:
     _now: int = -1
     _measured: dict[str, float] = field(default_factory=dict)
     _was_computed: bool = False
-    _open_loss: float = 0.0
+    _open_change: float = 0.0
 
     def __post_init__(self) -> None:
         self._chosen = frozenset(self.schedule.computed)
@@ -103,26 +103,26 @@ class Guard:
         if self._was_computed:
             self._take_in(previous)
         elif len(self._points) >= 2:
-            self._open_loss += self._loss_of(previous)
+            self._open_change += self._change_of(previous)
         self._measured, self._was_computed = {}, False
 
-    def _loss_of(self, served: int) -> float:
-        loss = self.schedule.loss(self._points[-2], self._points[-1], served)
-        return loss if math.isfinite(loss) else 0.0
+    def _change_of(self, served: int) -> float:
+        change = self.schedule.change(self._points[-2], self._points[-1], served)
+        return change if math.isfinite(change) else 0.0
 
     @property
     def _scale(self) -> float:
         """How many times larger losses are taken to be than announced; without limit where errors are no numbers."""
         known = min(self.ratio, LARGEST) if math.isfinite(self.ratio) else self.ratio
-        return known ** (HARDNESS * self.schedule.power)
+        return known ** (HARDNESS * self.schedule.rule.power)
 
     def _take_in(self, step: int) -> None:
         """A computed step is done: its error says what the window before it really cost, and what to expect."""
         if self._measured and len(self._points) >= 2:
             self._learn(step)
-        if self._open_loss > 0:
-            self.spent += self._open_loss * self._scale
-        self._open_loss = 0.0
+        if self._open_change > 0:
+            self.spent += self.schedule.rule(self._open_change, is_end=False) * self._scale
+        self._open_change = 0.0
         self._points = [*self._points, step]
         if len(self._points) >= len(WARM_UP):
             self._solve(step)
@@ -150,9 +150,10 @@ class Guard:
         start = self._points
         if plan.most <= len(start) + len(ahead):
             return
-        if math.isfinite(scale) and path_loss([*start[-2:], *sorted(ahead)], plan.steps, plan.loss) * scale <= left:
+        rest = path_loss([*start[-2:], *sorted(ahead)], plan.steps, plan.change, plan.rule)
+        if math.isfinite(scale) and rest * scale <= left:
             return
-        paths = best_paths(plan.steps, plan.loss, start, ahead)
+        paths = best_paths(plan.steps, plan.change, start, ahead, rule=plan.rule)
         allowed = {count: path for count, path in paths.items() if count <= plan.most}
         if not allowed:
             return

@@ -1,7 +1,7 @@
 """Which steps of a run to compute: the exact best choice for every number of them, by a shortest path.
 
 A first-order forecast depends on the last two computed steps, so a path goes over pairs of computed steps. What a
-served step adds to the loss is asked of a function; its meaning (which error, weighed how) is the caller's.
+served step does is asked of a function; its meaning (which error, weighed how) is the caller's.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
-# (step computed before last, step computed last, served step) -> what serving adds to the loss; inf = not servable.
-Loss = Callable[[int, int, int], float]
+# (step computed before last, step computed last, served step) -> the change that serving makes; inf = not servable.
+Change = Callable[[int, int, int], float]
 # A first-order forecast needs two computed steps, and one more at which its error is measured before it serves.
 WARM_UP = (0, 1, 2)
 MAX_WINDOW = 8
@@ -21,8 +21,28 @@ MAX_REACH = 1.0
 
 
 @dataclass(frozen=True)
+class WindowLoss:
+    """How the changes that single served steps make add up to the loss of a run (our reading).
+
+    Within one window, the steps served between two computed ones, they add up as they are: a straight line misses a
+    curve on one side. Windows add as change ** power, because errors of different windows are hardly in phase. end: how
+    many times more the window does that reaches the end of the run, where no computed step follows that mends it.
+    """
+
+    power: float = 1.0
+    end: float = 1.0
+
+    def __call__(self, change: float, is_end: bool) -> float:
+        """The loss of one window with this sum of changes."""
+        return (change * self.end if is_end else change) ** self.power
+
+
+SUM = WindowLoss()
+
+
+@dataclass(frozen=True)
 class StepPath:
-    """Steps computed, in order, those at the start included, and the sum of the losses of the steps served."""
+    """Steps computed, in order, those at the start included, and the loss, summed over windows."""
 
     computed: tuple[int, ...]
     loss: float
@@ -30,18 +50,20 @@ class StepPath:
 
 def best_paths(
     steps: int,
-    loss: Loss,
+    change: Change,
     start: Sequence[int] = WARM_UP,
     required: Collection[int] = (),
     max_window: int = MAX_WINDOW,
     max_reach: float = MAX_REACH,
+    rule: WindowLoss = SUM,
 ) -> dict[int, StepPath]:
     """The path of least loss for each possible number of computed steps, by that number.
 
     start: steps computed already, in order, at least two; the path goes on after them. required: steps that are
     computed in any case. max_window: most steps served in a row. max_reach: of a forecast beyond its newer point, in
-    distances between its two points. Numbers that no path of finite loss has are left out; that of computing everything
-    is always there. Source: a shortest path, as in LeMiCa (arXiv 2511.00090), here over pairs.
+    distances between its two points. rule: how changes add up. Numbers that no path of finite loss has are left out;
+    that of computing everything is always there. Source: a shortest path, as in LeMiCa (arXiv 2511.00090), here over
+    pairs.
     """
     begin = tuple(step for step in start if step < steps)
     if len(begin) < min(2, steps):
@@ -55,7 +77,7 @@ def best_paths(
         longer: dict[tuple[int, int], StepPath] = {}
         for (before, last), path in layer.items():
             window = min(max_window, max_reach * (last - before))
-            ended = _extend(path, before, last, steps, loss, frozenset(required), window, longer)
+            ended = _extend(path, before, last, steps, change, frozenset(required), window, rule, longer)
             count = len(path.computed)
             if ended < math.inf and (count not in found or ended < found[count].loss):
                 found[count] = StepPath(path.computed, ended)
@@ -68,33 +90,36 @@ def _extend(
     before: int,
     last: int,
     steps: int,
-    loss: Loss,
+    change: Change,
     required: frozenset[int],
     max_window: float,
+    rule: WindowLoss,
     longer: dict[tuple[int, int], StepPath],
 ) -> float:
     """Puts every path with one more computed step into `longer`; the loss if none is computed any more, or inf."""
-    spent = path.loss
+    spent, in_window = path.loss, 0.0
     for following in range(last + 1, steps):
         key = (last, following)
         if key not in longer or spent < longer[key].loss:
             longer[key] = StepPath((*path.computed, following), spent)
         if following in required or following - last > max_window:
             return math.inf
-        spent += loss(before, last, following)
+        in_window += change(before, last, following)
+        spent = path.loss + rule(in_window, is_end=following == steps - 1)
         # Not a number is no loss that could be compared: such a step is computed.
         if not spent < math.inf:
             return math.inf
     return spent
 
 
-def path_loss(computed: Sequence[int], steps: int, loss: Loss) -> float:
-    """The sum of losses of a given schedule: `computed` in order, all other steps after the second one served."""
-    total, chosen = 0.0, set(computed)
+def path_loss(computed: Sequence[int], steps: int, change: Change, rule: WindowLoss = SUM) -> float:
+    """The loss of a given schedule: `computed` in order, all other steps after the second one served."""
+    total, in_window, chosen = 0.0, 0.0, set(computed)
     before, last = computed[0], computed[1]
     for step in range(last + 1, steps):
         if step in chosen:
             before, last = last, step
+            total, in_window = total + rule(in_window, is_end=False), 0.0
         else:
-            total += loss(before, last, step)
-    return total
+            in_window += change(before, last, step)
+    return total + rule(in_window, is_end=True)

@@ -85,17 +85,37 @@ def covers(profile: Profile, level: NoiseLevel) -> bool:
     return below <= level.sigma <= above
 
 
-def impact_curve(profile: Profile) -> list[tuple[float, float]]:
+def impact_curve(profile: Profile, prompt: str | None = None) -> list[tuple[float, float]]:
     """(noise level, change of the clip per relative error and per unit of noise level), levels rising.
 
-    Geometric mean over prompts. Per unit of noise level, because an error acts as long as its step is.
+    Geometric mean over prompts, or of one. Per unit of noise level, because an error acts as long as its step is.
     """
     sigmas = [level.sigma for level in profile.levels]
     by_step: dict[int, list[float]] = {}
     for probe in profile.probes:
+        if prompt is not None and probe.prompt != prompt:
+            continue
         width = sigmas[probe.step] - sigmas[probe.step + 1]
         by_step.setdefault(probe.step, []).append(math.log(probe.change / probe.error / width))
     return sorted((sigmas[step], math.exp(math.fsum(logs) / len(logs))) for step, logs in by_step.items())
+
+
+def end_factor(profile: Profile) -> float:
+    """How many times more the last window of a run changes the clip than the impact of its single steps tells.
+
+    After a single served step the computed ones mend a part of what it did; after the last window none does. Geometric
+    mean over the probes of the last steps, each against the impact measured on its own prompt; 1 without such probes.
+    """
+    sigmas, logs = [level.sigma for level in profile.levels], []
+    for end in profile.ends:
+        curve = impact_curve(profile, end.prompt) or impact_curve(profile)
+        served = range(end.first, profile.steps)
+        told = math.fsum(
+            error * _between(curve, sigmas[step]) * (sigmas[step] - sigmas[step + 1])
+            for step, error in zip(served, end.errors)
+        )
+        logs.append(math.log(end.change / told))
+    return math.exp(math.fsum(logs) / len(logs)) if logs else 1.0
 
 
 def step_weights(profile: Profile, candidate: Candidate, levels: Sequence[NoiseLevel]) -> list[float]:

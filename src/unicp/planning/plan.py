@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import get_args
 
 from unicp.control.guard import Schedule
+from unicp.control.step_paths import SUM, WindowLoss
 from unicp.control.windows import Candidate
 from unicp.errors import FileFormatError, InputError
 from unicp.files import load_record, save_record
@@ -17,20 +18,24 @@ from unicp.planning.curves import ForecastErrors
 from unicp.records import Action, Trace
 from unicp.settings import Abscissa, Quantity
 
-PLAN_TYPE, PLAN_VERSION = "unicp.plan", 1
+PLAN_TYPE, PLAN_VERSION = "unicp.plan", 2
 # Relative difference of noise levels up to which a run is taken for the one a plan was made for.
 SAME_LEVEL = 1e-4
 
 
 @dataclass(frozen=True)
 class Curves:
-    """What the guard compares with: see `unicp.planning.curves.ForecastErrors`; weights: inf where not servable."""
+    """What the guard compares with: see `unicp.planning.curves.ForecastErrors`; weights: inf where not servable.
+
+    power, end: see `unicp.control.step_paths.WindowLoss`.
+    """
 
     places: list[float]
     products: list[list[float]]
     scales: list[float]
     weights: list[float]
     power: float
+    end: float
 
 
 @dataclass(frozen=True)
@@ -38,7 +43,7 @@ class Plan:
     """Which steps of a run are computed; all others are served.
 
     target: what was asked, "" for a replay. model: class of the transformer. steps, sigmas: of the run, noise levels
-    of its steps. computed: steps, in order. quantity, abscissa: what is forecast, over what. allowance: sum of losses
+    of its steps. computed: steps, in order. quantity, abscissa: what is forecast, over what. allowance: the loss
     that the guard may spend, 0 with no guard. most: most steps that may be computed. expected: steps that are expected
     to be computed in the end, by the guard too. psnr, psnr_low, psnr_high: predicted, in dB (None = not known).
     speed_up, seconds: predicted of the whole run. fewer: the plain pipeline with this many steps is better (None = it
@@ -81,12 +86,11 @@ class Plan:
         if curves is None:
             weights = [0.0] * self.steps
             most = len(self.computed)
-            return Schedule(self.steps, computed, lambda *_: 0.0, weights, 1.0, math.inf, most, self.candidate)
+            return Schedule(self.steps, computed, lambda *_: 0.0, weights, SUM, math.inf, most, self.candidate)
         errors = ForecastErrors(self.candidate, curves.places, curves.products, curves.scales)
+        rule = WindowLoss(curves.power, curves.end)
         most = max(self.most, len(self.computed))
-        return Schedule(
-            self.steps, computed, errors, curves.weights, curves.power, self.allowance, most, self.candidate
-        )
+        return Schedule(self.steps, computed, errors, curves.weights, rule, self.allowance, most, self.candidate)
 
     def fits(self, levels: Sequence[NoiseLevel]) -> bool:
         """Whether a run at these noise levels, one for each step, is the one this plan was made for."""
@@ -175,4 +179,6 @@ def _problem(plan: Plan) -> str:
     rows = [len(row) for row in curves.products]
     if lengths != {plan.steps} or rows != list(range(1, plan.steps + 1)):
         return "curves of another number of steps"
+    if not (1 <= curves.power <= 2 and 0 < curves.end < math.inf):
+        return "curves that do not say how errors add up"
     return ""

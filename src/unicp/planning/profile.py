@@ -10,7 +10,7 @@ from unicp.errors import FileFormatError
 from unicp.files import load_record, save_record
 from unicp.numerics.noise_levels import NoiseLevel, coefficients
 
-PROFILE_TYPE, PROFILE_VERSION = "unicp.profile", 1
+PROFILE_TYPE, PROFILE_VERSION = "unicp.profile", 2
 
 
 @dataclass(frozen=True)
@@ -68,6 +68,24 @@ class Probe:
 
 
 @dataclass(frozen=True)
+class EndProbe:
+    """A run whose last steps are all forecast from the two steps before: what no computed step mends.
+
+    first: of the steps served. errors: relative, of their outputs. psnr: of the clip, in dB.
+    """
+
+    prompt: str
+    first: int
+    errors: list[float]
+    psnr: float
+
+    @property
+    def change(self) -> float:
+        """As that of a `Probe`."""
+        return 10 ** (-self.psnr / 20)
+
+
+@dataclass(frozen=True)
 class Trial:
     """A run of a solved plan, under the guard, on a calibration prompt.
 
@@ -107,7 +125,7 @@ class Profile:
     """Everything a plan is made from.
 
     shape: of the latent, batch first. signal, noise: parts of the sample at each step of the recorded runs, with one
-    more for the level after the last step. power: losses of steps add as (…) ** power, as measured by the trials.
+    more for the level after the last step. power: with which the changes by windows add.
     """
 
     fingerprint: Fingerprint
@@ -119,6 +137,7 @@ class Profile:
     seconds: Seconds
     recordings: list[Recording]
     probes: list[Probe]
+    ends: list[EndProbe]
     trials: list[Trial]
     fewer: list[FewerSteps]
 
@@ -178,6 +197,11 @@ def _problem(profile: Profile) -> str:
         for probe in profile.probes
     ):
         return "a probe without an error, or outside the run"
+    if any(
+        len(end.errors) != steps - end.first or not sum(end.errors) > 0 or not 0 < end.change < math.inf
+        for end in profile.ends
+    ):
+        return "a probe of the last steps without errors, or outside the run"
     if not 1 <= profile.power <= 2 or not profile.seconds.computed > 0:
         return "a power that is not from 1 to 2, or seconds that are not positive"
     return _unknown_names(profile)

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from unicp.control.guard import Schedule
-from unicp.control.step_paths import StepPath, best_paths, path_loss
+from unicp.control.step_paths import StepPath, WindowLoss, best_paths, path_loss
 from unicp.control.windows import Candidate
 from unicp.errors import InputError
 from unicp.numerics.noise_levels import NoiseLevel
-from unicp.planning.curves import ForecastErrors, forecast_errors, step_weights
+from unicp.planning.curves import ForecastErrors, end_factor, forecast_errors, step_weights
 from unicp.planning.fidelity import FidelityLine, fewer_steps_psnr, fit_line
 from unicp.planning.plan import Curves, Plan
 from unicp.planning.profile import Profile
@@ -27,18 +27,18 @@ class Choice:
     path: StepPath
     errors: ForecastErrors
     weights: Sequence[float]
-    power: float
+    rule: WindowLoss
 
     @property
     def change(self) -> float:
         """Predicted change of the clip."""
-        return self.path.loss ** (1.0 / self.power)
+        return self.path.loss ** (1.0 / self.rule.power)
 
     def schedule(self, allowance: float, most: int) -> Schedule:
         """What a guard follows."""
         steps = len(self.weights)
         return Schedule(
-            steps, self.path.computed, self.errors, self.weights, self.power, allowance, most, self.errors.candidate
+            steps, self.path.computed, self.errors, self.weights, self.rule, allowance, most, self.errors.candidate
         )
 
 
@@ -54,15 +54,16 @@ def best_choices(
     """
     recordings = [one for one in profile.recordings if one.prompt != without] or profile.recordings
     best: dict[int, Choice] = {}
+    rule = WindowLoss(profile.power, end_factor(profile))
     for candidate in candidates:
         errors = forecast_errors(profile, recordings, candidate, levels[:-1])
         if errors is None:
             continue
         weights = step_weights(profile, candidate, levels)
-        schedule = Schedule(len(weights), (), errors, weights, profile.power, 0.0, 0)
-        for count, path in best_paths(len(weights), schedule.loss).items():
+        schedule = Schedule(len(weights), (), errors, weights, rule, 0.0, 0)
+        for count, path in best_paths(len(weights), schedule.change, rule=rule).items():
             if count not in best or path.loss < best[count].path.loss:
-                best[count] = Choice(path, errors, weights, profile.power)
+                best[count] = Choice(path, errors, weights, rule)
     return best
 
 
@@ -75,7 +76,7 @@ def hardness_spread(profile: Profile, levels: Sequence[NoiseLevel], choice: Choi
             own = replace(choice, errors=errors)
             loss = _loss_of(own)
             if loss > 0:
-                found.append(20 * math.log10(loss) / choice.power)
+                found.append(20 * math.log10(loss) / choice.rule.power)
     if len(found) < 2:
         return 0.0
     mean = math.fsum(found) / len(found)
@@ -83,7 +84,7 @@ def hardness_spread(profile: Profile, levels: Sequence[NoiseLevel], choice: Choi
 
 
 def _loss_of(choice: Choice) -> float:
-    return path_loss(choice.path.computed, len(choice.weights), choice.schedule(0.0, 0).loss)
+    return path_loss(choice.path.computed, len(choice.weights), choice.schedule(0.0, 0).change, choice.rule)
 
 
 @dataclass(frozen=True)
@@ -126,7 +127,7 @@ class Solver:
         count = next(count for count in sorted(choices) if choices[count].change <= allowed)
         choice = choices[count]
         expected = count + line.served_again * (self.steps - count)
-        plan = self.made(str(target), choice, allowed**choice.power, self.steps, expected)
+        plan = self.made(str(target), choice, allowed**choice.rule.power, self.steps, expected)
         psnr = line.psnr(allowed if count < self.steps else 0.0)
         plan = replace(plan, psnr=psnr.mean, psnr_low=psnr.low, psnr_high=psnr.high)
         if count == self.steps:
@@ -161,7 +162,8 @@ class Solver:
             [list(row) for row in errors.products],
             list(errors.scales),
             list(choice.weights),
-            choice.power,
+            choice.rule.power,
+            choice.rule.end,
         )
         return Plan(
             target=target,

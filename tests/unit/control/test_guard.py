@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from unicp.control.guard import LARGEST, Guard, Schedule
-from unicp.control.step_paths import WARM_UP, best_paths
+from unicp.control.step_paths import WARM_UP, WindowLoss, best_paths
 
 STEPS = 16
 
@@ -20,9 +20,9 @@ def announced(before: int, last: int, served: int) -> float:
 
 
 def schedule(count: int = 9, allowance: float | None = None, most: int = STEPS, weights=None) -> Schedule:
-    parts = dict(error=announced, weights=weights or [1.0] * STEPS, power=2.0)
-    loss = Schedule(STEPS, (), allowance=0.0, most=STEPS, **parts).loss
-    path = best_paths(STEPS, loss)[count]
+    parts = dict(error=announced, weights=weights or [1.0] * STEPS, rule=WindowLoss(2.0))
+    change = Schedule(STEPS, (), allowance=0.0, most=STEPS, **parts).change
+    path = best_paths(STEPS, change, rule=WindowLoss(2.0))[count]
     return Schedule(STEPS, path.computed, allowance=path.loss if allowance is None else allowance, most=most, **parts)
 
 
@@ -80,18 +80,20 @@ def test_what_is_spent_stays_within_the_allowance():
     plan = schedule(8)
     guard = Guard(plan)
     whys = run(guard, lambda step: 1.2)
-    points, true = [], 0.0
+    points, true, window = [], 0.0, 0.0
     for step in range(STEPS):
         if whys[step]:
             points.append(step)
+            true, window = true + window**2, 0.0
         else:
-            true += (1.2 * announced(*points[-2:], step)) ** 2
+            window += 1.2 * announced(*points[-2:], step)
+    true += window**2
     assert 0 < true <= plan.allowance
 
 
 def test_an_allowance_above_the_plan_is_used_up_before_more_is_computed():
     plan = schedule(8)
-    roomy = Schedule(STEPS, plan.computed, announced, plan.weights, 2.0, plan.allowance * 8, STEPS)
+    roomy = Schedule(STEPS, plan.computed, announced, plan.weights, plan.rule, plan.allowance * 8, STEPS)
     assert computed(run(Guard(roomy), lambda step: 1.9)) == list(plan.computed)
 
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from unicp.control.step_paths import WARM_UP, best_paths, path_loss
+from unicp.control.step_paths import WARM_UP, WindowLoss, best_paths, path_loss
 
 STEPS = 8
 
@@ -42,8 +42,9 @@ def table_of(numbers):
     required=st.sets(st.integers(3, STEPS - 1), max_size=2),
     window=st.integers(1, 5),
     reach=st.sampled_from([1.0, 1.5, 9.0]),
+    rule=st.builds(WindowLoss, st.sampled_from([1.0, 2.0]), st.sampled_from([0.5, 1.0, 3.0])),
 )
-def test_every_budget_is_solved_as_brute_force_solves_it(numbers, required, window, reach):
+def test_every_budget_is_solved_as_brute_force_solves_it(numbers, required, window, reach, rule):
     table = table_of(numbers)
 
     def loss(before, last, served):
@@ -51,15 +52,15 @@ def test_every_budget_is_solved_as_brute_force_solves_it(numbers, required, wind
 
     best: dict[int, float] = {}
     for computed in every_schedule(STEPS, WARM_UP, required):
-        total = path_loss(computed, STEPS, loss)
+        total = path_loss(computed, STEPS, loss, rule)
         fits = longest_window(computed, STEPS) <= window and farthest_reach(computed, STEPS) <= reach
         if fits and total < math.inf:
             best[len(computed)] = min(total, best.get(len(computed), math.inf))
-    found = best_paths(STEPS, loss, WARM_UP, required, window, reach)
+    found = best_paths(STEPS, loss, WARM_UP, required, window, reach, rule)
     assert sorted(found) == sorted(best)
     for count, path in found.items():
         assert path.loss == pytest.approx(best[count])
-        assert path.loss == pytest.approx(path_loss(path.computed, STEPS, loss))
+        assert path.loss == pytest.approx(path_loss(path.computed, STEPS, loss, rule))
         assert len(path.computed) == count and {*WARM_UP, *required} <= set(path.computed)
 
 
@@ -73,6 +74,30 @@ def test_a_known_answer():
     assert found[6].computed == (0, 1, 2, 3, 4, 6)
     assert found[5].loss == 1 and path_loss(found[5].computed, 7, loss) == 1
     assert found[3].loss == 1 + 10 + 0 + 10
+
+
+def test_changes_add_within_a_window_and_windows_as_powers():
+    def loss(before, last, served):
+        return 1.0
+
+    # Served: 3 and 4, then 6.
+    assert path_loss((0, 1, 2, 5), 7, loss, WindowLoss(2.0)) == 2**2 + 1
+    # Two windows of one step are better than one of two, where the sum would not care.
+    found = best_paths(7, loss, max_reach=9.0, rule=WindowLoss(2.0))
+    assert found[5].loss == 2 and found[5].computed != (0, 1, 2, 5, 6)
+    assert best_paths(7, loss, max_reach=9.0)[5].loss == 2
+
+
+def test_the_last_window_counts_more_where_nothing_mends_it():
+    def loss(before, last, served):
+        return 1.0
+
+    dear_end = WindowLoss(1.0, end=5.0)
+    # Served: 3, then 5 and 6, after which nothing is computed.
+    assert path_loss((0, 1, 2, 4), 7, loss, dear_end) == 1 + 5 * 2
+    assert path_loss((0, 1, 2, 4, 6), 7, loss, dear_end) == 1 + 1
+    found = best_paths(7, loss, max_reach=9.0, rule=dear_end)
+    assert 6 in found[4].computed and found[4].loss == 3
 
 
 def test_a_path_goes_on_from_where_a_run_is():

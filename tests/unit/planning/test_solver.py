@@ -34,7 +34,7 @@ def test_the_best_schedule_of_all_is_found():
     count = min(choices) + 2
     schedule = choices[count].schedule(0.0, steps)
     possible = [(0, 1, 2, *rest) for rest in itertools.combinations(range(3, steps), count - 3)]
-    best = min(path_loss(computed, steps, schedule.loss) for computed in possible)
+    best = min(path_loss(computed, steps, schedule.change, schedule.rule) for computed in possible)
     assert choices[count].path.loss == pytest.approx(best)
 
 

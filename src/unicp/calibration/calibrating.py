@@ -22,7 +22,7 @@ from unicp.errors import InputError
 from unicp.numerics.error_measures import relative_error
 from unicp.numerics.fidelity import psnr
 from unicp.numerics.noise_levels import NoiseLevel
-from unicp.planning.curves import forecast_errors, servable
+from unicp.planning.curves import forecast_errors, probed_way, servable
 from unicp.planning.fingerprint import fingerprint_of
 from unicp.planning.plan import Plan
 from unicp.planning.profile import (
@@ -88,9 +88,7 @@ class Calibration:
         self._levels: tuple[NoiseLevel, ...] = ()
 
     def _way(self, prompt: str) -> Candidate:
-        """How probes are forecast: the noise estimate, or the output of models of which nothing else can be told."""
-        products = self.notes.known[f"recording {prompt}"]["products"]
-        return Candidate("noise" if "noise" in products else "output", "log_snr")
+        return probed_way(Recording(**self.notes.known[f"recording {prompt}"]))
 
     def _probed(self, prompt: str) -> list[int]:
         steps, way = self.runs.steps, self._way(prompt)

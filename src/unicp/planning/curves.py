@@ -70,6 +70,11 @@ def forecast_errors(
     return ForecastErrors(candidate, places, _read_off(mean, weights), scales)
 
 
+def probed_way(recording: Recording) -> Candidate:
+    """How the steps of probes are forecast: the noise estimate, or the output of models that tell nothing else."""
+    return Candidate("noise" if "noise" in recording.products else "output", "log_snr")
+
+
 def servable(candidate: Candidate, prediction: str, level: NoiseLevel) -> bool:
     """Whether UniCP serves this quantity at this level: its error must not blow up when it is turned back."""
     part = coefficients(candidate.quantity, prediction, level)[1]
@@ -101,21 +106,24 @@ def impact_curve(profile: Profile, prompt: str | None = None) -> list[tuple[floa
 
 
 def end_factor(profile: Profile) -> float:
-    """How many times more the last window of a run changes the clip than the impact of its single steps tells.
+    """How many times more the last window of a run changes the clip than windows before it, by the impact of its steps.
 
-    After a single served step the computed ones mend a part of what it did; after the last window none does. Geometric
-    mean over the probes of the last steps, each against the impact measured on its own prompt; 1 without such probes.
+    What single steps and windows do is mended in part by the computed steps that follow; after the last window there are
+    none. Geometric means over the probed windows, each against the impact measured on its own prompt; 1 where the
+    profile has none of either kind.
     """
-    sigmas, logs = [level.sigma for level in profile.levels], []
-    for end in profile.ends:
-        curve = impact_curve(profile, end.prompt) or impact_curve(profile)
-        served = range(end.first, profile.steps)
+    sigmas, last, inner = [level.sigma for level in profile.levels], [], []
+    for window in profile.windows:
+        curve = impact_curve(profile, window.prompt) or impact_curve(profile)
+        served = range(window.first, window.first + len(window.errors))
         told = math.fsum(
             error * _between(curve, sigmas[step]) * (sigmas[step] - sigmas[step + 1])
-            for step, error in zip(served, end.errors)
+            for step, error in zip(served, window.errors)
         )
-        logs.append(math.log(end.change / told))
-    return math.exp(math.fsum(logs) / len(logs)) if logs else 1.0
+        (last if served.stop == profile.steps else inner).append(math.log(window.change / told))
+    if not last or not inner:
+        return 1.0
+    return math.exp(math.fsum(last) / len(last) - math.fsum(inner) / len(inner))
 
 
 def step_weights(profile: Profile, candidate: Candidate, levels: Sequence[NoiseLevel]) -> list[float]:

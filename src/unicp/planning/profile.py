@@ -68,10 +68,10 @@ class Probe:
 
 
 @dataclass(frozen=True)
-class EndProbe:
-    """A run whose last steps are all forecast from the two steps before: what no computed step mends.
+class WindowProbe:
+    """A run in which several steps in a row are forecast from the two steps before.
 
-    first: of the steps served. errors: relative, of their outputs. psnr: of the clip, in dB.
+    first: of the steps served. errors: relative, of their outputs, one for each. psnr: of the clip, in dB.
     """
 
     prompt: str
@@ -137,7 +137,7 @@ class Profile:
     seconds: Seconds
     recordings: list[Recording]
     probes: list[Probe]
-    ends: list[EndProbe]
+    windows: list[WindowProbe]
     trials: list[Trial]
     fewer: list[FewerSteps]
 
@@ -198,10 +198,12 @@ def _problem(profile: Profile) -> str:
     ):
         return "a probe without an error, or outside the run"
     if any(
-        len(end.errors) != steps - end.first or not sum(end.errors) > 0 or not 0 < end.change < math.inf
-        for end in profile.ends
+        not 0 <= window.first < window.first + len(window.errors) <= steps
+        or not sum(window.errors) > 0
+        or not 0 < window.change < math.inf
+        for window in profile.windows
     ):
-        return "a probe of the last steps without errors, or outside the run"
+        return "a probed window without errors, or outside the run"
     if not 1 <= profile.power <= 2 or not profile.seconds.computed > 0:
         return "a power that is not from 1 to 2, or seconds that are not positive"
     return _unknown_names(profile)

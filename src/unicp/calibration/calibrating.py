@@ -26,7 +26,6 @@ from unicp.planning.curves import forecast_errors, probed_way, servable
 from unicp.planning.fingerprint import fingerprint_of
 from unicp.planning.plan import Plan
 from unicp.planning.profile import (
-    EndProbe,
     FewerSteps,
     Fingerprint,
     Probe,
@@ -34,6 +33,7 @@ from unicp.planning.profile import (
     Recording,
     Seconds,
     Trial,
+    WindowProbe,
     save_profile,
 )
 from unicp.planning.solver import plan_to_try
@@ -45,10 +45,10 @@ PROBED = (0.14, 0.17, 0.2, 0.24, 0.28, 0.34, 0.42, 0.6, 0.8, 0.93, 1.0)
 # Shares of the steps that the plans which are tried compute.
 TRIED = (0.3, 0.4, 0.52, 0.66)
 FEWER = (0.5, 1 / 3)
-# Shares of the steps, at the end of the run, that the probes of the last window serve.
-ENDS = (0.1, 0.17)
+# Windows that are probed as a whole: where they begin, and how long they are, as shares of the run.
+WINDOWS = ((0.4, 0.1), (0.65, 0.1), (0.83, 0.17))
 # Cost of all runs of one prompt in plain runs, about; for the estimate only.
-PLAIN_RUNS = 9.6
+PLAIN_RUNS = 10.2
 POWER = 2.0
 Say = Callable[[str], None]
 
@@ -109,7 +109,7 @@ class Calibration:
             outcome = self.runs.run(self.prompts[0], 0, 2)
         step = sum(tape.seconds) / 2
         rest = max(0.0, outcome.seconds - sum(tape.seconds))
-        runs = len(self.prompts) * (1 + len(PROBED) + len(ENDS) + len(TRIED) + len(FEWER))
+        runs = len(self.prompts) * (1 + len(PROBED) + len(WINDOWS) + len(TRIED) + len(FEWER))
         left = max(0.0, 1 - (len(self.notes.known) - 1) / runs)
         return left * (len(self.prompts) * PLAIN_RUNS * step * self.runs.steps + runs * rest)
 
@@ -119,16 +119,17 @@ class Calibration:
         progress = _Progress(0, self.say)
         for number, prompt in enumerate(self.prompts):
             references[prompt] = self._plain(number, prompt)
-            each = 1 + len(self._probed(prompt)) + len(ENDS) + len(TRIED) + len(FEWER)
+            each = 1 + len(self._probed(prompt)) + len(WINDOWS) + len(TRIED) + len(FEWER)
             progress.total = each * len(self.prompts)
             progress.step(f"plain run of {prompt!r}")
             for step in self._probed(prompt):
                 self._probe(references[prompt], step)
                 progress.step(f"probe at step {step} of {prompt!r}")
-            for share in ENDS:
-                first = self.runs.steps - max(2, round(share * self.runs.steps))
-                self._end(references[prompt], first)
-                progress.step(f"probe of the last steps, from {first}, of {prompt!r}")
+            for start, length in WINDOWS:
+                first = round(start * self.runs.steps)
+                served = range(first, min(self.runs.steps, first + max(2, round(length * self.runs.steps))))
+                self._probe_window(references[prompt], served)
+                progress.step(f"probe of steps {first} to {served[-1]} of {prompt!r}")
         for prompt in self.prompts:
             for share in TRIED:
                 trial = self._trial(references[prompt], share)
@@ -178,19 +179,19 @@ class Calibration:
         key = f"probe {step} {reference.prompt}"
         if key in self.notes.known:
             return
-        outcome = self._probed_window(reference, range(step, step + 1))
+        outcome = self._run_with_window(reference, range(step, step + 1))
         error = self._errors(reference.prompt, range(step, step + 1))[0]
         quality = psnr(reference.outcome.frames, outcome.frames).total
         self.notes.add(key, Probe(reference.prompt, step, error, _displacement(outcome, reference), quality))
 
-    def _end(self, reference: Reference, first: int) -> None:
-        key, served = f"end {first} {reference.prompt}", range(first, self.runs.steps)
+    def _probe_window(self, reference: Reference, served: range) -> None:
+        key = f"window {served[0]} {reference.prompt}"
         if key in self.notes.known:
             return
-        quality = psnr(reference.outcome.frames, self._probed_window(reference, served).frames).total
-        self.notes.add(key, EndProbe(reference.prompt, first, self._errors(reference.prompt, served), quality))
+        quality = psnr(reference.outcome.frames, self._run_with_window(reference, served).frames).total
+        self.notes.add(key, WindowProbe(reference.prompt, served[0], self._errors(reference.prompt, served), quality))
 
-    def _probed_window(self, reference: Reference, served: range) -> Outcome:
+    def _run_with_window(self, reference: Reference, served: range) -> Outcome:
         """A run in which these steps alone are served, from the two before."""
         computed = [one for one in range(self.runs.steps) if one not in served]
         settings = preset("balanced", computed_steps=tuple(computed), max_window=self.runs.steps)
@@ -243,9 +244,13 @@ class Calibration:
             self.notes.add(key, FewerSteps(reference.prompt, steps, quality))
 
     def _known(self, kind: type) -> list[Any]:
-        start = {Probe: "probe ", EndProbe: "end ", Trial: "trial ", FewerSteps: "fewer ", Recording: "recording "}[
-            kind
-        ]
+        start = {
+            Probe: "probe ",
+            WindowProbe: "window ",
+            Trial: "trial ",
+            FewerSteps: "fewer ",
+            Recording: "recording ",
+        }[kind]
         return [_read(kind, value) for key, value in self.notes.known.items() if key.startswith(start)]
 
     def _profile(
@@ -254,7 +259,7 @@ class Calibration:
         fewer: list[FewerSteps],
         probes: list[Probe] | None = None,
         recordings: list[Recording] | None = None,
-        ends: list[EndProbe] | None = None,
+        windows: list[WindowProbe] | None = None,
     ) -> Profile:
         known = self.notes.known
         facts = [value for key, value in known.items() if key.startswith("facts ")]
@@ -275,7 +280,7 @@ class Calibration:
             seconds,
             self._known(Recording) if recordings is None else recordings,
             self._known(Probe) if probes is None else probes,
-            self._known(EndProbe) if ends is None else ends,
+            self._known(WindowProbe) if windows is None else windows,
             trials,
             fewer,
         )

@@ -108,8 +108,8 @@ def impact_curve(profile: Profile, prompt: str | None = None) -> list[tuple[floa
 def end_factor(profile: Profile) -> float:
     """How many times more the last window of a run changes the clip than windows before it, by the impact of its steps.
 
-    What single steps and windows do is mended in part by the computed steps that follow; after the last window there are
-    none. Geometric means over the probed windows, each against the impact measured on its own prompt; 1 where the
+    What single steps and windows do is mended in part by the computed steps that follow; after the last window there
+    are none. Geometric means over the probed windows, each against the impact measured on its own prompt; 1 where the
     profile has none of either kind.
     """
     sigmas, last, inner = [level.sigma for level in profile.levels], [], []

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 
-from tests.made_profiles import CURVATURE, flow_levels, made
+from tests.made_profiles import CURVATURE, STEPS, flow_levels, made
 from unicp.control.windows import Candidate
 from unicp.numerics.noise_levels import NoiseLevel
-from unicp.planning.curves import covers, forecast_errors, impact_curve, servable, step_weights
+from unicp.planning.curves import covers, end_factor, forecast_errors, impact_curve, servable, step_weights
+from unicp.planning.profile import WindowProbe
+from unicp.planning.solver import best_choices
 
 WAY = Candidate("noise", "log_snr")
 
@@ -83,3 +86,31 @@ def test_impact_is_per_unit_of_noise_level():
     # Twice the steps are half as long, and an error does half as much at each.
     finer = step_weights(profile, WAY, flow_levels(32))
     assert finer[20] + finer[21] == pytest.approx(weights[10], rel=0.05)
+
+
+def windowed(*windows: tuple[int, int, float]):
+    """A profile with windows (first, length, how many times the change that the impact of their steps adds up to)."""
+    profile = made()
+    sigmas, probes = [level.sigma for level in profile.levels], []
+    for first, length, times in windows:
+        # The impact of the made profile is 0.5 per unit of noise level, everywhere.
+        told = sum(0.1 * 0.5 * (sigmas[k] - sigmas[k + 1]) for k in range(first, first + length))
+        probes.append(WindowProbe("a", first, [0.1] * length, -20 * math.log10(told * times)))
+    return replace(profile, windows=probes)
+
+
+def test_the_last_window_is_compared_with_those_that_later_steps_mend():
+    assert end_factor(made()) == 1
+    assert end_factor(windowed((STEPS - 3, 3, 2.0))) == 1  # nothing to compare with
+    found = end_factor(windowed((STEPS - 3, 3, 2.0), (STEPS - 4, 4, 4.5), (5, 3, 0.5), (8, 2, 1.125)))
+    assert found == pytest.approx(3.0 / 0.75)
+
+
+def test_a_plan_for_a_dear_end_computes_later_steps():
+    levels = flow_levels()
+    plain = best_choices(made(), levels)
+    dear = best_choices(windowed((STEPS - 3, 3, 8.0), (6, 2, 1.0)), levels)
+    for count in (7, 8, 9):
+        assert max(dear[count].path.computed) >= max(plain[count].path.computed)
+        assert dear[count].change > plain[count].change or plain[count].path.computed[-1] == STEPS - 1
+    assert any(max(dear[count].path.computed) > max(plain[count].path.computed) for count in (7, 8, 9))

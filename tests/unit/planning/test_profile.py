@@ -36,6 +36,10 @@ def test_round_trip(tmp_path):
         (lambda body: body["recordings"][0]["products"]["noise"].__setitem__(0, "nan"), "not finite"),
         (lambda body: body["recordings"][0]["products"].update(sound=[0.0] * 136), "quantities"),
         (lambda body: body["probes"][0].update(step=77), "a probe without an error, or outside the run"),
+        (
+            lambda body: body["windows"].append({"prompt": "a", "first": 15, "errors": [0.1, 0.1], "psnr": 40.0}),
+            "a probed window",
+        ),
         (lambda body: body["fingerprint"].update(branches="two"), "fingerprint.branches is 'two'"),
         (lambda body: body["seconds"].update(computed=0.0), "seconds that are not positive"),
     ],

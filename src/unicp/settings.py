@@ -78,8 +78,9 @@ class Slicing:
         below 1 are shares of it, rounded up to a multiple of 8; empty = off.
     tolerance: largest relative error of a sliced attention output, over query rows and channels, for that width to be
         taken, at a step of average impact (see `Settings.weighting`); measured on a few query rows in that very call.
-    min_saving: a width is taken only if it saves at least this share of the operations of the attention, after what
-        the bases and the measurement cost; below 0 slices are taken though they cost more, to see what they do.
+    min_saving: a width is taken only if it saves at least this share of the time of the attention, as far as operations
+        tell it, after what the bases and the measurement cost; below 0 slices are taken though they cost more, to see
+        what they do.
     basis: "pca" of the keys alone (the paper's), "centred_pca" of queries and centred keys, or "kq_svd".
     refresh: most calls that one set of bases serves; one whose slices are not within the tolerance any more is
         fitted anew earlier.

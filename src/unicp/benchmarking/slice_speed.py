@@ -6,7 +6,8 @@
 Random queries, keys and values: seconds depend on shapes alone. "attention" is the call at reduced width with its
 projections and its lift; "all" adds what `Slicing` does around it, bases that serve four calls and the trial rows in
 each. Full and sliced calls alternate; each repeat gives one ratio: the median, and of "all" the range. "operations" is
-the gain that the cost model expects of "all"; where it is not above 1 / (1 - min_saving), UniCP does not slice.
+the gain of "all" in operations. Whether UniCP slices a call is decided by `Costs.share`, which counts small matrices
+more.
 """
 
 from __future__ import annotations

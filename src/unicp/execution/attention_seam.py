@@ -106,6 +106,9 @@ class Seam(TorchFunctionMode):
 
 
 HOPE = 0.7  # of an error that was too large, what it may have become
+# How many times longer than attention bases and the probe take for an operation: their matrices are small. It tells
+# apart what pays from what does not in docs/results/slice_speed.json, measured on a CPU.
+SMALL = 3.0
 NOT_CAUGHT = "its attention does not end in one plain scaled_dot_product_attention"
 TOO_SHORT = "too few tokens: no width would save enough"
 
@@ -143,7 +146,7 @@ def _attend(
 ) -> tuple[Tensor, SliceOutcome]:
     query, key, value = named["query"], named["key"], named["value"]
     costs = Costs(query, key)
-    shares = {width: costs.share(width) / (1 - slicing.min_saving) for width in widths}
+    shares = {width: costs.share(width, slicing.refresh) / (1 - slicing.min_saving) for width in widths}
     shares = {width: share for width, share in shares.items() if share < 1}
     if not shares:
         return func(**named), SliceOutcome(refusal=TOO_SHORT)
@@ -206,9 +209,12 @@ class Costs:
             + sum(self._attention(probed, w) + linear_operations(lifted, w, self._channels) for w in widths)
         )
 
-    def share(self, width: int) -> float:
-        """All that a slice at this width takes, with bases of its own, as a share of full attention."""
-        return (self.attend(width) + self.probe([width]) + self.fit) / self.full
+    def share(self, width: int, uses: int) -> float:
+        """All that a slice at this width takes where its bases serve `uses` calls, as a share of full attention.
+
+        In time, as far as it can be told from operations: small matrices take `SMALL` times as long.
+        """
+        return (self.attend(width) + SMALL * (self.probe([width]) + self.fit / uses)) / self.full
 
     def _attention(self, queries: int, width: int) -> int:
         return attention_operations(self._batch, self._heads, queries, self._keys, width, width)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,6 +24,7 @@ from unicp.settings import Slicing
 
 HEADS, TOKENS, WIDTH = 2, 20, 16
 ANY_COST = -1e6
+MEASURED = Path(__file__).parents[3] / "docs" / "results" / "slice_speed.json"
 SLICING = Slicing(widths=(8, 16), min_saving=ANY_COST)
 
 
@@ -261,3 +264,14 @@ def test_the_attention_of_every_family_is_caught_and_exact_at_full_width(name):
             assert [outcome.width for outcome in outcomes] == [None, 16], unit.name
             assert not any(outcome.refusal for outcome in outcomes), unit.name
             del unit.module.forward
+
+
+@pytest.mark.parametrize("row", json.loads(MEASURED.read_text())["rows"])
+def test_widths_are_refused_where_they_were_measured_not_to_pay_and_taken_where_they_did(row):
+    call = torch.empty(row["batch"], row["heads"], row["tokens"], row["width"])
+    share = Costs(call, call).share(row["sliced to"], Slicing().refresh)
+    is_taken = share < 1 - Slicing().min_saving
+    if row["highest"] < 1:
+        assert not is_taken
+    if row["lowest"] > 1 / (1 - Slicing().min_saving):
+        assert is_taken

@@ -3,8 +3,7 @@
 Whenever a step is computed, the error that serving it would have had is measured anyway. Its ratio to the error
 announced for that very forecast says how hard this run is here. The guard keeps an account of what the served steps
 have cost so far, scales what lies ahead by the ratio, and solves the rest of the run anew: as few steps as the
-allowance permits, the plan's own among them. Under a target of speed nothing is left to spend: the same number of
-steps is moved to where errors are large now. It never computes less than the plan, and knows nothing of other runs.
+allowance permits, the plan's own among them. It never computes less than the plan, and knows nothing of other runs.
 Floats only.
 """
 
@@ -26,9 +25,6 @@ LOST = 0.1
 # Larger ratios are not taken at their word. After served steps the sample is a little off, and most of what is then
 # measured is the model's answer to that, which mends it: clips with ratios up to 9 came out well. Chosen by trial.
 LARGEST = 1.5
-# Where nothing more may be spent, computed steps are moved to where errors are large now: the ratio is taken to fade
-# over this many steps ahead, and to be no larger than this. Chosen by trial.
-FADING, LARGEST_NOW = 3.0, 4.0
 MEMORY = 0.5  # weight of the ratios before the newest one, as logarithms
 
 
@@ -50,11 +46,6 @@ class Schedule:
     allowance: float
     most: int
     candidate: Candidate = Candidate("noise", "log_snr")
-
-    @property
-    def is_of_speed(self) -> bool:
-        """Whether nothing may be spent beyond the plan: then its steps may be moved. A replay allows any loss."""
-        return self.allowance == 0
 
     def change(self, before: int, last: int, served: int) -> float:
         """The change of the clip by serving a step."""
@@ -89,11 +80,9 @@ class Guard:
         """Why this step is computed, "plan" or "guard"; "" if it is served. The same answer for all its calls."""
         if step != self._now:
             self._enter(step)
-        if step in WARM_UP or step >= self.schedule.steps:
+        if step in self.schedule.computed or step in WARM_UP or step >= self.schedule.steps:
             return "plan"
-        if step not in self._chosen:
-            return ""
-        return "plan" if step in self.schedule.computed else "guard"
+        return "guard" if step in self._chosen else ""
 
     def computed(self, step: int, branch: str, error: float | None) -> None:
         """A call was computed. error: the relative error that serving it would have had; None = not measured."""
@@ -154,9 +143,6 @@ class Guard:
     def _solve(self, step: int) -> None:
         """Chooses the steps that are still to be computed: as few as the allowance permits, the plan's among them."""
         plan = self.schedule
-        if plan.is_of_speed:
-            self._move(step)
-            return
         ahead = frozenset(one for one in plan.computed if one > step)
         before, self._chosen = self._chosen, ahead
         scale = self._scale
@@ -178,24 +164,6 @@ class Guard:
         if added:
             listed = ", ".join(map(str, added))
             self.events.append(f"step {step}: errors {self.ratio:.2g} times those announced, also computes {listed}")
-
-    def _move(self, step: int) -> None:
-        """Chooses as many steps as before, but for errors that are `ratio` times those announced, fading ahead."""
-        plan, before = self.schedule, self._chosen
-        now = min(self.ratio, LARGEST_NOW)
-
-        def change(point: int, last: int, served: int) -> float:
-            return plan.change(point, last, served) * (1 + (now - 1) * math.exp((step - served) / FADING))
-
-        paths = best_paths(plan.steps, change, self._points, rule=plan.rule)
-        # After an error that is no number nothing more is served.
-        most = plan.most if math.isfinite(self.ratio) else plan.steps
-        chosen = paths[max((count for count in paths if count <= most), default=min(paths))]
-        self._chosen = frozenset(one for one in chosen.computed if one > step)
-        moved = sorted(self._chosen - before)
-        if moved:
-            listed = ", ".join(map(str, moved))
-            self.events.append(f"step {step}: errors {self.ratio:.2g} times those announced, moves steps to {listed}")
 
 
 def _cheapest(paths: dict[int, StepPath], loss: float) -> StepPath:

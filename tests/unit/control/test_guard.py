@@ -103,30 +103,6 @@ def test_a_target_of_speed_leaves_nothing_to_spend():
     assert len(computed(run(Guard(schedule(8, most=10)), lambda step: 50.0))) == 10
 
 
-def test_a_target_of_speed_moves_steps_to_where_errors_are_large_and_computes_no_more():
-    plan = schedule(8, allowance=0.0, most=8)
-    assert computed(run(Guard(plan), lambda step: 1.0)) == list(plan.computed)
-    guard = Guard(plan)
-    whys = run(guard, lambda step: 5.0 if step < 8 else 1.0)
-    assert len(computed(whys)) == 8 and computed(whys) != list(plan.computed)
-    assert sum(computed(whys)) < sum(plan.computed)  # earlier
-    assert "moves steps to" in guard.events[0]
-    assert all(whys[step] == ("plan" if step in plan.computed else "guard") for step in computed(whys))
-
-
-def test_a_target_of_speed_gives_way_to_an_error_that_is_no_number():
-    guard = Guard(schedule(8, allowance=0.0, most=8))
-    for step in range(6):
-        if guard.why(step):
-            guard.computed(step, "cond", None if step < 2 else math.inf)
-    assert all(guard.why(step) for step in range(6, STEPS))
-
-
-def test_a_replay_moves_nothing():
-    replay = Schedule(STEPS, (0, 1, 2, 9), lambda *_: 0.0, [0.0] * STEPS, WindowLoss(), math.inf, 4)
-    assert computed(run(Guard(replay), lambda step: 50.0)) == [0, 1, 2, 9]
-
-
 def test_steps_that_cannot_be_served_are_computed_when_the_rest_is_solved_anew():
     weights = [math.inf if step < 6 else 1.0 for step in range(STEPS)]
     plan = schedule(10, weights=weights)

@@ -8,14 +8,17 @@ second derivative, which is what the error of a straight line comes from, is not
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from unicp.control.windows import Candidate
 from unicp.numerics.noise_levels import SERVING_FLOOR, NoiseLevel, coefficients
 from unicp.planning.profile import Profile, Recording
 
 NEAREST = 4  # recorded levels that one between them is read off from
+# How much each prompt of a calibration counts; prompts that are not in it count 1.
+Shares = Mapping[str, float]
 # A level this many recorded steps after the last one is still read off; farther ones are not covered.
 BEYOND = 1.0
 
@@ -47,11 +50,15 @@ class ForecastErrors:
 
 
 def forecast_errors(
-    profile: Profile, recordings: Sequence[Recording], candidate: Candidate, levels: Sequence[NoiseLevel]
+    profile: Profile,
+    recordings: Sequence[Recording],
+    candidate: Candidate,
+    levels: Sequence[NoiseLevel],
+    shares: Shares = MappingProxyType({}),
 ) -> ForecastErrors | None:
     """Errors among steps at `levels`, root of the mean square over `recordings`; None where the profile does not tell.
 
-    levels: of the steps alone, not the one after the last.
+    levels: of the steps alone, not the one after the last. shares: of the recordings in the mean.
     """
     quantity, prediction = candidate.quantity, profile.fingerprint.prediction
     found = [recording.products.get(quantity) for recording in recordings]
@@ -59,8 +66,9 @@ def forecast_errors(
     if not known or len(known) < len(found):
         return None
     weights = [_weights(profile, level.sigma) for level in levels]
-    mean = [math.fsum(column) / len(known) for column in zip(*known)]
-    power = [math.fsum(column) / len(recordings) for column in zip(*(one.power for one in recordings))]
+    counted = [shares.get(recording.prompt, 1.0) for recording in recordings]
+    mean = [_mean(column, counted) for column in zip(*known)]
+    power = [_mean(column, counted) for column in zip(*(one.power for one in recordings))]
     parts = [coefficients(quantity, prediction, level)[1] for level in levels]
     scales = [
         (part * part if math.isfinite(part) else 0.0) * sum(weight * power[at] for at, weight in row.items())
@@ -90,53 +98,67 @@ def covers(profile: Profile, level: NoiseLevel) -> bool:
     return below <= level.sigma <= above
 
 
-def impact_curve(profile: Profile, prompt: str | None = None) -> list[tuple[float, float]]:
+def impact_curve(profile: Profile, shares: Shares = MappingProxyType({})) -> list[tuple[float, float]]:
     """(noise level, change of the clip per relative error and per unit of noise level), levels rising.
 
-    Geometric mean over prompts, or of one. Per unit of noise level, because an error acts as long as its step is.
+    Geometric mean over prompts. Per unit of noise level, because an error acts as long as its step is.
     """
     sigmas = [level.sigma for level in profile.levels]
-    by_step: dict[int, list[float]] = {}
+    by_step: dict[int, list[tuple[float, float]]] = {}
     for probe in profile.probes:
-        if prompt is not None and probe.prompt != prompt:
-            continue
-        width = sigmas[probe.step] - sigmas[probe.step + 1]
-        by_step.setdefault(probe.step, []).append(math.log(probe.change / probe.error / width))
-    return sorted((sigmas[step], math.exp(math.fsum(logs) / len(logs))) for step, logs in by_step.items())
+        width, share = sigmas[probe.step] - sigmas[probe.step + 1], shares.get(probe.prompt, 1.0)
+        if share > 0:
+            by_step.setdefault(probe.step, []).append((math.log(probe.change / probe.error / width), share))
+    return sorted((sigmas[step], math.exp(_mean(*zip(*found)))) for step, found in by_step.items())
 
 
-def end_factor(profile: Profile) -> float:
+def of_prompt(profile: Profile, prompt: str) -> Shares:
+    """Shares with which one prompt alone counts; all do where it was not probed."""
+    probed = {probe.prompt for probe in profile.probes}
+    return {other: float(other == prompt) for other in probed} if prompt in probed else {}
+
+
+def end_factor(profile: Profile, shares: Shares = MappingProxyType({})) -> float:
     """How many times more the last window of a run changes the clip than windows before it, by the impact of its steps.
 
     What single steps and windows do is mended in part by the computed steps that follow; after the last window there
     are none. Geometric means over the probed windows, each against the impact measured on its own prompt; 1 where the
     profile has none of either kind.
     """
-    sigmas, last, inner = [level.sigma for level in profile.levels], [], []
+    sigmas = [level.sigma for level in profile.levels]
+    last: list[tuple[float, float]] = []
+    inner: list[tuple[float, float]] = []
     for window in profile.windows:
-        curve = impact_curve(profile, window.prompt) or impact_curve(profile)
+        curve, share = impact_curve(profile, of_prompt(profile, window.prompt)), shares.get(window.prompt, 1.0)
         served = range(window.first, window.first + len(window.errors))
         told = math.fsum(
             error * _between(curve, sigmas[step]) * (sigmas[step] - sigmas[step + 1])
             for step, error in zip(served, window.errors)
         )
-        (last if served.stop == profile.steps else inner).append(math.log(window.change / told))
+        if share > 0:
+            (last if served.stop == profile.steps else inner).append((math.log(window.change / told), share))
     if not last or not inner:
         return 1.0
-    return math.exp(math.fsum(last) / len(last) - math.fsum(inner) / len(inner))
+    return math.exp(_mean(*zip(*last)) - _mean(*zip(*inner)))
 
 
-def step_weights(profile: Profile, candidate: Candidate, levels: Sequence[NoiseLevel]) -> list[float]:
+def step_weights(
+    profile: Profile, candidate: Candidate, levels: Sequence[NoiseLevel], shares: Shares = MappingProxyType({})
+) -> list[float]:
     """Change of the clip per relative error at each step; inf where the step cannot be served.
 
     levels: of the steps, and the one after the last.
     """
-    curve, weights = impact_curve(profile), []
+    curve, weights = impact_curve(profile, shares), []
     for level, following in zip(levels, levels[1:]):
         fits = covers(profile, level) and servable(candidate, profile.fingerprint.prediction, level)
         width = abs(level.sigma - following.sigma)
         weights.append(_between(curve, level.sigma) * width if fits else math.inf)
     return weights
+
+
+def _mean(values: Sequence[float], counted: Sequence[float]) -> float:
+    return math.fsum(value * share for value, share in zip(values, counted)) / math.fsum(counted)
 
 
 def _between(curve: Sequence[tuple[float, float]], at: float) -> float:

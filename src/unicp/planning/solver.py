@@ -11,10 +11,18 @@ from unicp.control.step_paths import StepPath, WindowLoss, best_paths, path_loss
 from unicp.control.windows import Candidate
 from unicp.errors import InputError
 from unicp.numerics.noise_levels import NoiseLevel
-from unicp.planning.curves import ForecastErrors, end_factor, forecast_errors, probed_way, step_weights
+from unicp.planning.curves import (
+    ForecastErrors,
+    Shares,
+    end_factor,
+    forecast_errors,
+    of_prompt,
+    probed_way,
+    step_weights,
+)
 from unicp.planning.fidelity import FidelityLine, fewer_steps_psnr, fit_line
 from unicp.planning.plan import Curves, Plan
-from unicp.planning.profile import Profile
+from unicp.planning.profile import Profile, Recording
 from unicp.planning.targets import Target
 
 CANDIDATES = tuple(Candidate(q, a) for q in ("noise", "output", "clean") for a in ("log_snr", "sigma", "step"))
@@ -54,15 +62,34 @@ def best_choices(
     """For each possible number of computed steps the best candidate and schedule.
 
     levels: of the steps of the run, and the one after the last. without: a prompt whose recording is left out.
+
+    A prompt whose clips come apart would count for all others in a sum of losses, though no schedule helps it much. So
+    prompts count as one over what the schedule of half the steps costs them: near it the sum of losses then changes as
+    the mean of their logarithms does, which is the mean PSNR.
     """
     recordings = [one for one in profile.recordings if one.prompt != without] or profile.recordings
+    alike = _choices(profile, recordings, levels, candidates, {})
+    middle = alike[min(alike, key=lambda count: abs(2 * count - len(levels) + 1))]
+    losses = {one.prompt: _loss_of(_of_prompt(profile, one, levels, middle)) for one in recordings}
+    if not all(loss > 0 for loss in losses.values()):
+        return alike
+    return _choices(profile, recordings, levels, candidates, {prompt: 1 / loss for prompt, loss in losses.items()})
+
+
+def _choices(
+    profile: Profile,
+    recordings: Sequence[Recording],
+    levels: Sequence[NoiseLevel],
+    candidates: Sequence[Candidate],
+    shares: Shares,
+) -> dict[int, Choice]:
     found: dict[int, list[Choice]] = {}
-    rule, probed = WindowLoss(profile.power, end_factor(profile)), probed_way(profile.recordings[0])
+    rule, probed = WindowLoss(profile.power, end_factor(profile, shares)), probed_way(profile.recordings[0])
     for candidate in candidates:
-        errors = forecast_errors(profile, recordings, candidate, levels[:-1])
+        errors = forecast_errors(profile, recordings, candidate, levels[:-1], shares)
         if errors is None:
             continue
-        weights = step_weights(profile, candidate, levels)
+        weights = step_weights(profile, candidate, levels, shares)
         schedule = Schedule(len(weights), (), errors, weights, rule, 0.0, 0)
         for count, path in best_paths(len(weights), schedule.change, rule=rule).items():
             found.setdefault(count, []).append(Choice(path, errors, weights, rule))
@@ -77,16 +104,21 @@ def hardness_spread(profile: Profile, levels: Sequence[NoiseLevel], choice: Choi
     """Spread over prompts of what a schedule costs, as a standard deviation in dB; 0 for one prompt."""
     found = []
     for recording in profile.recordings:
-        errors = forecast_errors(profile, [recording], choice.errors.candidate, levels[:-1])
-        if errors is not None:
-            own = replace(choice, errors=errors)
-            loss = _loss_of(own)
-            if loss > 0:
-                found.append(20 * math.log10(loss) / choice.rule.power)
+        loss = _loss_of(_of_prompt(profile, recording, levels, choice))
+        if loss > 0:
+            found.append(20 * math.log10(loss) / choice.rule.power)
     if len(found) < 2:
         return 0.0
     mean = math.fsum(found) / len(found)
     return math.sqrt(math.fsum((one - mean) ** 2 for one in found) / (len(found) - 1))
+
+
+def _of_prompt(profile: Profile, recording: Recording, levels: Sequence[NoiseLevel], choice: Choice) -> Choice:
+    """The same schedule with the errors and the impact of one prompt."""
+    candidate = choice.errors.candidate
+    errors = forecast_errors(profile, [recording], candidate, levels[:-1])
+    weights = step_weights(profile, candidate, levels, of_prompt(profile, recording.prompt))
+    return choice if errors is None else replace(choice, errors=errors, weights=weights)
 
 
 def _loss_of(choice: Choice) -> float:

@@ -49,6 +49,8 @@ AUTOENCODER = (Stage("latte autoencoder", 1600, 16, 1, 4e-3, 1e-5),)
 DENOISER = (
     Stage("latte frames", 1500, 32, 1, 1.5e-3, 1e-3),
     Stage("latte clips", 2200, 8, FRAMES, 1.5e-3, 1e-5),
+    # Shapes and motions were still coming when the stage before ended. Another batch size draws other clips.
+    Stage("latte clips, again", 2600, 6, FRAMES, 1.2e-3, 1e-5),
 )
 
 

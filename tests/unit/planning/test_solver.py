@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -11,7 +12,7 @@ from tests.made_profiles import STEPS, flow_levels, made
 from unicp.control.step_paths import path_loss
 from unicp.errors import InputError
 from unicp.planning.fidelity import fit_line
-from unicp.planning.profile import FewerSteps, Seconds
+from unicp.planning.profile import FewerSteps, Recording, Seconds
 from unicp.planning.solver import CANDIDATES, Solver, best_choices, levels_of, plan_to_try
 from unicp.planning.targets import parse_target
 
@@ -133,3 +134,18 @@ def test_levels_of_other_step_counts_are_near_those_of_the_scheduler(steps):
 def test_another_number_of_steps_is_planned_too():
     plan = Solver(made(), flow_levels(25)).plan(parse_target("psnr>=35"))
     assert plan.steps == 25 and 3 < len(plan.computed) < 25
+
+
+def test_a_prompt_that_comes_apart_does_not_decide_for_all_others():
+    plain, levels = made(), flow_levels()
+    # Errors of another shape, three hundred times as large, and an impact to match.
+    rows = [(1.0, 0.1 * level.log_snr, 3.0 * math.sin(level.log_snr)) for level in levels[:-1]]
+    products = [sum(a * b for a, b in zip(rows[i], rows[j])) / 3 for i in range(STEPS) for j in range(i + 1)]
+    wild = Recording("wild", [1.0] * STEPS, {"noise": products})
+    probes = [replace(probe, prompt="wild", psnr=probe.psnr - 40) for probe in plain.probes if probe.prompt == "a"]
+    mixed = replace(plain, recordings=[*plain.recordings, wild], probes=[*plain.probes, *probes])
+    best, chosen = best_choices(plain, levels), best_choices(mixed, levels)
+    for count in range(8, STEPS):
+        schedule = best[count].schedule(0.0, STEPS)
+        loss = path_loss(chosen[count].path.computed, STEPS, schedule.change, schedule.rule)
+        assert loss <= 1.5 * best[count].path.loss

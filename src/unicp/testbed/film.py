@@ -1,6 +1,6 @@
 """The third test-bed: a `CogVideoXPipeline`, whose attention sees text and video at once, trained on clips of a film.
 
-    python -m unicp.testbed.film --out build/film       # about an hour and a half on two CPU cores, with the film
+    python -m unicp.testbed.film --out build/film       # hours; 4.5 on one core that did other work too
 
 It is the test-bed of real pictures: the clips are cut from Big Buck Bunny (`film_data`), where light changes, cameras
 move and no two shots are alike. Its sampler is DDIM on a velocity, down to a first step of pure noise. The run is

@@ -40,8 +40,9 @@ _BESIDE = """\
 The clips are no part of this folder; `python -m unicp.testbed.film_data` fetches the film and makes them."""
 
 _TRAINING = """\
-About an hour and a half on two CPU cores, seeded, continued where it was stopped: {stages}. Velocity prediction with
-10 % of the captions left out and half of the clips mirrored; the averaged weights are kept, in half precision."""
+About four and a half hours on one CPU core that did other work too, seeded, continued where it was stopped:
+{stages}. Velocity prediction
+with 10 % of the captions left out and half of the clips mirrored; the averaged weights are kept, in half precision."""
 
 _SCORES = """\
 Shares of clips whose light, colour and motion are measured as the caption says; "all" is all three at once. Real clips
@@ -56,6 +57,8 @@ _LIMITS = """\
 - Captions in the words above and their order; nothing else is understood. The measures have hard bounds, so a clip near
   one counts as right or wrong by little, and they say nothing about what is to be seen.
 - Trained on few shots: what it generates resembles them.
+- Motion is weak. The autoencoder smooths it away, also from real clips, and most generated ones are measured as slower
+  than asked.
 - Trained at {num_frames} frames and this size. Others load and run, but what they show is not measured."""
 
 _TERMS = """\

@@ -23,7 +23,7 @@ TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARA
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 .PHONY: help setup setup-dev demo test check format-check lint types format train train-latte train-film bench models versions targets \
-	impact overhead slices figures clean
+	film few-steps impact overhead slices figures clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -91,6 +91,17 @@ targets: $(READY_DEV) ## measure how often targets are met, on short clips (cont
 	    --method "target psnr>=35" --method "target psnr>=40" --method "target speedup>=1.5" --method "target speedup>=2" \
 	    --method "target speedup>=2.5" --method balanced --method 'balanced {"tolerance": 0.4}' \
 	    --method 'balanced {"tolerance": 1.5}' || exit 1; done
+	$(BIN)/python -m unicp.benchmarking.report
+
+film: $(READY_DEV) ## measure presets, targets, fixed windows and fewer steps on the film test-bed (continues)
+	$(BIN)/unicp bench presets --model film --prompts 4 --seeds 1 --out docs/results/film_presets.jsonl --method quality \
+	    --method balanced --method fast --method "target psnr>=35" --method "target speedup>=2" --method "fixed window 2" \
+	    --method "fixed window 3" --method "fewer steps 15" --method "fewer steps 10"
+	$(BIN)/python -m unicp.benchmarking.report
+
+few-steps: $(READY_DEV) ## measure slices beside caches in runs of 4, 6 and 8 steps (continues where it was stopped)
+	for steps in 4 6 8; do $(BIN)/unicp bench slices --steps $$steps --prompts 4 --fast-metrics \
+	    --out docs/results/slices_$$steps.jsonl || exit 1; done
 	$(BIN)/python -m unicp.benchmarking.report
 
 impact: $(READY_DEV) ## measure what an error at each noise level does to the final latent

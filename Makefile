@@ -94,13 +94,13 @@ targets: $(READY_DEV) ## measure how often targets are met, on short clips (cont
 	$(BIN)/python -m unicp.benchmarking.report
 
 film: $(READY_DEV) ## measure presets, targets, fixed windows and fewer steps on the film test-bed (continues)
-	$(BIN)/unicp bench presets --model film --prompts 4 --seeds 1 --out docs/results/film_presets.jsonl --method quality \
+	OMP_NUM_THREADS=1 $(BIN)/unicp bench presets --model film --prompts 4 --seeds 1 --out docs/results/film_presets.jsonl --method quality \
 	    --method balanced --method fast --method "target psnr>=35" --method "target speedup>=2" --method "fixed window 2" \
 	    --method "fixed window 3" --method "fewer steps 15" --method "fewer steps 10"
 	$(BIN)/python -m unicp.benchmarking.report
 
 few-steps: $(READY_DEV) ## measure slices beside caches in runs of 4, 6 and 8 steps (continues where it was stopped)
-	for steps in 4 6 8; do $(BIN)/unicp bench slices --steps $$steps --prompts 4 --fast-metrics \
+	for steps in 4 6 8; do OMP_NUM_THREADS=1 $(BIN)/unicp bench slices --steps $$steps --prompts 4 --fast-metrics \
 	    --out docs/results/slices_$$steps.jsonl || exit 1; done
 	$(BIN)/python -m unicp.benchmarking.report
 

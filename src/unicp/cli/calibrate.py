@@ -19,7 +19,7 @@ ModelArgument = Annotated[
     typer.Argument(metavar="MODEL", help="Folder of a pipeline, or its name on the hub [default: the test-bed]."),
 ]
 PromptsOption = Annotated[
-    Path | None, typer.Option(metavar="FILE", help="Prompts, one a line [default: four of the test-bed's].")
+    Path | None, typer.Option(metavar="FILE", help="Prompts, one a line [default: four of a test-bed's].")
 ]
 CountOption = Annotated[int, typer.Option(metavar="N", help="How many prompts of the file.")]
 ProfileOption = Annotated[Path, typer.Option("--out", metavar="FILE", help="The profile to write.")]
@@ -47,7 +47,7 @@ def calibrate(
       unicp calibrate --frames 9 --out testbed.json
       unicp calibrate ./my-pipeline --prompts prompts.txt --steps 40 --out mine.json
     """
-    texts = _prompts(prompts, count)
+    texts = calibration_prompts(prompts, count, model)
     request = Request(
         prompt=texts[0],
         model=model,
@@ -103,11 +103,13 @@ def _duration(seconds: float) -> str:
     )
 
 
-def _prompts(file: Path | None, count: int) -> list[str]:
+def calibration_prompts(file: Path | None, count: int, model: str | None) -> list[str]:
+    """The first prompts of a file, or else of a shipped test-bed: the model's own, or the first one's."""
     if count < 1:
         raise InputError(f"--count {count}", "not a positive number", "use 1 or more")
     if file is None:
         from unicp.benchmarking.suites import prompts_of
+        from unicp.testbed import DEFAULT
 
-        return list(prompts_of("calibration")[:count])
+        return list(prompts_of("calibration", model or DEFAULT)[:count])
     return list(options.read_prompts("--prompts", file)[:count])

@@ -12,6 +12,7 @@ import unicp.calibration.calibrating as calibrating
 from tests import tiny_pipeline
 from tests.commands import refused, run
 from tests.made_profiles import made
+from unicp.cli.calibrate import calibration_prompts
 from unicp.planning.plan import load_plan
 from unicp.planning.profile import FewerSteps, Seconds, load_profile, save_profile
 
@@ -79,6 +80,12 @@ def test_calibrate_refuses_in_one_line(tmp_path):
     assert "no prompts in it" in refused("calibrate", "--prompts", "empty.txt")
     assert "--count 0" in refused("calibrate", "--count", 0)
     assert "no such folder" in refused("calibrate", "nowhere", "--prompts", _prompts(tmp_path))
+
+
+def test_a_shipped_model_is_calibrated_on_its_own_prompts():
+    assert all("scene with" in text for text in calibration_prompts(None, 4, "film"))
+    assert calibration_prompts(None, 4, None) == calibration_prompts(None, 4, "./mine")
+    assert len(calibration_prompts(None, 4, None)) == 4
 
 
 def _prompts(folder: Path) -> Path:

@@ -14,7 +14,7 @@ from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepSchedu
 import unicp
 from tests import tiny_models
 from unicp.control.windows import Candidate
-from unicp.execution.sampler_memory import SamplerMemory, parabola_share
+from unicp.execution.sampler_memory import TRUSTED, SamplerMemory, parabola_share
 from unicp.models.noise import read_schedule
 from unicp.testbed.components import build_scheduler
 
@@ -133,12 +133,12 @@ class Remembering:
         return (sample,)
 
 
-def noise_at(level) -> torch.Tensor:
+def noise_at(level, bend: float = 0.5) -> torch.Tensor:
     """A noise estimate that is a parabola of the log-SNR."""
-    return torch.tensor([[1.0 + 2.0 * level.log_snr + 0.5 * level.log_snr**2]], dtype=torch.float64)
+    return torch.tensor([[1.0 + 2.0 * level.log_snr + bend * level.log_snr**2]], dtype=torch.float64)
 
 
-def run(served: set[int], way: Candidate, until: int) -> tuple[Remembering, SamplerMemory, Counter]:
+def run(served: set[int], way: Candidate, until: int, bend: float = 0.5) -> tuple[Remembering, SamplerMemory, Counter]:
     """Steps in which `served` ones get the straight line through the last two computed ones."""
     schedule, counts = Remembering(), Counter()
     memory, levels = SamplerMemory(counts), read_schedule(schedule)
@@ -153,7 +153,7 @@ def run(served: set[int], way: Candidate, until: int) -> tuple[Remembering, Samp
             noise = y1 + (level.log_snr - x1) / (x1 - x0) * (y1 - y0)
             memory.served(levels, position, time, way)
         else:
-            noise = noise_at(level)
+            noise = noise_at(level, bend)
             known.append((level.log_snr, noise))
             memory.computed(schedule, levels, position, time)
         schedule.step((noise - sample) / level.signal, time, sample)
@@ -173,6 +173,36 @@ def test_the_remembered_output_becomes_the_true_one_where_the_noise_is_a_parabol
     assert memory.bytes == 16
     memory.reset()
     assert memory.bytes == 0
+
+
+def bad_bend(trusted: float) -> float:
+    """The bend with which the line through steps 0 and 1 misses the output of step 3 by this share of it."""
+    schedule = Remembering()
+    levels = [read_schedule(schedule).level(float(time)) for time in schedule.timesteps]
+
+    def share(bend):
+        (x0, y0), (x1, y1) = ((level.log_snr, noise_at(level, bend)) for level in levels[:2])
+        true = noise_at(levels[3], bend)
+        line = y1 + (levels[3].log_snr - x1) / (x1 - x0) * (y1 - y0)
+        # The output at a sample of 6, as `run` has it.
+        return abs(float(true - line)) / abs(float(true - 6.0))
+
+    low, high = 0.0, 0.5
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if share(middle) < trusted else (low, middle)
+    return low
+
+
+@pytest.mark.parametrize(
+    ("served", "until", "share", "is_held"),
+    [({2}, 3, 0.99, False), ({2}, 3, 1.01, True), ({2, 3}, 4, 0.01, True)],
+)
+def test_the_corrector_runs_after_one_served_step_that_was_forecast_well(served, until, share, is_held):
+    bend = bad_bend(share * TRUSTED)
+    schedule, _, counts = run(served, Candidate("noise", "log_snr"), until, bend)
+    assert schedule.seen[1] == ([until - 1] if is_held else [])
+    assert (counts["history_mended"], counts["corrector_held"]) == (1, int(is_held))
 
 
 @pytest.mark.parametrize("way", [Candidate("output", "log_snr"), None])

@@ -34,7 +34,7 @@ def diffusers_methods() -> list[Method]:
     for threshold, most in ((0.03, 2), (0.06, 3), (0.12, 4), (0.24, 4), (0.5, 6)):
         setting = f"threshold {threshold} skips {most}"
         found.append(Method("diffusers MagCache", setting, _mag_cache(threshold, most), prepare=_calibrate_mag_cache))
-    for threshold, most in ((0.1, 2), (0.25, 2), (0.5, 3), (1.0, 4), (2.0, 6)):
+    for threshold, most in ((0.1, 2), (0.15, 2), (0.25, 2), (0.35, 3), (0.5, 3), (1.0, 4), (2.0, 6)):
         found.append(Method("diffusers SeaCache", f"threshold {threshold} skips {most}", _sea_cache(threshold, most)))
     for window, cross in ((2, None), (2, 3), (3, 4)):
         setting = f"window {window}" + ("" if cross is None else f" cross {cross}")

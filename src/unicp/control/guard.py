@@ -121,7 +121,7 @@ class Guard:
         if self._measured and len(self._points) >= 2:
             self._learn(step)
         if self._open_change > 0:
-            self.spent += self.schedule.rule(self._open_change, is_end=False) * self._scale
+            self.spent += self.schedule.rule(self._open_change, step - self._points[-1] - 1, is_end=False) * self._scale
         self._open_change = 0.0
         self._points = [*self._points, step]
         if len(self._points) >= len(WARM_UP):

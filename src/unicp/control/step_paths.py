@@ -25,16 +25,20 @@ class WindowLoss:
     """How the changes that single served steps make add up to the loss of a run (our reading).
 
     Within one window, the steps served between two computed ones, they add up as they are: a straight line misses a
-    curve on one side. Windows add as change ** power, because errors of different windows are hardly in phase. end: how
-    many times more the window does that reaches the end of the run, where no computed step follows that mends it.
+    curve on one side. Windows add as change ** power, because errors of different windows are hardly in phase.
+
+    row: how many times more a window of several steps does than its steps do one by one, with a computed step after
+    each (which may undo what one forecast did, as UniPC's corrector does). end: the same of the window that reaches the
+    end of the run, after which nothing mends it.
     """
 
     power: float = 1.0
+    row: float = 1.0
     end: float = 1.0
 
-    def __call__(self, change: float, is_end: bool) -> float:
-        """The loss of one window with this sum of changes."""
-        return (change * self.end if is_end else change) ** self.power
+    def __call__(self, change: float, served: int, is_end: bool) -> float:
+        """The loss of one window of `served` steps with this sum of changes."""
+        return change**self.power * (self.end if is_end else self.row if served > 1 else 1.0) ** self.power
 
 
 SUM = WindowLoss()
@@ -105,7 +109,7 @@ def _extend(
         if following in required or following - last > max_window:
             return math.inf
         in_window += change(before, last, following)
-        spent = path.loss + rule(in_window, is_end=following == steps - 1)
+        spent = path.loss + rule(in_window, following - last, is_end=following == steps - 1)
         # Not a number is no loss that could be compared: such a step is computed.
         if not spent < math.inf:
             return math.inf
@@ -118,8 +122,8 @@ def path_loss(computed: Sequence[int], steps: int, change: Change, rule: WindowL
     before, last = computed[0], computed[1]
     for step in range(last + 1, steps):
         if step in chosen:
+            total, in_window = total + rule(in_window, step - last - 1, is_end=False), 0.0
             before, last = last, step
-            total, in_window = total + rule(in_window, is_end=False), 0.0
         else:
             in_window += change(before, last, step)
-    return total + rule(in_window, is_end=True)
+    return total + rule(in_window, steps - last - 1, is_end=True)

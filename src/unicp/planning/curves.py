@@ -118,12 +118,13 @@ def of_prompt(profile: Profile, prompt: str) -> Shares:
     return {other: float(other == prompt) for other in probed} if prompt in probed else {}
 
 
-def end_factor(profile: Profile, shares: Shares = MappingProxyType({})) -> float:
-    """How many times more the last window of a run changes the clip than windows before it, by the impact of its steps.
+def window_factors(profile: Profile, shares: Shares = MappingProxyType({})) -> tuple[float, float]:
+    """How many times more windows of several steps change the clip than the impact of their steps, probed one by one,
+    says: those inside the run, and the last one.
 
-    What single steps and windows do is mended in part by the computed steps that follow; after the last window there
-    are none. Geometric means over the probed windows, each against the impact measured on its own prompt; 1 where the
-    profile has none of either kind.
+    Computed steps after a window mend a part of what it did, more of it after a single step under some samplers, and after
+    the last window there are none. Geometric means over the probed windows, each against the impact measured on its own
+    prompt; 1 for a kind of which the profile has none.
     """
     sigmas = [level.sigma for level in profile.levels]
     last: list[tuple[float, float]] = []
@@ -137,9 +138,8 @@ def end_factor(profile: Profile, shares: Shares = MappingProxyType({})) -> float
         )
         if share > 0:
             (last if served.stop == profile.steps else inner).append((math.log(window.change / told), share))
-    if not last or not inner:
-        return 1.0
-    return math.exp(_mean(*zip(*last)) - _mean(*zip(*inner)))
+    row, end = (math.exp(_mean(*zip(*found))) if found else 1.0 for found in (inner, last))
+    return row, end
 
 
 def step_weights(

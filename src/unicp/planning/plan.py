@@ -18,7 +18,7 @@ from unicp.planning.curves import ForecastErrors
 from unicp.records import Action, Trace
 from unicp.settings import Abscissa, Quantity
 
-PLAN_TYPE, PLAN_VERSION = "unicp.plan", 2
+PLAN_TYPE, PLAN_VERSION = "unicp.plan", 3
 # Relative difference of noise levels up to which a run is taken for the one a plan was made for.
 SAME_LEVEL = 1e-4
 
@@ -27,7 +27,7 @@ SAME_LEVEL = 1e-4
 class Curves:
     """What the guard compares with: see `unicp.planning.curves.ForecastErrors`; weights: inf where not servable.
 
-    power, end: see `unicp.control.step_paths.WindowLoss`.
+    power, row, end: see `unicp.control.step_paths.WindowLoss`.
     """
 
     places: list[float]
@@ -35,6 +35,7 @@ class Curves:
     scales: list[float]
     weights: list[float]
     power: float
+    row: float
     end: float
 
 
@@ -88,7 +89,7 @@ class Plan:
             most = len(self.computed)
             return Schedule(self.steps, computed, lambda *_: 0.0, weights, SUM, math.inf, most, self.candidate)
         errors = ForecastErrors(self.candidate, curves.places, curves.products, curves.scales)
-        rule = WindowLoss(curves.power, curves.end)
+        rule = WindowLoss(curves.power, curves.row, curves.end)
         most = max(self.most, len(self.computed))
         return Schedule(self.steps, computed, errors, curves.weights, rule, self.allowance, most, self.candidate)
 
@@ -179,6 +180,6 @@ def _problem(plan: Plan) -> str:
     rows = [len(row) for row in curves.products]
     if lengths != {plan.steps} or rows != list(range(1, plan.steps + 1)):
         return "curves of another number of steps"
-    if not (1 <= curves.power <= 2 and 0 < curves.end < math.inf):
+    if not (1 <= curves.power <= 2 and 0 < curves.row < math.inf and 0 < curves.end < math.inf):
         return "curves that do not say how errors add up"
     return ""

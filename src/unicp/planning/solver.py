@@ -14,11 +14,11 @@ from unicp.numerics.noise_levels import NoiseLevel
 from unicp.planning.curves import (
     ForecastErrors,
     Shares,
-    end_factor,
     forecast_errors,
     of_prompt,
     probed_way,
     step_weights,
+    window_factors,
 )
 from unicp.planning.fidelity import FidelityLine, fewer_steps_psnr, fit_line
 from unicp.planning.plan import Curves, Plan
@@ -84,7 +84,7 @@ def _choices(
     shares: Shares,
 ) -> dict[int, Choice]:
     found: dict[int, list[Choice]] = {}
-    rule, probed = WindowLoss(profile.power, end_factor(profile, shares)), probed_way(profile.recordings[0])
+    rule, probed = WindowLoss(profile.power, *window_factors(profile, shares)), probed_way(profile.recordings[0])
     for candidate in candidates:
         errors = forecast_errors(profile, recordings, candidate, levels[:-1], shares)
         if errors is None:
@@ -201,6 +201,7 @@ class Solver:
             list(errors.scales),
             list(choice.weights),
             choice.rule.power,
+            choice.rule.row,
             choice.rule.end,
         )
         return Plan(

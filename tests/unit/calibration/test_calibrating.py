@@ -15,7 +15,7 @@ from unicp.calibration.calibrating import Calibration
 from unicp.calibration.running import Runs
 from unicp.errors import InputError
 from unicp.models.loading import load_pipeline, sampler
-from unicp.planning.curves import end_factor
+from unicp.planning.curves import window_factors
 from unicp.planning.profile import Profile, Seconds, load_profile
 
 pytestmark = pytest.mark.slow
@@ -73,7 +73,7 @@ def test_a_profile_holds_what_plans_are_made_from(calibrated, pipe):
     assert all(trial.computed >= trial.planned for trial in profile.trials)
     assert {window.prompt for window in profile.windows} == set(PROMPTS)
     ends = [window.first + len(window.errors) for window in profile.windows]
-    assert ends.count(STEPS) == len(PROMPTS) and min(ends) < STEPS and end_factor(profile) > 0
+    assert ends.count(STEPS) == len(PROMPTS) and min(ends) < STEPS and min(window_factors(profile)) > 0
     assert profile.seconds.computed > profile.seconds.served > 0
     assert len(profile.shape) == 5
     total = len(said)

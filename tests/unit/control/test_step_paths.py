@@ -42,7 +42,7 @@ def table_of(numbers):
     required=st.sets(st.integers(3, STEPS - 1), max_size=2),
     window=st.integers(1, 5),
     reach=st.sampled_from([1.0, 1.5, 9.0]),
-    rule=st.builds(WindowLoss, st.sampled_from([1.0, 2.0]), st.sampled_from([0.5, 1.0, 3.0])),
+    rule=st.builds(WindowLoss, *(st.sampled_from(known) for known in ([1.0, 2.0], [0.5, 1.0, 3.0], [0.5, 1.0, 3.0]))),
 )
 def test_every_budget_is_solved_as_brute_force_solves_it(numbers, required, window, reach, rule):
     table = table_of(numbers)
@@ -98,6 +98,18 @@ def test_the_last_window_counts_more_where_nothing_mends_it():
     assert path_loss((0, 1, 2, 4, 6), 7, loss, dear_end) == 1 + 1
     found = best_paths(7, loss, max_reach=9.0, rule=dear_end)
     assert 6 in found[4].computed and found[4].loss == 3
+
+
+def test_windows_of_several_steps_may_count_more_than_single_ones():
+    def loss(before, last, served):
+        return 1.0
+
+    dear_rows = WindowLoss(2.0, row=3.0)
+    # Served: 3, then 5 and 6, then 8; then the last two.
+    assert path_loss((0, 1, 2, 4, 7, 9), 10, loss, dear_rows) == 1 + (3 * 2) ** 2 + 1
+    assert path_loss((0, 1, 2, 4), 7, loss, WindowLoss(1.0, row=3.0, end=5.0)) == 1 + 5 * 2
+    found = best_paths(7, loss, max_reach=9.0, rule=dear_rows)
+    assert found[5].loss == 2 and found[5].computed != (0, 1, 2, 5, 6)
 
 
 def test_a_path_goes_on_from_where_a_run_is():

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 
 from tests.made_profiles import CURVATURE, STEPS, flow_levels, made
 from unicp.control.windows import Candidate
 from unicp.numerics.noise_levels import NoiseLevel
-from unicp.planning.curves import covers, end_factor, forecast_errors, impact_curve, servable, step_weights
+from unicp.planning.curves import covers, forecast_errors, impact_curve, servable, step_weights, window_factors
 from unicp.planning.profile import WindowProbe
 from unicp.planning.solver import best_choices
 
@@ -99,11 +100,19 @@ def windowed(*windows: tuple[int, int, float]):
     return replace(profile, windows=probes)
 
 
-def test_the_last_window_is_compared_with_those_that_later_steps_mend():
-    assert end_factor(made()) == 1
-    assert end_factor(windowed((STEPS - 3, 3, 2.0))) == 1  # nothing to compare with
-    found = end_factor(windowed((STEPS - 3, 3, 2.0), (STEPS - 4, 4, 4.5), (5, 3, 0.5), (8, 2, 1.125)))
-    assert found == pytest.approx(3.0 / 0.75)
+def test_windows_are_compared_with_their_steps_one_by_one():
+    assert window_factors(made()) == (1, 1)
+    assert window_factors(windowed((STEPS - 3, 3, 2.0))) == pytest.approx((1, 2))
+    found = window_factors(windowed((STEPS - 3, 3, 2.0), (STEPS - 4, 4, 4.5), (5, 3, 0.5), (8, 2, 1.125)))
+    assert found == pytest.approx((0.75, 3.0))
+
+
+def test_a_plan_for_dear_rows_has_shorter_windows():
+    def rows(choices):
+        return sum(b - a > 2 for count in (8, 9, 10) for a, b in pairwise(choices[count].path.computed))
+
+    levels = flow_levels()
+    assert rows(best_choices(windowed((6, 2, 8.0)), levels)) < rows(best_choices(made(), levels))
 
 
 def test_a_plan_for_a_dear_end_computes_later_steps():

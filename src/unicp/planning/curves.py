@@ -122,9 +122,9 @@ def window_factors(profile: Profile, shares: Shares = MappingProxyType({})) -> t
     """How many times more windows of several steps change the clip than the impact of their steps, probed one by one,
     says: those inside the run, and the last one.
 
-    Computed steps after a window mend a part of what it did, more of it after a single step under some samplers, and after
-    the last window there are none. Geometric means over the probed windows, each against the impact measured on its own
-    prompt; 1 for a kind of which the profile has none.
+    Computed steps after a window mend a part of what it did, more of it after a single step under some samplers, and
+    after the last window there are none. Geometric means over the probed windows, each against the impact measured on
+    its own prompt; 1 for a kind of which the profile has none.
     """
     sigmas = [level.sigma for level in profile.levels]
     last: list[tuple[float, float]] = []

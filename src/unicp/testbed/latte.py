@@ -1,6 +1,6 @@
 """The second test-bed: a `LattePipeline`, whose attention is factorised into space and time, trained on the same clips.
 
-    python -m unicp.testbed.latte --out build/latte        # some hours on two CPU cores
+    python -m unicp.testbed.latte --out build/latte        # about three hours on one CPU core
 
 It differs from the first one in everything that UniCP must not depend on: a schedule of variances instead of flow
 matching, DDIM, a model that gives twice the channels of its sample (the second half is the variance that Latte learns

@@ -29,7 +29,7 @@ synthetic, so each caption is exact by construction, and whether a generated cli
 _BESIDE = "The classifier that reads clips is that of the first test-bed."
 
 _TRAINING = """\
-Some hours on two CPU cores, seeded, continued where it was stopped: {stages}. A velocity is
+About three hours on one CPU core, seeded, continued where it was stopped: {stages}. A velocity is
 predicted, with 10 % of the captions left out, where Latte's own checkpoints predict the noise: so small a model learnt
 colours and backgrounds that way and hardly shape and motion. The averaged weights are kept, in half precision. The half
 of the output that Latte keeps for the variance is never trained; its pipeline drops it."""
@@ -44,6 +44,8 @@ with the version of torch, are in `{scores_file}`."""
 
 _LIMITS = """\
 - One glyph, one motion, one background a clip, in the words above and the order of the captions; nothing else.
+- Its glyphs are rough and change while they move; half of them are read as another than was asked. Colours, motions
+  and backgrounds are learnt.
 - Trained at {num_frames} frames, the only length that its temporal positions know."""
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from unicp.numerics.noise_levels import NoiseLevel
-from unicp.planning.profile import FewerSteps, Fingerprint, Probe, Profile, Recording, Seconds, Trial
+from unicp.planning.profile import FewerSteps, Fingerprint, OnlineTrial, Probe, Profile, Recording, Seconds, Trial
 
 STEPS = 16
 CURVATURE = 0.02
@@ -33,6 +33,7 @@ def made(
     trials: list[Trial] | None = None,
     fewer: list[FewerSteps] | None = None,
     seconds: Seconds | None = None,
+    online: list[OnlineTrial] | None = None,
     **fingerprint: object,
 ) -> Profile:
     """A profile of two prompts, the second with twice the curvature; impact 0.5 per unit of noise level.
@@ -65,6 +66,7 @@ def made(
         probes,
         [],
         trials,
+        online or [],
         fewer or [],
     )
 

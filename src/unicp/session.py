@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-from unicp.control.guard import Guard
+from unicp.control.controller import Course
 from unicp.errors import AttachmentError, SettingsError
 from unicp.execution.attachment import (
     attach,
@@ -74,7 +74,7 @@ class Session:
         if promise is not None:
             self._planner = promise.planner(list(maps.values()), self._runners[0].scheduler, self._tell)
             for runner in self._runners:
-                runner.planner = self._guard_of_run
+                runner.planner = self._course_of_run
         self._attach()
 
     @property
@@ -87,7 +87,7 @@ class Session:
         """True where a target is met by the profile of another model, which is no promise."""
         return self._planner is not None and self._planner.caution > 0
 
-    def _guard_of_run(self, schedule: NoiseSchedule | None, branches: int, shape: tuple[int, ...]) -> Guard | None:
+    def _course_of_run(self, schedule: NoiseSchedule | None, branches: int, shape: tuple[int, ...]) -> Course:
         assert self._planner is not None
         return self._planner(None if schedule is None else schedule.levels(), branches, shape)
 

@@ -1,4 +1,4 @@
-"""From prompts to a profile: plain runs, probes, trials of solved plans and runs with fewer steps, in that order.
+"""From prompts to a profile: plain runs, probes, trials of solved plans and of the online rule, fewer steps.
 
 Every run but the plain ones begins as its prompt's plain run does. What is equal is played from a tape and costs
 nothing, so a probe late in a run, or a trial, takes a part of a clip's time.
@@ -28,6 +28,7 @@ from unicp.planning.plan import Plan
 from unicp.planning.profile import (
     FewerSteps,
     Fingerprint,
+    OnlineTrial,
     Probe,
     Profile,
     Recording,
@@ -44,11 +45,13 @@ LEAST_STEPS = 8
 PROBED = (0.14, 0.17, 0.2, 0.24, 0.28, 0.34, 0.42, 0.6, 0.8, 0.93, 1.0)
 # Shares of the steps that the plans which are tried compute.
 TRIED = (0.3, 0.4, 0.52, 0.66)
+# Tolerances with which the online rule is tried.
+ONLINE = (0.02, 0.07, 0.25, 0.9)
 FEWER = (0.5, 1 / 3)
 # Windows that are probed as a whole: where they begin, and how long they are, as shares of the run.
 WINDOWS = ((0.4, 0.1), (0.65, 0.1), (0.83, 0.17))
 # Cost of all runs of one prompt in plain runs, about; for the estimate only.
-PLAIN_RUNS = 10.2
+PLAIN_RUNS = 12.4
 POWER = 2.0
 Say = Callable[[str], None]
 
@@ -109,7 +112,7 @@ class Calibration:
             outcome = self.runs.run(self.prompts[0], 0, 2)
         step = sum(tape.seconds) / 2
         rest = max(0.0, outcome.seconds - sum(tape.seconds))
-        runs = len(self.prompts) * (1 + len(PROBED) + len(WINDOWS) + len(TRIED) + len(FEWER))
+        runs = len(self.prompts) * (1 + len(PROBED) + len(WINDOWS) + len(TRIED) + len(ONLINE) + len(FEWER))
         left = max(0.0, 1 - (len(self.notes.known) - 1) / runs)
         return left * (len(self.prompts) * PLAIN_RUNS * step * self.runs.steps + runs * rest)
 
@@ -119,7 +122,7 @@ class Calibration:
         progress = _Progress(0, self.say)
         for number, prompt in enumerate(self.prompts):
             references[prompt] = self._plain(number, prompt)
-            each = 1 + len(self._probed(prompt)) + len(WINDOWS) + len(TRIED) + len(FEWER)
+            each = 1 + len(self._probed(prompt)) + len(WINDOWS) + len(TRIED) + len(ONLINE) + len(FEWER)
             progress.total = each * len(self.prompts)
             progress.step(f"plain run of {prompt!r}")
             for step in self._probed(prompt):
@@ -134,11 +137,14 @@ class Calibration:
             for share in TRIED:
                 trial = self._trial(references[prompt], share)
                 progress.step(f"trial of {prompt!r}: {trial.computed} steps computed, {trial.psnr:.1f} dB")
+            for tolerance in ONLINE:
+                online = self._online(references[prompt], tolerance)
+                progress.step(f"online rule on {prompt!r}: {online.computed} steps computed, {online.psnr:.1f} dB")
         for number, prompt in enumerate(self.prompts):
             for share in FEWER:
                 self._fewer(references[prompt], number, max(2, round(share * self.runs.steps)))
                 progress.step(f"plain run of fewer steps of {prompt!r}")
-        profile = self._profile(self._known(Trial), self._known(FewerSteps))
+        profile = self._profile(self._known(Trial), self._known(FewerSteps), online=self._known(OnlineTrial))
         save_profile(profile, self.out)
         self.notes.done()
         return profile
@@ -236,6 +242,16 @@ class Calibration:
             self.notes.add(key, trial)
         return _read(Trial, self.notes.known[key])
 
+    def _online(self, reference: Reference, tolerance: float) -> OnlineTrial:
+        key = f"online {tolerance:g} {reference.prompt}"
+        if key not in self.notes.known:
+            settings = preset("balanced", tolerance=tolerance)
+            outcome, trace = self._served(reference, settings, range(settings.first))
+            made = {entry.step for entry in trace.entries if entry.action == "compute"}
+            quality = psnr(reference.outcome.frames, outcome.frames).total
+            self.notes.add(key, OnlineTrial(reference.prompt, tolerance, len(made), quality))
+        return _read(OnlineTrial, self.notes.known[key])
+
     def _fewer(self, reference: Reference, seed: int, steps: int) -> None:
         key = f"fewer {steps} {reference.prompt}"
         if key not in self.notes.known:
@@ -248,6 +264,7 @@ class Calibration:
             Probe: "probe ",
             WindowProbe: "window ",
             Trial: "trial ",
+            OnlineTrial: "online ",
             FewerSteps: "fewer ",
             Recording: "recording ",
         }[kind]
@@ -260,6 +277,7 @@ class Calibration:
         probes: list[Probe] | None = None,
         recordings: list[Recording] | None = None,
         windows: list[WindowProbe] | None = None,
+        online: list[OnlineTrial] | None = None,
     ) -> Profile:
         known = self.notes.known
         facts = [value for key, value in known.items() if key.startswith("facts ")]
@@ -282,6 +300,7 @@ class Calibration:
             self._known(Probe) if probes is None else probes,
             self._known(WindowProbe) if windows is None else windows,
             trials,
+            online or [],
             fewer,
         )
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from unicp.control.guard import Guard
 from unicp.control.shift import FULL, Option, cheapest_within_tolerance
 from unicp.control.tolerance import step_tolerance
 from unicp.control.windows import Candidate, ErrorWindow, Position
 from unicp.records import Action, Decision, Moment
-from unicp.settings import Settings
+from unicp.settings import Settings, preset
 
 
 @dataclass(frozen=True)
@@ -27,15 +27,45 @@ class Question:
     doubt: str = ""
 
 
+@dataclass(frozen=True)
+class OnlineRule:
+    """The online rule as a plan asks for it: that of `balanced`, as it was calibrated, with this tolerance.
+
+    candidate: the one way to serve.
+    """
+
+    tolerance: float
+    candidate: Candidate
+
+    def within(self, settings: Settings) -> Settings:
+        """Settings with the rule of `balanced` and nothing else changed."""
+        known = preset("balanced")
+        names = ("weighting", "max_window", "max_reach", "first", "last", "every", "computed_steps")
+        return replace(settings, tolerance=self.tolerance, **{name: getattr(known, name) for name in names})
+
+
+Course = Guard | OnlineRule | None
+
+
 class Controller:
     """The online rule (EDCW for serving, PCAS for widths, DWS between them) under one `Settings`.
 
-    guard: follows a plan in the run under way, instead of the online rule for serving; None = no plan.
+    guard: follows a plan in the run under way, instead of the online rule for serving; None = no plan. candidate: the
+    one way to serve that a plan names; None = the settings name it.
     """
 
     def __init__(self, settings: Settings):
-        self.settings = settings
+        self.settings = self._rule = settings
         self.guard: Guard | None = None
+        self.candidate: Candidate | None = None
+
+    def follow(self, course: Course) -> None:
+        """From here on this plan decides on serving; None = the settings alone do."""
+        self.guard = course if isinstance(course, Guard) else None
+        self._rule = course.within(self.settings) if isinstance(course, OnlineRule) else self.settings
+        self.candidate = self.guard.schedule.candidate if self.guard is not None else None
+        if isinstance(course, OnlineRule):
+            self.candidate = course.candidate
 
     def new_window(self, candidates: tuple[Candidate, ...]) -> ErrorWindow:
         """An empty window for one span or unit in one branch."""
@@ -43,7 +73,7 @@ class Controller:
 
     def may_serve(self, window: ErrorWindow, question: Question) -> str:
         """Why serving is out of the question before any prediction; "" if it is not."""
-        moment, settings = question.moment, self.settings
+        moment, settings = question.moment, self._rule
         if question.doubt:
             return question.doubt
         if self.guard is not None:
@@ -68,7 +98,7 @@ class Controller:
 
     def decide(self, window: ErrorWindow, question: Question) -> tuple[Decision, Candidate | None]:
         """The cheapest action within the tolerance of this step, and the way to serve if it is to be served."""
-        tolerance = step_tolerance(self.settings.tolerance, self.settings.weighting, question.moment)
+        tolerance = step_tolerance(self._rule.tolerance, self._rule.weighting, question.moment)
         refusal = self.may_serve(window, question)
         options: list[Option] = []
         candidate: Candidate | None = None
@@ -90,7 +120,7 @@ class Controller:
     @property
     def _is_fixed(self) -> bool:
         """A window or schedule that no error closes."""
-        return self.guard is not None or self.settings.every is not None or self.settings.computed_steps is not None
+        return self.guard is not None or self._rule.every is not None or self._rule.computed_steps is not None
 
     def computed(self, moment: Moment, errors: Mapping[Candidate, Sequence[float]] | None) -> None:
         """A call of the whole model was computed: errors that serving it would have had, by candidate and sample."""

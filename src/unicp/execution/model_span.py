@@ -13,8 +13,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from unicp.control.controller import Controller, Question
-from unicp.control.guard import Guard
+from unicp.control.controller import Controller, Course, Question
 from unicp.control.windows import Candidate, ErrorWindow, Position
 from unicp.execution.block_spans import ResidualSpan
 from unicp.execution.model_call import Tensors
@@ -65,19 +64,19 @@ class ModelSpan:
         """True when nothing of a run is held."""
         return not self.branches and self.guidance.is_empty
 
-    def follow(self, guard: Guard | None) -> None:
-        """From here on a plan decides what is served in this run, and how; None = the online rule.
+    def follow(self, course: Course) -> None:
+        """From here on a plan decides what is served in this run, and how; None = the online rule of the settings.
 
         To be called before anything of the run was measured: its windows begin anew.
         """
-        self.controller.guard = guard
-        if guard is not None:
+        self.controller.follow(course)
+        if self.controller.candidate is not None:
             for branch in self.branches.values():
-                branch.window.candidates, branch.window.factors = (guard.schedule.candidate,), {}
+                branch.window.candidates, branch.window.factors = (self.controller.candidate,), {}
 
     def reset(self) -> None:
         """Forgets the run."""
-        self.controller.guard = None
+        self.controller.follow(None)
         self.branches.clear()
         self.guidance.reset()
         self._step, self._leader, self.over_budget = None, None, False
@@ -295,8 +294,8 @@ class ModelSpan:
 
     def _candidates(self, moment: Moment) -> tuple[Candidate, ...]:
         """All pairs of the settings' quantities and abscissas that can be known for this model and scheduler."""
-        if self.controller.guard is not None:
-            return (self.controller.guard.schedule.candidate,)
+        if self.controller.candidate is not None:
+            return (self.controller.candidate,)
         level_known = self.schedule is not None and self.schedule.level(moment.timestep) is not None
         quantities = self.settings.quantities if level_known else ("output",)
         axes: tuple[Abscissa, ...] = tuple(a for a in self.settings.abscissas if level_known or a != "log_snr")

@@ -15,8 +15,7 @@ from typing import Any
 
 from torch import Tensor
 
-from unicp.control.controller import Controller
-from unicp.control.guard import Guard
+from unicp.control.controller import Controller, Course
 from unicp.control.windows import Candidate, Position
 from unicp.execution.block_spans import BlockCall, ResidualSpan, Streams
 from unicp.execution.model_call import CallReader, OutputForm, Tensors, read_output, why_not_followed
@@ -36,7 +35,7 @@ from unicp.settings import Settings, SpanKind
 COARSER: dict[SpanKind, SpanKind] = {"unit": "block", "block": "stack", "stack": "model"}
 Forward = Callable[..., Any]
 # (noise schedule, branches, shape of the sample) of a run -> the plan it follows, None = the online rule.
-Planner = Callable[[NoiseSchedule | None, int, tuple[int, ...]], Guard | None]
+Planner = Callable[[NoiseSchedule | None, int, tuple[int, ...]], Course]
 Arguments = tuple[Any, ...]
 Keywords = dict[str, Any]
 

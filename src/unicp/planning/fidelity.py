@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from unicp.planning.profile import FewerSteps, Trial
+from unicp.planning.profile import FewerSteps, OnlineTrial, Trial
 
 ONE_SIDED = 1.645  # 95 % of a normal distribution lie above its mean minus this many standard deviations
 # Least spread of clips about the line, in dB: a few trials may agree by chance.
@@ -61,16 +61,64 @@ def fit_line(trials: Sequence[Trial], caution: float = 0.0) -> FidelityLine:
     again = min(1.0, max(0.0, statistics.fmean(served))) if served else 0.0
     if len(known) < 3:
         return FidelityLine(-caution, 1.0, 10.0, again)
-    xs, ys = [-20 * math.log10(t.allowed) for t in known], [t.psnr for t in known]
+    return _least_squares([(trial.allowed, trial.psnr) for trial in known], caution, again)
+
+
+def _least_squares(points: Sequence[tuple[float, float]], caution: float, again: float) -> FidelityLine:
+    """The line through (change, PSNR)."""
+    xs, ys = [-20 * math.log10(change) for change, _ in points], [psnr for _, psnr in points]
     x, y = statistics.fmean(xs), statistics.fmean(ys)
     variance = math.fsum((one - x) ** 2 for one in xs)
     slope = math.fsum((a - x) * (b - y) for a, b in zip(xs, ys)) / variance if variance > 1.0 else 1.0
     slope = min(SLOPES[1], max(SLOPES[0], slope))
     offset = y - slope * x
     rests = [b - offset - slope * a for a, b in zip(xs, ys)]
-    freedom = len(known) - 2
+    freedom = len(points) - 2
     spread = max(LEAST_SPREAD, math.sqrt(math.fsum(rest * rest for rest in rests) / freedom))
-    return FidelityLine(offset - caution, slope, student(freedom) * spread * math.sqrt(1 + 1 / len(known)), again)
+    return FidelityLine(offset - caution, slope, student(freedom) * spread * math.sqrt(1 + 1 / len(points)), again)
+
+
+@dataclass(frozen=True)
+class OnlineLine:
+    """What the online rule does by its tolerance.
+
+    line: to the PSNR of a clip, with the tolerance in place of the change. counts: (tolerance, mean of computed steps)
+    at the tolerances that were tried, rising. margin: steps that 95 % of clips stay below the mean plus it.
+    """
+
+    line: FidelityLine
+    counts: tuple[tuple[float, float], ...]
+    margin: float
+
+    @property
+    def tried(self) -> tuple[float, float]:
+        """The smallest and the largest tolerance that was tried; beyond them nothing is known."""
+        return self.counts[0][0], self.counts[-1][0]
+
+    def computed(self, tolerance: float) -> float:
+        """Mean number of computed steps, straight between the tolerances tried over their logarithm, flat outside."""
+        if tolerance <= self.counts[0][0]:
+            return self.counts[0][1]
+        for (low, before), (high, after) in zip(self.counts, self.counts[1:]):
+            if tolerance <= high:
+                share = math.log(tolerance / low) / math.log(high / low)
+                return before + share * (after - before)
+        return self.counts[-1][1]
+
+
+def fit_online(trials: Sequence[OnlineTrial], caution: float = 0.0) -> OnlineLine | None:
+    """None with fewer than three clips that differ from the plain ones, or one tolerance. caution: dB taken off."""
+    known = [(one.tolerance, one.psnr) for one in trials if math.isfinite(one.psnr)]
+    by_tolerance: dict[float, list[int]] = {}
+    for one in trials:
+        by_tolerance.setdefault(one.tolerance, []).append(one.computed)
+    if len(known) < 3 or len(by_tolerance) < 2:
+        return None
+    counts = tuple((tolerance, statistics.fmean(by_tolerance[tolerance])) for tolerance in sorted(by_tolerance))
+    means, freedom = dict(counts), len(trials) - len(by_tolerance)
+    square = math.fsum((one.computed - means[one.tolerance]) ** 2 for one in trials)
+    margin = student(freedom) * math.sqrt(square / freedom) if freedom > 0 else math.inf
+    return OnlineLine(_least_squares(known, caution, 0.0), counts, margin)
 
 
 def fewer_steps_psnr(fewer: Sequence[FewerSteps], steps: int) -> Psnr | None:

@@ -1,10 +1,10 @@
-"""Gives each run of a session the guard of the plan it follows: solved when the run shows its noise levels."""
+"""Gives each run of a session the plan that it follows: solved when the run shows its noise levels."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from unicp.control.guard import Guard
+from unicp.control.controller import Course
 from unicp.errors import InputError
 from unicp.numerics.noise_levels import NoiseLevel
 from unicp.planning.plan import Plan
@@ -35,8 +35,8 @@ class RunPlanner:
         self._said: set[str] = set()
         self.plan: Plan | None = source if isinstance(source, Plan) else None
 
-    def __call__(self, levels: Levels | None, branches: int, shape: Sequence[int]) -> Guard | None:
-        """The guard of a run; None = no plan fits it, which was said: the online rule decides.
+    def __call__(self, levels: Levels | None, branches: int, shape: Sequence[int]) -> Course:
+        """What a run follows; None = no plan fits it, which was said: the online rule decides.
 
         levels: of the run's steps, and the one after the last. shape: of the sample. Raises InputError where the target
         cannot be met, or fewer steps would meet it better than any plan.
@@ -49,14 +49,14 @@ class RunPlanner:
                 raise InputError(
                     f"to follow a plan of {self._source.steps} steps", found, "plan for this run, by target"
                 )
-            return Guard(self._source.schedule)
+            return self._source.course
         target, profile = self._source
         known = profile.fingerprint.branches
         if branches != known and not self.caution:
             return self._without(f"the profile is of {known} calls a step and this run makes {branches} (guidance)")
         self.plan = self.solve(levels, shape)
         self._tell_of_fewer(self.plan, target)
-        return Guard(self.plan.schedule)
+        return self.plan.course
 
     def solve(self, levels: Levels, shape: Sequence[int] | None = None) -> Plan:
         """The plan of a run. shape: of the sample; None = taken for that of the profile. Raises InputError."""

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import get_args
 
-from unicp.control.guard import Schedule
+from unicp.control.controller import Course, OnlineRule
+from unicp.control.guard import Guard, Schedule
 from unicp.control.step_paths import SUM, WindowLoss
 from unicp.control.windows import Candidate
 from unicp.errors import FileFormatError, InputError
@@ -43,6 +44,7 @@ class Curves:
 class Plan:
     """Which steps of a run are computed; all others are served.
 
+    tolerance: of the online rule of `balanced`, which then decides, and `computed` is empty (None = a schedule does).
     target: what was asked, "" for a replay. model: class of the transformer. steps, sigmas: of the run, noise levels
     of its steps. computed: steps, in order. quantity, abscissa: what is forecast, over what. allowance: the loss
     that the guard may spend, 0 with no guard. most: most steps that may be computed. expected: steps that are expected
@@ -68,6 +70,7 @@ class Plan:
     seconds: float | None = None
     fewer: int | None = None
     curves: Curves | None = None
+    tolerance: float | None = None
     notes: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -93,13 +96,22 @@ class Plan:
         most = max(self.most, len(self.computed))
         return Schedule(self.steps, computed, errors, curves.weights, rule, self.allowance, most, self.candidate)
 
+    @property
+    def course(self) -> Course:
+        """What a run follows: a guard of the schedule, or the online rule."""
+        if self.tolerance is not None:
+            return OnlineRule(self.tolerance, self.candidate)
+        return Guard(self.schedule)
+
     def fits(self, levels: Sequence[NoiseLevel]) -> bool:
         """Whether a run at these noise levels, one for each step, is the one this plan was made for."""
         pairs = zip(self.sigmas, (level.sigma for level in levels))
         return len(levels) == self.steps and all(math.isclose(a, b, rel_tol=SAME_LEVEL, abs_tol=1e-6) for a, b in pairs)
 
     def drawing(self) -> str:
-        """One character per step: "C" computed, "." served."""
+        """One character per step: "C" computed, "." served, "?" where the online rule decides."""
+        if self.tolerance is not None:
+            return "?" * self.steps
         chosen = set(self.computed)
         return "".join("C" if step in chosen else "." for step in range(self.steps))
 
@@ -107,6 +119,9 @@ class Plan:
         """What a user wants to know, a few lines."""
         lines = [f"plan for {self.target or 'a replay'}: {len(self.computed)} of {self.steps} steps computed"]
         lines.append(f"  {self.drawing()}")
+        if self.tolerance is not None:
+            lines = [f"plan for {self.target}: the online rule with tolerance {self.tolerance:.3g} decides"]
+            lines.append(f"  about {self.expected:.1f} of {self.steps} steps computed, more on hard prompts")
         if self.fewer is not None:
             lines.append(f"  better: the plain pipeline with {self.fewer} steps (num_inference_steps={self.fewer})")
         if self.speed_up is not None:
@@ -173,6 +188,8 @@ def _problem(plan: Plan) -> str:
         return "computed steps that are not in order or not of the run"
     if plan.quantity not in get_args(Quantity) or plan.abscissa not in get_args(Abscissa):
         return f"a forecast of {plan.quantity!r:.40} over {plan.abscissa!r:.40}"
+    if plan.tolerance is not None and (plan.computed or not 0 < plan.tolerance < math.inf):
+        return "an online rule beside computed steps, or with a tolerance that is not positive"
     curves = plan.curves
     if curves is None:
         return ""

@@ -10,7 +10,7 @@ from unicp.errors import FileFormatError
 from unicp.files import load_record, save_record
 from unicp.numerics.noise_levels import NoiseLevel, coefficients
 
-PROFILE_TYPE, PROFILE_VERSION = "unicp.profile", 2
+PROFILE_TYPE, PROFILE_VERSION = "unicp.profile", 3
 
 
 @dataclass(frozen=True)
@@ -103,6 +103,19 @@ class Trial:
 
 
 @dataclass(frozen=True)
+class OnlineTrial:
+    """A run of the online rule of `balanced` with this tolerance on a calibration prompt.
+
+    computed: steps. psnr: of the clip, in dB.
+    """
+
+    prompt: str
+    tolerance: float
+    computed: int
+    psnr: float
+
+
+@dataclass(frozen=True)
 class FewerSteps:
     """The plain pipeline with fewer steps on a calibration prompt, against its full run. psnr: of the clip, in dB."""
 
@@ -139,6 +152,7 @@ class Profile:
     probes: list[Probe]
     windows: list[WindowProbe]
     trials: list[Trial]
+    online: list[OnlineTrial]
     fewer: list[FewerSteps]
 
     def __post_init__(self) -> None:
@@ -204,6 +218,8 @@ def _problem(profile: Profile) -> str:
         for window in profile.windows
     ):
         return "a probed window without errors, or outside the run"
+    if any(not 0 < one.tolerance < math.inf or not 0 <= one.computed <= steps for one in profile.online):
+        return "a trial of the online rule without a tolerance, or of another run"
     if not 1 <= profile.power <= 2 or not profile.seconds.computed > 0:
         return "a power that is not from 1 to 2, or seconds that are not positive"
     return _unknown_names(profile)

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from unicp.control.controller import Controller, Question
+from unicp.control.controller import Controller, OnlineRule, Question
 from unicp.control.windows import Candidate, ErrorWindow, Position
 from unicp.records import Action, Decision, Moment
-from unicp.settings import Settings, Slicing
+from unicp.settings import Settings, Slicing, preset
 
 STEP = Candidate("output", "step")
 
@@ -219,3 +219,27 @@ def test_slices_are_weighed_by_the_impact_of_their_step():
     widths = [width_at(step, errors, costs, weighting="impact") for step in range(20)]
     assert widths[0] is None and widths[-1] == 8
     assert {width_at(step, errors, costs) for step in range(20)} == {8}
+
+
+def test_an_online_rule_of_a_plan_decides_until_it_is_taken_off():
+    controller = Controller(settings(order=1, tolerance=0.0, max_window=1, first=9))
+    controller.follow(OnlineRule(10.0, Candidate("output", "step")))
+    assert controller.guard is None and controller.candidate == STEP
+    # The rule of `balanced`: four steps first, windows widen by one step at a time.
+    assert actions(controller, 14, 0.0) == "ccccscsscssscs"
+    controller.follow(None)
+    assert controller.candidate is None and actions(controller, 14, 0.0) == "c" * 14
+
+
+def test_an_online_rule_is_that_of_the_preset_whatever_the_settings_are():
+    course = OnlineRule(0.1, STEP)
+    own = settings(order=1, every=3, store_factor=7.0)
+    known = preset("balanced")
+    rule = course.within(own)
+    assert (rule.tolerance, rule.every, rule.store_factor) == (0.1, None, 7.0)
+    assert (rule.first, rule.last, rule.max_window, rule.weighting) == (
+        known.first,
+        known.last,
+        known.max_window,
+        known.weighting,
+    )

@@ -7,8 +7,8 @@ import math
 import pytest
 
 from tests.made_profiles import made
-from unicp.planning.fidelity import fewer_steps_psnr, fit_line, student
-from unicp.planning.profile import FewerSteps, Trial
+from unicp.planning.fidelity import fewer_steps_psnr, fit_line, fit_online, student
+from unicp.planning.profile import FewerSteps, OnlineTrial, Trial
 
 
 def trial(change: float, psnr: float, planned: int = 8, computed: int = 8) -> Trial:
@@ -60,3 +60,24 @@ def test_fewer_steps_only_as_measured():
     assert fewer_steps_psnr(fewer, 6) is None
     one = fewer_steps_psnr(fewer, 4)
     assert one is not None and one.low < 0
+
+
+def online(tolerance: float, computed: int, psnr: float) -> OnlineTrial:
+    return OnlineTrial("a", tolerance, computed, psnr)
+
+
+def test_what_the_online_rule_does_is_read_off_its_trials():
+    known = fit_online([online(0.1, 12, 50), online(0.1, 14, 50), online(1.0, 8, 30), online(1.0, 6, 30)])
+    assert known is not None and known.tried == (0.1, 1.0)
+    # 20 dB a decade; halfway in the logarithm it is halfway in everything.
+    assert known.line.psnr(math.sqrt(0.1)).mean == pytest.approx(40)
+    assert known.computed(math.sqrt(0.1)) == pytest.approx(10)
+    assert (known.computed(0.01), known.computed(0.1), known.computed(1.0), known.computed(5.0)) == (13, 13, 7, 7)
+    # Four counts, each one step off the mean of its tolerance.
+    assert known.margin == pytest.approx(student(2) * math.sqrt(2))
+
+
+def test_too_few_trials_of_the_online_rule_say_nothing():
+    assert fit_online([]) is None
+    assert fit_online([online(0.1, 12, 50)] * 4) is None
+    assert fit_online([online(0.1, 30, math.inf), online(0.2, 30, math.inf), online(1.0, 8, 30)]) is None

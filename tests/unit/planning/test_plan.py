@@ -8,8 +8,10 @@ import json
 import pytest
 
 from tests.made_profiles import STEPS, flow_levels, made
+from unicp.control.controller import OnlineRule
 from unicp.errors import FileFormatError, InputError
 from unicp.planning.plan import Plan, load_plan, plan_of_trace, save_plan
+from unicp.planning.profile import OnlineTrial
 from unicp.planning.solver import Solver
 from unicp.planning.targets import parse_target
 from unicp.records import Entry, Trace
@@ -127,3 +129,28 @@ def test_a_trace_that_changed_its_way_is_not_replayed():
     mixed.entries[-1].choice = "output over sigma"
     with pytest.raises(InputError, match="several ways to forecast"):
         plan_of_trace(mixed)
+
+
+def by_the_rule() -> Plan:
+    online = [
+        OnlineTrial("a", tolerance, computed, psnr)
+        for tolerance, computed, psnr in ((0.1, 9, 60.0), (0.3, 7, 50.0), (1.0, 6, 41.0), (1.0, 6, 40.0))
+    ]
+    return Solver(made(online=online), flow_levels()).plan(parse_target("psnr>=35"))
+
+
+def test_a_plan_may_leave_the_steps_to_the_online_rule(tmp_path):
+    plan = by_the_rule()
+    assert plan.tolerance is not None and plan.course == OnlineRule(plan.tolerance, plan.candidate)
+    assert plan.drawing() == "?" * STEPS
+    lines = plan.text().splitlines()
+    assert lines[0] == f"plan for psnr>=35: the online rule with tolerance {plan.tolerance:.3g} decides"
+    assert lines[1].startswith(f"  about {plan.expected:.1f} of {STEPS} steps computed")
+    save_plan(plan, tmp_path / "plan.json")
+    assert load_plan(tmp_path / "plan.json") == plan
+
+
+@pytest.mark.parametrize("changes", [{"computed": [0, 1, 2]}, {"tolerance": 0.0}, {"tolerance": float("inf")}])
+def test_an_online_rule_that_is_none_is_refused(changes):
+    with pytest.raises(FileFormatError, match="online rule"):
+        dataclasses.replace(by_the_rule(), **changes)

@@ -12,7 +12,7 @@ from tests.made_profiles import STEPS, flow_levels, made
 from unicp.control.step_paths import path_loss
 from unicp.errors import InputError
 from unicp.planning.fidelity import fit_line
-from unicp.planning.profile import FewerSteps, Recording, Seconds
+from unicp.planning.profile import FewerSteps, OnlineTrial, Recording, Seconds
 from unicp.planning.solver import CANDIDATES, Solver, best_choices, levels_of, plan_to_try
 from unicp.planning.targets import parse_target
 
@@ -149,3 +149,43 @@ def test_a_prompt_that_comes_apart_does_not_decide_for_all_others():
         schedule = best[count].schedule(0.0, STEPS)
         loss = path_loss(chosen[count].path.computed, STEPS, schedule.change, schedule.rule)
         assert loss <= 1.5 * best[count].path.loss
+
+
+def online_trials(lead: float, most: int = 12) -> list[OnlineTrial]:
+    """Of a rule whose clips are `lead` dB above 20 at a tolerance of 1, 20 dB more for each tenth of it."""
+    return [
+        OnlineTrial(prompt, tolerance, computed, 20 * (1 - math.log10(tolerance)) + lead + off)
+        for prompt, off in (("a", 0.1), ("b", -0.1))
+        for tolerance, computed in ((0.03, most), (0.1, 10), (0.3, 8), (1.0, 6))
+    ]
+
+
+def test_the_online_rule_is_taken_where_its_trials_say_it_computes_less():
+    target = parse_target("psnr>=35")
+    schedule = solver().plan(target)
+    easy = solver(online=online_trials(15.0)).plan(target)
+    assert easy.tolerance is not None and not easy.computed and easy.expected < schedule.expected
+    assert easy.psnr_low == pytest.approx(35) and easy.speed_up is not None and easy.speed_up > 1.5
+    # Clips 30 dB worse at each tolerance: no tolerance that was tried is enough, and none beyond is guessed.
+    assert solver(online=online_trials(-10.0)).plan(target) == schedule
+    assert solver(online=online_trials(0.0, most=16)).plan(target) == schedule
+
+
+def test_a_tolerance_beyond_those_tried_is_never_taken():
+    plan = solver(online=online_trials(60.0)).plan(parse_target("psnr>=25"))
+    assert plan.tolerance == 1.0 and plan.expected == 6
+
+
+def test_a_target_of_speed_takes_the_better_lower_bound():
+    target = parse_target("speedup>=1.5")
+    schedule = solver().plan(target)
+    good = solver(online=online_trials(30.0)).plan(target)
+    assert good.tolerance is not None and (good.psnr_low or 0) > (schedule.psnr_low or 0)
+    assert (good.speed_up or 0) >= 1.5
+    assert solver(online=online_trials(-30.0)).plan(target) == schedule
+
+
+def test_trials_of_the_online_rule_tell_of_their_own_number_of_steps_only():
+    profile = made(online=online_trials(30.0))
+    assert Solver(profile, flow_levels()).plan(parse_target("psnr>=35")).tolerance is not None
+    assert Solver(profile, flow_levels(20)).plan(parse_target("psnr>=35")).tolerance is None

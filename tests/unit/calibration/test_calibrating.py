@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import unicp
 import unicp.calibration.calibrating as calibrating
@@ -22,6 +24,7 @@ pytestmark = pytest.mark.slow
 
 STEPS = 8
 PROMPTS = ["a red star", "a blue ring"]
+TOLERANCES = (0.02, 0.5)
 ARGUMENTS = {"height": 32, "width": 32, "num_frames": 5, "guidance_scale": 3.0, "max_sequence_length": 16}
 
 
@@ -29,7 +32,7 @@ ARGUMENTS = {"height": 32, "width": 32, "num_frames": 5, "guidance_scale": 3.0, 
 def _few_runs():
     """As few runs as there are kinds of them: each takes a whole pipeline call."""
     with pytest.MonkeyPatch.context() as patch:
-        for name, shares in (("PROBED", (0.5, 1.0)), ("TRIED", (0.5,)), ("FEWER", (0.5,))):
+        for name, shares in (("PROBED", (0.5, 1.0)), ("TRIED", (0.5,)), ("FEWER", (0.5,)), ("ONLINE", TOLERANCES)):
             patch.setattr(calibrating, name, shares)
         yield
 
@@ -71,6 +74,8 @@ def test_a_profile_holds_what_plans_are_made_from(calibrated, pipe):
     assert all(set(one.products) >= {"output", "noise"} for one in profile.recordings)
     assert {trial.prompt for trial in profile.trials} == set(PROMPTS) and len(profile.fewer) == 2
     assert all(trial.computed >= trial.planned for trial in profile.trials)
+    assert [(one.prompt, one.tolerance) for one in profile.online] == [(p, t) for p in PROMPTS for t in TOLERANCES]
+    assert all(4 <= one.computed <= STEPS for one in profile.online)
     assert {window.prompt for window in profile.windows} == set(PROMPTS)
     ends = [window.first + len(window.errors) for window in profile.windows]
     assert ends.count(STEPS) == len(PROMPTS) and min(ends) < STEPS and min(window_factors(profile)) > 0
@@ -82,13 +87,29 @@ def test_a_profile_holds_what_plans_are_made_from(calibrated, pipe):
 
 def test_a_target_runs_under_the_profile(calibrated, pipe):
     # With seconds that do not depend on the machine, and nothing that could do better than a plan.
-    profile = dataclasses.replace(calibrated[0], seconds=Seconds(1.0, 0.0, 0.0), fewer=[])
+    profile = dataclasses.replace(calibrated[0], seconds=Seconds(1.0, 0.0, 0.0), fewer=[], online=[])
     with unicp.enable(pipe, target="speedup>=1.2", profile=profile) as session:
         Runs(pipe, ARGUMENTS, STEPS).run("a green cross", 5)
     plan = session.plan
     assert plan is not None and plan.seconds is not None
     computed = sorted({entry.step for entry in session.trace.entries if entry.action == "compute"})
     assert computed == plan.computed and len(computed) < STEPS
+
+
+def test_a_target_met_by_the_online_rule_runs_as_the_preset_with_its_tolerance(calibrated, pipe):
+    trials = [
+        dataclasses.replace(one, computed=5, psnr=60 - 20 * math.log10(one.tolerance / 0.02))
+        for one in calibrated[0].online
+    ]
+    profile = dataclasses.replace(calibrated[0], fewer=[], online=trials)
+    runs = Runs(pipe, ARGUMENTS, STEPS)
+    with unicp.enable(pipe, target="psnr>=35", profile=profile) as session:
+        found = runs.run("a green cross", 5)
+    assert session.plan is not None and session.plan.tolerance is not None
+    with unicp.enable(pipe, unicp.preset("balanced", tolerance=session.plan.tolerance)) as online:
+        expected = runs.run("a green cross", 5)
+    assert torch.equal(found.latent, expected.latent)
+    assert [e.action for e in session.trace.entries] == [e.action for e in online.trace.entries]
 
 
 def test_a_stopped_calibration_goes_on_and_comes_to_the_same(calibrated, pipe, tmp_path):

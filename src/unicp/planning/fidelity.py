@@ -83,12 +83,11 @@ class OnlineLine:
     """What the online rule does by its tolerance.
 
     line: to the PSNR of a clip, with the tolerance in place of the change. counts: (tolerance, mean of computed steps)
-    at the tolerances that were tried, rising. margin: steps that 95 % of clips stay below the mean plus it.
+    at the tolerances that were tried, rising.
     """
 
     line: FidelityLine
     counts: tuple[tuple[float, float], ...]
-    margin: float
 
     @property
     def tried(self) -> tuple[float, float]:
@@ -115,10 +114,7 @@ def fit_online(trials: Sequence[OnlineTrial], caution: float = 0.0) -> OnlineLin
     if len(known) < 3 or len(by_tolerance) < 2:
         return None
     counts = tuple((tolerance, statistics.fmean(by_tolerance[tolerance])) for tolerance in sorted(by_tolerance))
-    means, freedom = dict(counts), len(trials) - len(by_tolerance)
-    square = math.fsum((one.computed - means[one.tolerance]) ** 2 for one in trials)
-    margin = student(freedom) * math.sqrt(square / freedom) if freedom > 0 else math.inf
-    return OnlineLine(_least_squares(known, caution, 0.0), counts, margin)
+    return OnlineLine(_least_squares(known, caution, 0.0), counts)
 
 
 def fewer_steps_psnr(fewer: Sequence[FewerSteps], steps: int) -> Psnr | None:

@@ -29,7 +29,6 @@ CANDIDATES = tuple(Candidate(q, a) for q in ("noise", "output", "clean") for a i
 # Impact was measured with errors of one way to forecast: another must be predicted to change the clip so many times
 # less to be taken (2 dB). With UniPC the output over the log-SNR was predicted to do a little better, and did worse.
 LEAD = 1.26
-PLACES = 60  # tolerances looked at between the smallest and the largest that was tried
 
 
 @dataclass(frozen=True)
@@ -186,26 +185,19 @@ class Solver:
         plan = self.made(str(target), choice, 0.0, count, float(count))
         psnr = line.psnr(choice.change, 1.645 * hardness_spread(self.profile, self.levels, choice))
         plan = replace(plan, psnr=psnr.mean, psnr_low=psnr.low, psnr_high=psnr.high)
-        online = self._online(target)
-        if online is not None and (online.psnr_low or 0.0) > psnr.low:
-            plan = online
         return self._or_fewer(plan, target)
 
     def _online(self, target: Target) -> Plan | None:
-        """The online rule with the tolerance that its trials say meets the target on 95 % of clips; None if none does.
+        """The online rule with the tolerance that keeps this PSNR on 95 % of clips by its trials; None if none does.
 
-        Trials tell of runs of their own number of steps.
+        Trials tell of runs of their own number of steps. Targets of speed are left to schedules: the online rule gives
+        each clip another number of steps, and a schedule has the better mean for the same number.
         """
         known = fit_online(self.profile.online, self.caution) if self.steps == self.profile.steps else None
         if known is None:
             return None
         least, most = known.tried
-        if target.kind == "psnr":
-            tolerance = min(known.line.change(target.value), most)
-        else:
-            places = (least * (most / least) ** (place / PLACES) for place in range(PLACES + 1))
-            enough = (one for one in places if self._is_fast_enough(target, known.computed(one) + known.margin))
-            tolerance = next(enough, 0.0)
+        tolerance = min(known.line.change(target.value), most)
         if tolerance < least:
             return None
         return self._made_online(str(target), tolerance, known.computed(tolerance), known.line.psnr(tolerance))
@@ -229,7 +221,7 @@ class Solver:
             tolerance=tolerance,
         )
 
-    def _is_fast_enough(self, target: Target, computed: float) -> bool:
+    def _is_fast_enough(self, target: Target, computed: int) -> bool:
         if target.kind == "speedup":
             return self.speed_up(computed) >= target.value
         if not self.knows_seconds:

@@ -73,8 +73,6 @@ def test_what_the_online_rule_does_is_read_off_its_trials():
     assert known.line.psnr(math.sqrt(0.1)).mean == pytest.approx(40)
     assert known.computed(math.sqrt(0.1)) == pytest.approx(10)
     assert (known.computed(0.01), known.computed(0.1), known.computed(1.0), known.computed(5.0)) == (13, 13, 7, 7)
-    # Four counts, each one step off the mean of its tolerance.
-    assert known.margin == pytest.approx(student(2) * math.sqrt(2))
 
 
 def test_too_few_trials_of_the_online_rule_say_nothing():

@@ -18,6 +18,7 @@ from typing import Any
 
 from unicp.benchmarking.methods import Bench, CannotRunError, Method
 from unicp.models.finder import map_model
+from unicp.models.noise import read_schedule
 
 MAGNITUDES = "MagCache magnitude ratios"
 
@@ -156,9 +157,47 @@ def _sea_cache(threshold: float, most: int) -> Callable[[Bench], Any]:
     def make(bench: Bench) -> Any:
         from diffusers.hooks import SeaCacheConfig
 
-        return SeaCacheConfig(threshold=threshold, max_consecutive_cached=most)
+        # It knows the layout of Wan's samples and of few others.
+        is_known = not type(bench.pipe.transformer).__name__.startswith("CogVideoX")
+        callback = None if is_known else _frames_second
+        return SeaCacheConfig(threshold=threshold, max_consecutive_cached=most, raw_vision_callback=callback)
 
-    return _diffusers(make)
+    @contextmanager
+    def attach(bench: Bench) -> Iterator[None]:
+        with _diffusers(make)(bench), _telling_steps(bench):
+            yield
+
+    return attach
+
+
+def _frames_second(module: Any, args: Any, kwargs: Any) -> list[Any]:
+    """The samples that SeaCache compares, (channels, frames, height, width) each, from (batch, frames, channels, …)."""
+    return list(kwargs["hidden_states"].permute(0, 2, 1, 3, 4).unbind(0))
+
+
+@contextmanager
+def _telling_steps(bench: Bench) -> Iterator[None]:
+    """Says for a pipeline what most of them do not say: step, noise level and how many steps there are.
+
+    Where it is not told, SeaCache computes everything.
+    """
+    pipe, own = bench.pipe, bench.pipe.transformer.cache_context
+
+    def cache_context(name: str, **told: Any) -> Any:
+        if told:
+            return own(name, **told)
+        timesteps = [float(one) for one in pipe.scheduler.timesteps]
+        now = float(pipe.current_timestep)
+        schedule = read_schedule(pipe.scheduler)
+        level = None if schedule is None else schedule.level(now)
+        sigma = None if level is None else level.sigma
+        return own(name, step_index=timesteps.index(now), sigma=sigma, num_inference_steps=len(timesteps))
+
+    pipe.transformer.cache_context = cache_context
+    try:
+        yield
+    finally:
+        del pipe.transformer.cache_context
 
 
 def _pyramid(window: int, cross: int | None) -> Callable[[Bench], Any]:

@@ -14,7 +14,7 @@ from tests.made_profiles import made
 from unicp.benchmarking.harness import Case, Harness, _alive_bytes, measure_case
 from unicp.benchmarking.methods import CannotRunError, Method, fewer_steps, plain, with_preset, with_target
 from unicp.benchmarking.rows import read_rows
-from unicp.benchmarking.suites import suite
+from unicp.benchmarking.suites import models, prompts_of, suite
 from unicp.planning.fingerprint import fingerprint_of
 from unicp.planning.profile import save_profile
 
@@ -158,3 +158,12 @@ def test_tensors_without_memory_count_nothing():
     real = torch.zeros(1000)
     assert 4000 <= _alive_bytes() - before < 1_000_000
     assert fake.shape == meta.shape and real.shape == (1000,)
+
+
+def test_sea_cache_is_told_the_step_where_the_pipeline_does_not_tell_it():
+    own = Harness(models()["film"], "default", 6, frames=9)
+    case = Case(prompts_of("tuning", "film")[0], 0)
+    (method,) = (m for m in suite("peers").methods if m.name == "diffusers SeaCache threshold 2.0 skips 6")
+    full, served = own.run(case, 6), own.run_method(method, case)
+    assert served.operations < 0.7 * full.operations
+    assert "cache_context" not in vars(own.pipe.transformer)

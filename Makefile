@@ -23,7 +23,7 @@ TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARA
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 .PHONY: help setup setup-dev demo test check format-check lint types format train train-latte train-film bench models versions targets \
-	film few-steps impact overhead slices figures clean
+	film peers parts few-steps impact overhead slices figures clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -91,12 +91,27 @@ targets: $(READY_DEV) ## measure how often targets are met, on short clips (cont
 	    --method "target psnr>=35" --method "target psnr>=40" --method "target speedup>=1.5" --method "target speedup>=2" \
 	    --method "target speedup>=2.5" --method balanced --method 'balanced {"tolerance": 0.4}' \
 	    --method 'balanced {"tolerance": 1.5}' || exit 1; done
+	for steps in 20 50; do for sampler in default euler; do $(BIN)/unicp bench presets --steps $$steps --split tuning --prompts 8 \
+	    --seeds 1 --frames 9 --fast-metrics --sampler $$sampler --out docs/results/targets_$$steps.jsonl --method "target psnr>=30" \
+	    --method "target psnr>=35" --method "target psnr>=40" --method "target speedup>=2" || exit 1; done; done
 	$(BIN)/python -m unicp.benchmarking.report
 
 film: $(READY_DEV) ## measure presets, targets, fixed windows and fewer steps on the film test-bed (continues)
 	OMP_NUM_THREADS=1 $(BIN)/unicp bench presets --model film --prompts 4 --seeds 1 --out docs/results/film_presets.jsonl --method quality \
 	    --method balanced --method fast --method "target psnr>=35" --method "target speedup>=2" --method "fixed window 2" \
 	    --method "fixed window 3" --method "fewer steps 15" --method "fewer steps 10"
+	$(BIN)/python -m unicp.benchmarking.report
+
+peers: $(READY_DEV) ## measure every other accelerator beside UniCP on the test-beds (hours; continues)
+	OMP_NUM_THREADS=1 $(BIN)/unicp bench rivals --prompts 3 --out docs/results/peers_glyphs.jsonl
+	OMP_NUM_THREADS=1 $(BIN)/unicp bench rivals --sampler euler --prompts 2 --out docs/results/peers_glyphs.jsonl
+	OMP_NUM_THREADS=1 $(BIN)/unicp bench rivals --model film --prompts 2 --out docs/results/peers_film.jsonl
+	OMP_NUM_THREADS=1 $(BIN)/unicp bench rivals --model latte --prompts 3 --out docs/results/peers_latte.jsonl
+	$(BIN)/python -m unicp.benchmarking.report
+
+parts: $(READY_DEV) ## measure the parts of the method and the paper's claims, on short clips (continues)
+	for suite in ablation paper; do OMP_NUM_THREADS=1 $(BIN)/unicp bench $$suite --prompts 8 --seeds 1 --frames 9 --fast-metrics \
+	    --out docs/results/$$suite.jsonl || exit 1; done
 	$(BIN)/python -m unicp.benchmarking.report
 
 few-steps: $(READY_DEV) ## measure slices beside caches in runs of 4, 6 and 8 steps (continues where it was stopped)

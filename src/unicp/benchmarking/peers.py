@@ -159,8 +159,8 @@ def _sea_cache(threshold: float, most: int) -> Callable[[Bench], Any]:
 
         # It knows the layout of Wan's samples and of few others.
         is_known = not type(bench.pipe.transformer).__name__.startswith("CogVideoX")
-        callback = None if is_known else _frames_second
-        return SeaCacheConfig(threshold=threshold, max_consecutive_cached=most, raw_vision_callback=callback)
+        layout: dict[str, Any] = {} if is_known else {"raw_vision_callback": _frames_second}
+        return SeaCacheConfig(threshold=threshold, max_consecutive_cached=most, **layout)
 
     @contextmanager
     def attach(bench: Bench) -> Iterator[None]:

@@ -105,7 +105,7 @@ def calibrated(tmp_path_factory) -> tuple[Path, Path]:
         options = ("--prompts", _prompts(folder), "--out", out, "--sampler", "euler")
         result = run("calibrate", model, *options, "--steps", 8)
     assert result.exit_code == 0, result.output
-    assert "1 prompts of 8 steps: about" in result.stderr and "1 of 8: plain run" in result.stderr
+    assert "1 prompts of 8 steps: about" in result.stderr and "1 of 12: plain run" in result.stderr
     assert "next: unicp plan" in result.stdout
     # From here on with seconds that do not depend on the machine, and nothing that could do better than a plan.
     save_profile(dataclasses.replace(load_profile(out), seconds=Seconds(1.0, 0.0, 0.0), fewer=[]), out)

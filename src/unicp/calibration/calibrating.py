@@ -112,7 +112,7 @@ class Calibration:
             outcome = self.runs.run(self.prompts[0], 0, 2)
         step = sum(tape.seconds) / 2
         rest = max(0.0, outcome.seconds - sum(tape.seconds))
-        runs = len(self.prompts) * (1 + len(PROBED) + len(WINDOWS) + len(TRIED) + len(ONLINE) + len(FEWER))
+        runs = len(self.prompts) * _runs_of_prompt(len(PROBED))
         left = max(0.0, 1 - (len(self.notes.known) - 1) / runs)
         return left * (len(self.prompts) * PLAIN_RUNS * step * self.runs.steps + runs * rest)
 
@@ -122,8 +122,7 @@ class Calibration:
         progress = _Progress(0, self.say)
         for number, prompt in enumerate(self.prompts):
             references[prompt] = self._plain(number, prompt)
-            each = 1 + len(self._probed(prompt)) + len(WINDOWS) + len(TRIED) + len(ONLINE) + len(FEWER)
-            progress.total = each * len(self.prompts)
+            progress.total = _runs_of_prompt(len(self._probed(prompt))) * len(self.prompts)
             progress.step(f"plain run of {prompt!r}")
             for step in self._probed(prompt):
                 self._probe(references[prompt], step)
@@ -303,6 +302,11 @@ class Calibration:
             online or [],
             fewer,
         )
+
+
+def _runs_of_prompt(probes: int) -> int:
+    """How many runs one prompt takes, the plain one among them."""
+    return 1 + probes + len(WINDOWS) + len(TRIED) + len(ONLINE) + len(FEWER)
 
 
 def _displacement(outcome: Outcome, reference: Reference) -> float:

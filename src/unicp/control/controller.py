@@ -61,11 +61,11 @@ class Controller:
 
     def follow(self, course: Course) -> None:
         """From here on this plan decides on serving; None = the settings alone do."""
-        self.guard = course if isinstance(course, Guard) else None
-        self._rule = course.within(self.settings) if isinstance(course, OnlineRule) else self.settings
-        self.candidate = self.guard.schedule.candidate if self.guard is not None else None
-        if isinstance(course, OnlineRule):
-            self.candidate = course.candidate
+        self.guard, self.candidate, self._rule = None, None, self.settings
+        if isinstance(course, Guard):
+            self.guard, self.candidate = course, course.schedule.candidate
+        elif course is not None:
+            self.candidate, self._rule = course.candidate, course.within(self.settings)
 
     def new_window(self, candidates: tuple[Candidate, ...]) -> ErrorWindow:
         """An empty window for one span or unit in one branch."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections.abc import Sequence
 
 from unicp.records import Moment
 from unicp.settings import Weighting
@@ -29,16 +30,20 @@ IMPACT: tuple[tuple[float, float], ...] = (
 )
 
 
-def impact(sigma: float, curve: tuple[tuple[float, float], ...] = IMPACT) -> float:
+def impact(sigma: float, curve: Sequence[tuple[float, float]] = IMPACT) -> float:
     """Impact at a normalised noise level in [0, 1], linear between the points of the curve, flat outside."""
-    levels = [level for level, _ in curve]
-    right = bisect_right(levels, sigma)
+    return between(curve, sigma)
+
+
+def between(curve: Sequence[tuple[float, float]], at: float) -> float:
+    """The value at `at`, straight between the points (x, y) of a curve, x rising, and flat outside."""
+    right = bisect_right([x for x, _ in curve], at)
     if right == 0:
         return curve[0][1]
     if right == len(curve):
         return curve[-1][1]
     (x0, y0), (x1, y1) = curve[right - 1], curve[right]
-    return y0 + (y1 - y0) * (sigma - x0) / (x1 - x0)
+    return y0 + (y1 - y0) * (at - x0) / (x1 - x0)
 
 
 def step_tolerance(tolerance: float, weighting: Weighting, moment: Moment) -> float:

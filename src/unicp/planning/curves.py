@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
+from unicp.control.tolerance import between
 from unicp.control.windows import Candidate
 from unicp.numerics.noise_levels import SERVING_FLOOR, NoiseLevel, coefficients
 from unicp.planning.profile import Profile, Recording
@@ -163,13 +164,7 @@ def _mean(values: Sequence[float], counted: Sequence[float]) -> float:
 
 def _between(curve: Sequence[tuple[float, float]], at: float) -> float:
     """Straight between the points of a curve in logarithms, flat outside."""
-    if at <= curve[0][0]:
-        return curve[0][1]
-    for (x0, y0), (x1, y1) in zip(curve, curve[1:]):
-        if at <= x1:
-            share = (at - x0) / (x1 - x0)
-            return math.exp((1 - share) * math.log(y0) + share * math.log(y1))
-    return curve[-1][1]
+    return math.exp(between([(x, math.log(y)) for x, y in curve], at))
 
 
 def _weights(profile: Profile, sigma: float) -> dict[int, float]:

@@ -7,6 +7,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from unicp.control.tolerance import between
 from unicp.planning.profile import FewerSteps, OnlineTrial, Trial
 
 ONE_SIDED = 1.645  # 95 % of a normal distribution lie above its mean minus this many standard deviations
@@ -96,13 +97,7 @@ class OnlineLine:
 
     def computed(self, tolerance: float) -> float:
         """Mean number of computed steps, straight between the tolerances tried over their logarithm, flat outside."""
-        if tolerance <= self.counts[0][0]:
-            return self.counts[0][1]
-        for (low, before), (high, after) in zip(self.counts, self.counts[1:]):
-            if tolerance <= high:
-                share = math.log(tolerance / low) / math.log(high / low)
-                return before + share * (after - before)
-        return self.counts[-1][1]
+        return between([(math.log(tried), count) for tried, count in self.counts], math.log(tolerance))
 
 
 def fit_online(trials: Sequence[OnlineTrial], caution: float = 0.0) -> OnlineLine | None:

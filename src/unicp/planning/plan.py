@@ -44,13 +44,13 @@ class Curves:
 class Plan:
     """Which steps of a run are computed; all others are served.
 
-    tolerance: of the online rule of `balanced`, which then decides, and `computed` is empty (None = a schedule does).
     target: what was asked, "" for a replay. model: class of the transformer. steps, sigmas: of the run, noise levels
     of its steps. computed: steps, in order. quantity, abscissa: what is forecast, over what. allowance: the loss
     that the guard may spend, 0 with no guard. most: most steps that may be computed. expected: steps that are expected
     to be computed in the end, by the guard too. psnr, psnr_low, psnr_high: predicted, in dB (None = not known).
     speed_up, seconds: predicted of the whole run. fewer: the plain pipeline with this many steps is better (None = it
-    is not). curves: None = a replay. notes: what a user should know, a line each.
+    is not). curves: None = a replay. tolerance: of the online rule of `balanced`, which then decides, and `computed` is
+    empty (None = a schedule does). notes: what a user should know, a line each.
     """
 
     target: str
@@ -117,9 +117,10 @@ class Plan:
 
     def text(self) -> str:
         """What a user wants to know, a few lines."""
-        lines = [f"plan for {self.target or 'a replay'}: {len(self.computed)} of {self.steps} steps computed"]
-        lines.append(f"  {self.drawing()}")
-        if self.tolerance is not None:
+        if self.tolerance is None:
+            lines = [f"plan for {self.target or 'a replay'}: {len(self.computed)} of {self.steps} steps computed"]
+            lines.append(f"  {self.drawing()}")
+        else:
             lines = [f"plan for {self.target}: the online rule with tolerance {self.tolerance:.3g} decides"]
             lines.append(f"  about {self.expected:.1f} of {self.steps} steps computed, more on hard prompts")
         if self.fewer is not None:

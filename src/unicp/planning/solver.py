@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from unicp.control.guard import Schedule
 from unicp.control.step_paths import StepPath, WindowLoss, best_paths, path_loss
@@ -166,8 +167,7 @@ class Solver:
         choice = choices[count]
         expected = count + line.served_again * (self.steps - count)
         plan = self.made(str(target), choice, allowed**choice.rule.power, self.steps, expected)
-        psnr = line.psnr(allowed if count < self.steps else 0.0)
-        plan = replace(plan, psnr=psnr.mean, psnr_low=psnr.low, psnr_high=psnr.high)
+        plan = _promising(plan, line.psnr(allowed if count < self.steps else 0.0))
         online = self._online(target)
         if online is not None and online.expected < plan.expected:
             plan = online
@@ -184,8 +184,7 @@ class Solver:
         # The guard must not spend what the target forbids: it has nothing to spend.
         plan = self.made(str(target), choice, 0.0, count, float(count))
         psnr = line.psnr(choice.change, 1.645 * hardness_spread(self.profile, self.levels, choice))
-        plan = replace(plan, psnr=psnr.mean, psnr_low=psnr.low, psnr_high=psnr.high)
-        return self._or_fewer(plan, target)
+        return self._or_fewer(_promising(plan, psnr), target)
 
     def _online(self, target: Target) -> Plan | None:
         """The online rule with the tolerance that keeps this PSNR on 95 % of clips by its trials; None if none does.
@@ -200,26 +199,9 @@ class Solver:
         tolerance = min(known.line.change(target.value), most)
         if tolerance < least:
             return None
-        return self._made_online(str(target), tolerance, known.computed(tolerance), known.line.psnr(tolerance))
-
-    def _made_online(self, target: str, tolerance: float, expected: float, psnr: Psnr) -> Plan:
         way = probed_way(self.profile.recordings[0])
-        return Plan(
-            target=target,
-            model=self.profile.fingerprint.model,
-            steps=self.steps,
-            sigmas=[level.sigma for level in self.levels[:-1]],
-            computed=[],
-            quantity=way.quantity,
-            abscissa=way.abscissa,
-            expected=expected,
-            psnr=psnr.mean,
-            psnr_low=psnr.low,
-            psnr_high=psnr.high,
-            speed_up=self.speed_up(expected),
-            seconds=self.seconds(expected) if self.knows_seconds else None,
-            tolerance=tolerance,
-        )
+        plan = self._plan(str(target), [], way, known.computed(tolerance), tolerance=tolerance)
+        return _promising(plan, known.line.psnr(tolerance))
 
     def _is_fast_enough(self, target: Target, computed: int) -> bool:
         if target.kind == "speedup":
@@ -241,20 +223,22 @@ class Solver:
             choice.rule.row,
             choice.rule.end,
         )
+        computed, way = choice.path.computed, errors.candidate
+        return self._plan(target, computed, way, expected, allowance=allowance, most=most, curves=curves)
+
+    def _plan(self, target: str, computed: Sequence[int], way: Candidate, expected: float, **more: Any) -> Plan:
         return Plan(
             target=target,
             model=self.profile.fingerprint.model,
             steps=self.steps,
             sigmas=[level.sigma for level in self.levels[:-1]],
-            computed=list(choice.path.computed),
-            quantity=errors.candidate.quantity,
-            abscissa=errors.candidate.abscissa,
-            allowance=allowance,
-            most=most,
+            computed=list(computed),
+            quantity=way.quantity,
+            abscissa=way.abscissa,
             expected=expected,
             speed_up=self.speed_up(expected),
             seconds=self.seconds(expected) if self.knows_seconds else None,
-            curves=curves,
+            **more,
         )
 
     def _measured_fewer(self) -> list[int]:
@@ -279,9 +263,7 @@ class Solver:
             else:
                 better = self._is_plain_fast_enough(target, steps) and psnr.mean > plan.psnr
             if better:
-                plan = replace(
-                    plan, fewer=steps, psnr=psnr.mean, psnr_low=psnr.low, psnr_high=psnr.high, speed_up=speed_up
-                )
+                plan = replace(_promising(plan, psnr), fewer=steps, speed_up=speed_up)
         return plan
 
     def _is_plain_fast_enough(self, target: Target, steps: int) -> bool:
@@ -302,9 +284,11 @@ class Solver:
         plan = self.made(str(target), choices[least], 0.0, least, float(least))
         psnr = fewer_steps_psnr(self.profile.fewer, max(fits))
         assert psnr is not None
-        speed_up = self._plain_speed_up(max(fits))
-        low, high = psnr.low, psnr.high
-        return replace(plan, fewer=max(fits), psnr=psnr.mean, psnr_low=low, psnr_high=high, speed_up=speed_up)
+        return replace(_promising(plan, psnr), fewer=max(fits), speed_up=self._plain_speed_up(max(fits)))
+
+
+def _promising(plan: Plan, psnr: Psnr) -> Plan:
+    return replace(plan, psnr=psnr.mean, psnr_low=psnr.low, psnr_high=psnr.high)
 
 
 def levels_of(profile: Profile, steps: int) -> list[NoiseLevel]:

@@ -103,8 +103,8 @@ film: $(READY_DEV) ## measure presets, targets, fixed windows and fewer steps on
 	$(BIN)/python -m unicp.benchmarking.report
 
 peers: $(READY_DEV) ## measure every other accelerator beside UniCP on the test-beds (hours; continues)
-	OMP_NUM_THREADS=1 $(BIN)/unicp bench rivals --prompts 3 --out docs/results/peers_glyphs.jsonl
-	OMP_NUM_THREADS=1 $(BIN)/unicp bench rivals --sampler euler --prompts 2 --out docs/results/peers_glyphs.jsonl
+	for sampler in default euler; do OMP_NUM_THREADS=1 $(BIN)/unicp bench rivals --sampler $$sampler --prompts 8 --frames 9 \
+	    --fast-metrics --out docs/results/peers_short.jsonl || exit 1; done
 	OMP_NUM_THREADS=1 $(BIN)/unicp bench rivals --model film --prompts 2 --out docs/results/peers_film.jsonl
 	OMP_NUM_THREADS=1 $(BIN)/unicp bench rivals --model latte --prompts 3 --out docs/results/peers_latte.jsonl
 	$(BIN)/python -m unicp.benchmarking.report

@@ -112,10 +112,14 @@ peers: $(READY_DEV) ## measure every other accelerator beside UniCP on the test-
 parts: $(READY_DEV) ## measure the parts of the method and the paper's claims, on short clips (continues)
 	for suite in ablation paper; do OMP_NUM_THREADS=1 $(BIN)/unicp bench $$suite --prompts 8 --seeds 1 --frames 9 --fast-metrics \
 	    --out docs/results/$$suite.jsonl || exit 1; done
-	for sampler in default euler; do for tolerance in 0.02 0.05 0.1 0.2 0.4 0.9; do OMP_NUM_THREADS=1 $(BIN)/unicp bench presets \
-	    --split tuning --prompts 10 --seeds 1 --frames 9 --fast-metrics --sampler $$sampler --out docs/results/weighting.jsonl \
-	    --method "balanced {\"tolerance\": $$tolerance}" \
-	    --method "balanced {\"tolerance\": $$tolerance, \"weighting\": \"uniform\"}" || exit 1; done; done
+	for sampler in default euler; do OMP_NUM_THREADS=1 $(BIN)/unicp bench presets --split tuning --prompts 10 --seeds 1 --frames 9 \
+	    --fast-metrics --sampler $$sampler --out docs/results/weighting.jsonl \
+	    --method 'balanced {"tolerance": 0.02}' --method 'balanced {"tolerance": 0.02, "weighting": "uniform"}' \
+	    --method 'balanced {"tolerance": 0.05}' --method 'balanced {"tolerance": 0.05, "weighting": "uniform"}' \
+	    --method 'balanced {"tolerance": 0.1}' --method 'balanced {"tolerance": 0.1, "weighting": "uniform"}' \
+	    --method 'balanced {"tolerance": 0.2}' --method 'balanced {"tolerance": 0.2, "weighting": "uniform"}' \
+	    --method 'balanced {"tolerance": 0.4}' --method 'balanced {"tolerance": 0.4, "weighting": "uniform"}' \
+	    --method 'balanced {"tolerance": 0.9}' --method 'balanced {"tolerance": 0.9, "weighting": "uniform"}' || exit 1; done
 	$(BIN)/python -m unicp.benchmarking.report
 
 few-steps: $(READY_DEV) ## measure slices beside caches in runs of 4, 6 and 8 steps (continues where it was stopped)

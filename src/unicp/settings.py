@@ -131,6 +131,8 @@ class Settings:
     span: what is served as one: the "model" output, the whole "stack" of blocks, each "block", or each "unit".
     roles: which units, for span "unit".
     order: 0 reuses the last stored output, 1 forecasts from the last two.
+    damped: a forecast follows only as much of its line's rise as came true at the last computed step, by least squares
+        (span "model").
     quantities, abscissas: what may be forecast, over what; with more than one, the pair that would have
         served best at the last computations is used (span "model" only; other spans forecast their output).
     weighting: "impact" divides the tolerance by the built-in impact of an error at that noise level on the
@@ -155,6 +157,7 @@ class Settings:
     span: SpanKind = "model"
     roles: tuple[Role, ...] = ATTENTION_ROLES
     order: int = 1
+    damped: bool = True
     quantities: tuple[Quantity, ...] = ("output", "noise", "clean")
     abscissas: tuple[Abscissa, ...] = ("sigma", "log_snr")
     weighting: Weighting = "impact"

@@ -68,6 +68,7 @@ def _attach(order: int, share: float) -> Callable[[Bench], Any]:
             "balanced",
             computed_steps=bench.notes[key],
             order=order,
+            damped=False,
             quantities=("output",),
             abscissas=("sigma",),
             max_window=bench.steps,

@@ -8,34 +8,21 @@ several outputs, each with a sample of its own: they are served together, and th
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from unicp.control.controller import Controller, Course, Question
-from unicp.control.windows import Candidate, ErrorWindow, Position
+from unicp.control.windows import Candidate, Position
 from unicp.execution.block_spans import ResidualSpan
 from unicp.execution.model_call import Tensors
+from unicp.execution.model_forecast import PROBE, Branch, Forecaster, share_rises
 from unicp.execution.store import OutputStore
 from unicp.models.noise import NoiseSchedule
 from unicp.numerics.error_measures import all_finite, relative_error, strided_sample
-from unicp.numerics.forecasting import extrapolate, from_quantity, to_quantity
-from unicp.numerics.noise_levels import SERVING_FLOOR, NoiseLevel, is_invertible
 from unicp.records import Decision, Moment
 from unicp.settings import Abscissa, Settings
-
-PROBE = 4096  # positions per sample on which errors and drift are measured
-
-
-@dataclass
-class _Branch:
-    window: ErrorWindow
-    levels: list[NoiseLevel | None] = field(default_factory=list)
-    probe: Tensor | None = None
-    drift: list[float] | None = None
-    outputs: int = 1
-    called_at: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -51,13 +38,24 @@ class ModelSpan:
     """Decides about, serves and measures the output of the whole model, per branch."""
 
     def __init__(self, settings: Settings, controller: Controller, store: OutputStore, schedule: NoiseSchedule | None):
-        self.settings, self.controller, self.store, self.schedule = settings, controller, store, schedule
-        self.branches: dict[str, _Branch] = {}
+        self.settings, self.controller, self.store = settings, controller, store
+        self._forecaster = Forecaster(store, schedule)
+        self.branches: dict[str, Branch] = {}
         self.guidance = ResidualSpan("guidance", settings, controller, store)
         self._step: tuple[int, int] | None = None
         self._computed_at_step = False
         self._leader: tuple[str, Tensors] | None = None
         self.over_budget = False
+
+    @property
+    def schedule(self) -> NoiseSchedule | None:
+        """The noise levels of the run; None = not known."""
+        return self._forecaster.schedule
+
+    @schedule.setter
+    def schedule(self, schedule: NoiseSchedule | None) -> None:
+        """Sets them, where a run has another scheduler than the one before."""
+        self._forecaster.schedule = schedule
 
     @property
     def is_empty(self) -> bool:
@@ -93,9 +91,10 @@ class ModelSpan:
         first = self._step != before
         if first:
             self._computed_at_step, self._leader = False, None
+            share_rises(self.branches.values())
         branch = self.branches.get(moment.branch)
         if branch is None:
-            branch = self.branches[moment.branch] = _Branch(self.controller.new_window(self._candidates(moment)))
+            branch = self.branches[moment.branch] = Branch(self.controller.new_window(self._candidates(moment)))
         position = self.position(moment)
         doubt = "together" if self._computed_at_step else ""
         plain = Question(moment, position, None, doubt)
@@ -119,7 +118,7 @@ class ModelSpan:
     def _ask(
         self,
         moment: Moment,
-        branch: _Branch,
+        branch: Branch,
         position: Position,
         samples: Tensors,
         doubt: str,
@@ -130,10 +129,10 @@ class ModelSpan:
             branch.drift = None
             return Served(self.controller.decide(window, question)[0])
         candidate, _ = window.predict(position)
-        if not self._usable(candidate, moment, branch):
+        if not self._forecaster.usable(candidate, moment, branch):
             branch.drift = None
             return Served(self.controller.decide(window, replace(question, doubt="level"))[0])
-        outputs = self._forecast(moment, branch, candidate, position, samples)
+        outputs = self._forecaster.forecast(moment, branch, candidate, position, samples)
         # One synchronisation for both questions: how far the sample has moved, and is the forecast finite?
         drift = self._drift(branch, samples[0])
         finite = torch.stack([all_finite(output) for output in outputs]).all()
@@ -191,7 +190,7 @@ class ModelSpan:
     def _store(
         self,
         moment: Moment,
-        branch: _Branch,
+        branch: Branch,
         position: Position,
         samples: Tensors,
         outputs: Tensors,
@@ -209,88 +208,30 @@ class ModelSpan:
             self.over_budget = True
             branch.window = self.controller.new_window(branch.window.candidates)
             branch.levels.clear()
+            branch.rises, branch.shares = {}, {}
             self.store.drop(("model", moment.branch))
             return
         branch.levels = [*branch.levels, level][-keep:]
 
     def _measure(
-        self, moment: Moment, branch: _Branch, position: Position, samples: Tensors, outputs: Tensors
+        self, moment: Moment, branch: Branch, position: Position, samples: Tensors, outputs: Tensors
     ) -> dict[Candidate, list[float]] | None:
         if len(branch.window.points) < self.settings.order + 1:
             return None
         # Measured wherever a forecast exists at all: what was measured at a level that is not served yet tells how
         # the first one that is will be.
-        usable = [c for c in branch.window.candidates if self._usable(c, moment, branch, 0.0)]
+        usable = [c for c in branch.window.candidates if self._forecaster.usable(c, moment, branch, 0.0)]
         if not usable:
             return None
         true = [strided_sample(output, PROBE) for output in outputs]
         rows = []
         for candidate in usable:
-            served = self._forecast(moment, branch, candidate, position, samples, probe=True)
+            served = self._forecaster.forecast(moment, branch, candidate, position, samples, probe=True)
+            if self.settings.damped and self.settings.order:
+                branch.rises[candidate] = self._forecaster.rises(moment, branch, candidate, position, samples, true)
             # amax keeps a NaN, which must not be hidden by the other output.
             rows.append(torch.stack([relative_error(a, b) for a, b in zip(served, true)]).amax(dim=0))
         return dict(zip(usable, torch.stack(rows).tolist()))
-
-    def _forecast(
-        self,
-        moment: Moment,
-        branch: _Branch,
-        candidate: Candidate,
-        position: Position,
-        samples: Tensors,
-        probe: bool = False,
-    ) -> Tensors:
-        points = self.store.get(("model", moment.branch), like=samples[0])
-        shapes = [tensor.shape for tensor in points[-1]]
-        if probe:
-            points = [tuple(strided_sample(tensor, PROBE) for tensor in point) for point in points]
-            samples = tuple(strided_sample(sample, PROBE) for sample in samples)
-        axis = candidate.abscissa
-        places = [point[axis] for point in branch.window.points]
-        now, forecasts = position[axis], []
-        for place in range(branch.outputs):
-            earlier = branch.outputs + place
-            outputs = [point[place] for point in points]
-            if candidate.quantity == "output" or earlier >= len(shapes) or shapes[earlier] != shapes[place]:
-                forecasts.append(extrapolate(list(zip(places, outputs)), now))
-                continue
-            known = [(x, point[earlier], point[place]) for x, point in zip(places, points)]
-            forecasts.append(self._estimate(moment, branch, candidate, known, now, samples[place]))
-        return tuple(forecasts)
-
-    def _estimate(
-        self,
-        moment: Moment,
-        branch: _Branch,
-        candidate: Candidate,
-        points: list[tuple[float, Tensor, Tensor]],
-        place: float,
-        sample: Tensor,
-    ) -> Tensor:
-        """An output by way of the noise or the clean estimate. points: place, sample and output of each."""
-        assert self.schedule is not None
-        quantity, kind = candidate.quantity, self.schedule.prediction
-        known = [
-            (x, to_quantity(quantity, kind, earlier, output, at))
-            for (x, earlier, output), at in zip(points, branch.levels)
-            if at is not None
-        ]
-        forecast = extrapolate(known, place)
-        return from_quantity(quantity, kind, sample, forecast, self._level(moment)).to(sample.dtype)
-
-    def _usable(self, candidate: Candidate, moment: Moment, branch: _Branch, floor: float = SERVING_FLOOR) -> bool:
-        if candidate.quantity == "output":
-            return True
-        if self.schedule is None or self.schedule.level(moment.timestep) is None:
-            return False
-        quantity, kind = candidate.quantity, self.schedule.prediction
-        known = all(level is not None and is_invertible(quantity, kind, level, 0.0) for level in branch.levels)
-        return known and is_invertible(quantity, kind, self._level(moment), floor)
-
-    def _level(self, moment: Moment) -> NoiseLevel:
-        level = None if self.schedule is None else self.schedule.level(moment.timestep)
-        assert level is not None
-        return level
 
     def _candidates(self, moment: Moment) -> tuple[Candidate, ...]:
         """All pairs of the settings' quantities and abscissas that can be known for this model and scheduler."""
@@ -310,7 +251,7 @@ class ModelSpan:
             position["log_snr"] = level.log_snr
         return position
 
-    def _drift(self, branch: _Branch, sample: Tensor) -> Tensor:
+    def _drift(self, branch: Branch, sample: Tensor) -> Tensor:
         now = strided_sample(sample, PROBE)
         assert branch.probe is not None
         return relative_error(now, branch.probe)

@@ -172,10 +172,11 @@ class Runner:
         """A call of the whole model or stack was served or is being computed: what the scheduler remembers follows."""
         if not self.settings.mend_sampler:
             return
+        place = self.model_span.schedule, now.position, now.moment.timestep
         if is_served:
-            self._memory.served(self.model_span.schedule, now.position, now.moment.timestep, way)
+            self._memory.served(self._scheduler, *place, way)
         else:
-            self._memory.computed(self._scheduler, self.model_span.schedule, now.position, now.moment.timestep)
+            self._memory.computed(self._scheduler, *place)
 
     def _whole(self, now: _Call, forward: Forward, args: Arguments, kwargs: Keywords, samples: Tensors) -> Any:
         """A call under span "model": served or computed as one."""

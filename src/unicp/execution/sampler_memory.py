@@ -4,12 +4,12 @@ At every step UniPC compares the fresh output with the one before it, which it r
 by what that difference says, its predictor extrapolates it. Where the one before was served, the difference holds the
 error of the forecast as well. At a computed step that error is known at last, so (ours; docs/method.md, section 3.6):
 
-* the remembered output is mended: a straight line through two computed outputs becomes the parabola through three;
+* the remembered output is mended: what was forecast becomes the parabola through three computed outputs;
 * the corrector, which then undoes what the forecast did to the sample, runs only where one step was served and its
   forecast was good. After wider windows, and where forecasts are bad, the output was made for another sample than the
   one the corrector moves to, and runs swing; there it is left out.
 
-The scheduler's `step` is replaced for the one call that follows a computed output, and is its own again in that call.
+The scheduler's `step` is replaced for the one call that follows an output, and is its own again in that call.
 """
 
 from __future__ import annotations
@@ -66,7 +66,9 @@ class _Step:
 
 
 class SamplerMemory:
-    """What one scheduler remembers of one run. Holds the noise estimates of the last two computed steps.
+    """What one scheduler remembers of one run.
+
+    Holds the noise estimates of the last two computed steps and of the last served one.
 
     counts: where "history_mended" and "corrector_held" are counted.
     """
@@ -76,21 +78,28 @@ class SamplerMemory:
         self._scheduler: Any = None
         self._points: list[tuple[_Place, Tensor]] = []
         self._served: _Place | None = None
+        self._forecast: Tensor | None = None
         self._window = 0
         self._way: Candidate | None = None
 
     @property
     def bytes(self) -> int:
         """Bytes of the tensors held."""
-        return sum(noise.numel() * noise.element_size() for _, noise in self._points)
+        held = [noise for _, noise in self._points] + ([] if self._forecast is None else [self._forecast])
+        return sum(noise.numel() * noise.element_size() for noise in held)
 
     def reset(self) -> None:
         """Forgets the run and gives the scheduler its own `step` back. May be repeated."""
         self._release()
-        self._points, self._served, self._way, self._window = [], None, None, 0
+        self._points, self._served, self._forecast, self._way, self._window = [], None, None, None, 0
 
     def served(
-        self, schedule: NoiseSchedule | None, position: Position, timestep: float, way: Candidate | None
+        self,
+        scheduler: Any,
+        schedule: NoiseSchedule | None,
+        position: Position,
+        timestep: float,
+        way: Candidate | None,
     ) -> None:
         """A call at `position` was served: the scheduler's next step remembers a forecast. May be repeated in a step.
 
@@ -99,7 +108,15 @@ class SamplerMemory:
         self._release()
         if self._served is None or self._served.position != position:
             self._window += 1
-        self._way, self._served = way, _place(schedule, position, timestep)
+        self._way, self._served, self._forecast = way, _place(schedule, position, timestep), None
+        place = self._served
+
+        def note(output: Tensor, sample: Tensor) -> bool:
+            self._forecast = _noise(schedule, place, output, sample)
+            return False
+
+        if way is not None and way.quantity == "noise":
+            self._watch(scheduler, note)
 
     def computed(self, scheduler: Any, schedule: NoiseSchedule | None, position: Position, timestep: float) -> None:
         """A call at `position` is being computed: the scheduler's next step gets the truth. May be repeated in a step.
@@ -107,13 +124,17 @@ class SamplerMemory:
         A scheduler without a corrector, and one whose `step` somebody else has replaced, is left alone.
         """
         self._release()
+        place = _place(schedule, position, timestep)
+        self._watch(scheduler, lambda output, sample: self._take_in(scheduler, schedule, place, output, sample))
+
+    def _watch(self, scheduler: Any, look: Callable[[Tensor, Tensor], bool]) -> None:
+        """Has the next step of the scheduler looked at first, (output, sample); True = without the corrector."""
         if not isinstance(getattr(scheduler, _SWITCH, None), (list, tuple)) or "step" in vars(scheduler):
             return
-        place = _place(schedule, position, timestep)
 
         def step(model_output: Tensor, timestep: Any, sample: Tensor, *args: Any, **kwargs: Any) -> Any:
             self._release()
-            held = self._take_in(scheduler, schedule, place, model_output, sample)
+            held = look(model_output, sample)
             with _without_corrector(scheduler) if held else nullcontext():
                 return scheduler.step(model_output, timestep, sample, *args, **kwargs)
 
@@ -129,12 +150,12 @@ class SamplerMemory:
     ) -> bool:
         """A step was computed: mends what is remembered of a served one before it. True: leave the corrector out."""
         noise = _noise(schedule, now, output, sample)
-        served, window = self._served, self._window
-        self._served, self._window = None, 0
+        served, window, forecast = self._served, self._window, self._forecast
+        self._served, self._window, self._forecast = None, 0, None
         held = served is not None
         if served is not None and schedule is not None and noise is not None:
             error = self._error(now, noise)
-            if error is not None and self._mend(scheduler, now, served, error):
+            if error is not None and forecast is not None and self._mend(scheduler, now, served, error, forecast):
                 self._counts["history_mended"] += 1
                 held = window > 1 or not _missed(schedule, now, output, error) <= TRUSTED
         self._counts["corrector_held"] += held
@@ -142,19 +163,24 @@ class SamplerMemory:
         return held
 
     def _error(self, now: _Place, noise: Tensor) -> Tensor | None:
-        """True noise minus its forecast at `now`; None where it was not the noise that was forecast."""
+        """True noise minus the line through the two points at `now`; None where the noise was not what was forecast."""
         way = self._way
         if way is None or way.quantity != "noise" or len(self._points) < 2:
             return None
-        places = self._places(way)
-        at = now.position.get(way.abscissa, math.nan)
-        return noise - extrapolate([(x, known) for x, (_, known) in zip(places, self._points)], at)
+        return noise - self._line(way, now)
+
+    def _line(self, way: Candidate, place: _Place) -> Tensor:
+        points = [(x, known) for x, (_, known) in zip(self._places(way), self._points)]
+        return extrapolate(points, place.position.get(way.abscissa, math.nan))
 
     def _places(self, way: Candidate) -> list[float]:
         return [place.position.get(way.abscissa, math.nan) for place, _ in self._points]
 
-    def _mend(self, scheduler: Any, now: _Place, served: _Place, error: Tensor) -> bool:
-        """Adds to the remembered clean estimate of the served step what the error at `now` says of it."""
+    def _mend(self, scheduler: Any, now: _Place, served: _Place, error: Tensor, forecast: Tensor) -> bool:
+        """Adds to the remembered clean estimate of the served step what the error at `now` says of it.
+
+        error: of the line at `now`. forecast: the noise estimate that the served step was given.
+        """
         way, history = self._way, getattr(scheduler, "model_outputs", None)
         if way is None or served.level is None or not served.level.signal:
             return False
@@ -166,8 +192,9 @@ class SamplerMemory:
         share = parabola_share(self._places(way), at, before)
         if not math.isfinite(share):
             return False
+        missed = self._line(way, served) + share * error - forecast
         # Of one and the same sample: what is more in its noise is less in its clean part.
-        clean = to_quantity("clean", "epsilon", torch.zeros_like(error), share * error, served.level)
+        clean = to_quantity("clean", "epsilon", torch.zeros_like(error), missed, served.level)
         history[-1] = (history[-1].to(clean.dtype) + clean).to(history[-1].dtype)
         return True
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -21,8 +22,10 @@ from unicp.numerics.noise_levels import coefficients
 from unicp.numerics.noise_levels import is_invertible as is_invertible
 
 
-def extrapolate(points: Sequence[tuple[float, Tensor]], at: float) -> Tensor:
+def extrapolate(points: Sequence[tuple[float, Tensor]], at: float, share: Tensor | None = None) -> Tensor:
     """The value at abscissa `at` of the straight line through the last two of `points`, (abscissa, tensor) in order.
+
+    share: (B,), how much of the line's rise each sample of a batch follows, 0 = none (the last point), 1 or None = all.
 
     Tensors may have any one shape; the abscissa any unit (our reading: noise level, log-SNR or step number), and any
     spacing. One point gives that very tensor, and so do two equal abscissas (the last point). Computed as
@@ -45,7 +48,41 @@ def extrapolate(points: Sequence[tuple[float, Tensor]], at: float) -> Tensor:
     if weight == 0.0 or not math.isfinite(weight):
         return last
     wide = _wide(last)
-    return (wide + weight * (wide - previous.to(wide.dtype))).to(last.dtype)
+    rise = weight * (wide - previous.to(wide.dtype))
+    if share is not None:
+        rise = share.to(rise.dtype).reshape(-1, *[1] * (rise.dim() - 1)) * rise
+    return (wide + rise).to(last.dtype)
+
+
+@dataclass(frozen=True)
+class Rise:
+    """How a line's rise compares with what came: sums per sample of a batch, (B,), float32 or better.
+
+    along: of (true - last) * (line - last). size: of (line - last) ** 2. last: the newest of the line's two points.
+    """
+
+    along: Tensor
+    size: Tensor
+
+    @classmethod
+    def of(cls, true: Tensor, line: Tensor, last: Tensor, copies: int = 1) -> Rise:
+        """From (B, n) tensors. copies: the batch holds the same samples so many times over, which count as one."""
+        rise, came = _wide(line) - _wide(last), _wide(true) - _wide(last)
+        sums = (came * rise).sum(dim=1), (rise * rise).sum(dim=1)
+        return cls(*(x.reshape(copies, -1).sum(dim=0).repeat(copies) for x in sums))
+
+
+def share_of_rise(rises: Sequence[Rise]) -> Tensor:
+    """The share of the rise that came true, of all `rises` together: (B,), from 0 to 1.
+
+    The least-squares factor on the line's rise. Damped trends (Gardner & McKenzie 1985) have a chosen one, this is
+    measured (ours). 1 where nothing rises, and where a sum is not a number. Raises InputError for no rises.
+    """
+    if not rises:
+        raise InputError("the share of a rise", "no rises", "give at least one")
+    along = torch.stack([rise.along for rise in rises]).sum(dim=0)
+    size = torch.stack([rise.size for rise in rises]).sum(dim=0)
+    return torch.nan_to_num(along / size, nan=1.0, posinf=1.0, neginf=1.0).clamp(0.0, 1.0)
 
 
 def to_quantity(

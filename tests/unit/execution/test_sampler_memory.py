@@ -151,7 +151,7 @@ def run(served: set[int], way: Candidate, until: int, bend: float = 0.5) -> tupl
         if index in served:
             (x0, y0), (x1, y1) = known[-2:]
             noise = y1 + (level.log_snr - x1) / (x1 - x0) * (y1 - y0)
-            memory.served(levels, position, time, way)
+            memory.served(schedule, levels, position, time, way)
         else:
             noise = noise_at(level, bend)
             known.append((level.log_snr, noise))
@@ -225,7 +225,7 @@ def test_the_step_of_a_scheduler_is_its_own_again():
     assert "step" not in vars(schedule)
     theirs = schedule.step = lambda *args: None
     memory.computed(schedule, levels, {"step": 0.0}, time)
-    memory.served(levels, {"step": 1.0}, time, None)
+    memory.served(schedule, levels, {"step": 1.0}, time, None)
     assert schedule.step is theirs
 
 

@@ -13,9 +13,11 @@ from unicp.numerics.forecasting import (
     NoiseLevel,
     Prediction,
     QuantityKind,
+    Rise,
     extrapolate,
     from_quantity,
     is_invertible,
+    share_of_rise,
     to_quantity,
 )
 
@@ -131,3 +133,40 @@ def test_quantities_that_do_not_exist_are_refused():
         to_quantity("colour", "flow", EPS, EPS, NoiseLevel(0.5, 0.5))  # pyright: ignore[reportArgumentType]
     with pytest.raises(InputError):
         to_quantity("clean", "score", EPS, EPS, NoiseLevel(0.5, 0.5))  # pyright: ignore[reportArgumentType]
+
+
+def test_a_damped_line_follows_its_share_of_the_rise():
+    points = [(0.0, torch.zeros(2, 3)), (1.0, torch.ones(2, 3))]
+    forecast = extrapolate(points, 3.0, torch.tensor([0.0, 0.25]))
+    assert torch.equal(forecast, torch.tensor([[1.0] * 3, [1.5] * 3]))
+    assert torch.equal(extrapolate(points, 3.0, torch.ones(2)), extrapolate(points, 3.0))
+
+
+def test_the_share_of_a_rise_by_hand():
+    # The line rises by (2, 2), what came rose by (1, 0): 2 of 8.
+    rise = Rise.of(torch.tensor([[2.0, 1.0]]), torch.tensor([[3.0, 3.0]]), torch.tensor([[1.0, 1.0]]))
+    assert share_of_rise([rise]).tolist() == [0.25]
+    # Together with one that came true whole and is as large: 10 of 16.
+    whole = Rise.of(torch.tensor([[2.0, 2.0]]), torch.tensor([[2.0, 2.0]]), torch.zeros(1, 2))
+    assert share_of_rise([rise, whole]).tolist() == [0.625]
+
+
+@pytest.mark.parametrize(
+    ("true", "line", "share"),
+    [(-1.0, 2.0, 0.0), (9.0, 2.0, 1.0), (5.0, 0.0, 1.0), (math.nan, 2.0, 1.0), (math.inf, 2.0, 1.0)],
+)
+def test_the_share_of_a_rise_has_limits(true: float, line: float, share: float):
+    rise = Rise.of(torch.tensor([[true]]), torch.tensor([[line]]), torch.zeros(1, 1))
+    assert share_of_rise([rise]).tolist() == [share]
+
+
+def test_copies_in_one_batch_share_one_share():
+    last = torch.zeros(4, 1)
+    true, line = torch.tensor([[1.0], [0.0], [0.0], [1.0]]), torch.ones(4, 1)
+    assert share_of_rise([Rise.of(true, line, last)]).tolist() == [1.0, 0.0, 0.0, 1.0]
+    assert share_of_rise([Rise.of(true, line, last, copies=2)]).tolist() == [0.5, 0.5, 0.5, 0.5]
+
+
+def test_no_rises_have_no_share():
+    with pytest.raises(InputError, match="no rises"):
+        share_of_rise([])

@@ -160,7 +160,7 @@ def follow(name: str, seeds: tuple[int, ...], context: bool = False) -> dict[int
 def test_no_branch_is_ever_served_from_another(name, kind):
     # Where a branch's name comes from is the same for all kinds of span.
     context = kind in ("model", "unit") and hasattr(model(name), "cache_context")
-    # Fixed windows, undamped: what is served does not depend on what the other branch does, so each must be as if alone.
+    # Fixed windows, undamped: what is served does not depend on the other branch, so each must be as if alone.
     fixed = settings(kind, tolerance=1.0, every=2, damped=False)
     alone: dict[int, list[Tensor]] = {}
     for seed in (0, 1):

@@ -7,7 +7,7 @@ alone (a damped trend whose damping is measured; ours).
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -40,15 +40,27 @@ class Branch:
     shares: dict[Candidate, list[Tensor]] = field(default_factory=dict)
 
 
-def share_rises(branches: Iterable[Branch]) -> None:
+@dataclass(frozen=True)
+class Known:
+    """What forecasts for one call are made from.
+
+    samples: of the call. points: of each stored call, oldest first, its outputs and then its samples. shapes: of the
+    tensors of a stored call, whole; the tensors themselves may be sampled.
+    """
+
+    moment: Moment
+    branch: Branch
+    position: Position
+    samples: Tensors
+    points: list[Tensors]
+    shapes: list[torch.Size]
+
+
+def share_rises(branches: Sequence[Branch]) -> None:
     """Sets what lines follow in the step that begins, the same for all branches whose batches are of one size.
 
     Branches are combined afterwards, their difference many times over: shares of their own would tear them apart.
-    Those that were not called at the step before have left the run.
     """
-    branches = list(branches)
-    newest = max((branch.called_at for branch in branches if branch.called_at is not None), default=None)
-    branches = [branch for branch in branches if branch.called_at == newest]
     for branch in branches:
         for candidate, own in branch.rises.items():
             known = [other.rises[candidate] for other in branches if candidate in other.rises]
@@ -62,73 +74,50 @@ class Forecaster:
     def __init__(self, store: OutputStore, schedule: NoiseSchedule | None):
         self.store, self.schedule = store, schedule
 
-    def forecast(
-        self,
-        moment: Moment,
-        branch: Branch,
-        candidate: Candidate,
-        position: Position,
-        samples: Tensors,
-        probe: bool = False,
-        shares: list[Tensor] | None = None,
-    ) -> Tensors:
-        """The outputs forecast at `position`. probe: of sampled positions only. shares: None = those of the branch."""
-        shares = branch.shares.get(candidate) if shares is None else shares
+    def known(self, moment: Moment, branch: Branch, position: Position, samples: Tensors, probe: bool = False) -> Known:
+        """What is stored of a branch beside the call at hand. probe: sampled positions only."""
         points = self.store.get(("model", moment.branch), like=samples[0])
         shapes = [tensor.shape for tensor in points[-1]]
         if probe:
             points = [tuple(strided_sample(tensor, PROBE) for tensor in point) for point in points]
             samples = tuple(strided_sample(sample, PROBE) for sample in samples)
-        axis = candidate.abscissa
+        return Known(moment, branch, position, samples, points, shapes)
+
+    def forecast(self, known: Known, candidate: Candidate, shares: list[Tensor] | None = None) -> Tensors:
+        """The outputs as this candidate forecasts them. shares: of the lines' rises; None = those of the branch."""
+        branch, shapes, axis = known.branch, known.shapes, candidate.abscissa
+        shares = branch.shares.get(candidate) if shares is None else shares
         places = [point[axis] for point in branch.window.points]
-        now, forecasts = position[axis], []
+        now, forecasts = known.position[axis], []
         for place in range(branch.outputs):
             earlier = branch.outputs + place
-            outputs = [point[place] for point in points]
             share = None if shares is None else shares[place]
             if candidate.quantity == "output" or earlier >= len(shapes) or shapes[earlier] != shapes[place]:
+                outputs = [point[place] for point in known.points]
                 forecasts.append(extrapolate(list(zip(places, outputs)), now, share))
-                continue
-            known = [(x, point[earlier], point[place]) for x, point in zip(places, points)]
-            forecasts.append(self._estimate(moment, branch, candidate, known, now, samples[place], share))
+            else:
+                forecasts.append(self._estimate(known, candidate, place, share))
         return tuple(forecasts)
 
-    def _estimate(
-        self,
-        moment: Moment,
-        branch: Branch,
-        candidate: Candidate,
-        points: list[tuple[float, Tensor, Tensor]],
-        place: float,
-        sample: Tensor,
-        share: Tensor | None,
-    ) -> Tensor:
-        """An output by way of the noise or the clean estimate. points: place, sample and output of each."""
+    def _estimate(self, known: Known, candidate: Candidate, place: int, share: Tensor | None) -> Tensor:
+        """The output at `place`, by way of the noise or the clean estimate."""
         assert self.schedule is not None
-        quantity, kind = candidate.quantity, self.schedule.prediction
-        known = [
-            (x, to_quantity(quantity, kind, earlier, output, at))
-            for (x, earlier, output), at in zip(points, branch.levels)
-            if at is not None
+        quantity, kind, axis = candidate.quantity, self.schedule.prediction, candidate.abscissa
+        branch, sample = known.branch, known.samples[place]
+        estimates = [
+            (at[axis], to_quantity(quantity, kind, point[branch.outputs + place], point[place], level))
+            for at, point, level in zip(branch.window.points, known.points, branch.levels)
+            if level is not None
         ]
-        forecast = extrapolate(known, place, share)
-        return from_quantity(quantity, kind, sample, forecast, self._level(moment)).to(sample.dtype)
+        forecast = extrapolate(estimates, known.position[axis], share)
+        return from_quantity(quantity, kind, sample, forecast, self._level(known.moment)).to(sample.dtype)
 
-    def rises(
-        self,
-        moment: Moment,
-        branch: Branch,
-        candidate: Candidate,
-        position: Position,
-        samples: Tensors,
-        true: list[Tensor],
-    ) -> list[Rise]:
-        """What the computed outputs, as probed, say of the whole line of a candidate; one for each output."""
-        copies = copies_in(strided_sample(samples[0], PROBE))
+    def rises(self, known: Known, candidate: Candidate, true: list[Tensor]) -> list[Rise]:
+        """What computed outputs, sampled like `known`, say of a candidate's whole line; one for each output."""
+        copies = copies_in(known.samples[0])
         ones = [torch.ones(len(output), device=output.device) for output in true]
-        line = self.forecast(moment, branch, candidate, position, samples, probe=True, shares=ones)
-        nothing = [torch.zeros_like(one) for one in ones]
-        last = self.forecast(moment, branch, candidate, position, samples, probe=True, shares=nothing)
+        line = self.forecast(known, candidate, ones)
+        last = self.forecast(known, candidate, [torch.zeros_like(one) for one in ones])
         return [Rise.of(*three, copies) for three in zip(true, line, last)]
 
     def usable(self, candidate: Candidate, moment: Moment, branch: Branch, floor: float = SERVING_FLOOR) -> bool:

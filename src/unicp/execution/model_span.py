@@ -89,27 +89,28 @@ class ModelSpan:
         """
         before, self._step = self._step, (moment.run, moment.step)
         first = self._step != before
+        # A branch that was not called at the step before is gone: guidance may stop in mid-run.
+        present = [branch for branch in self.branches.values() if branch.called_at == before] if first else []
         if first:
             self._computed_at_step, self._leader = False, None
-            share_rises(self.branches.values())
+            share_rises(present)
         branch = self.branches.get(moment.branch)
         if branch is None:
             branch = self.branches[moment.branch] = Branch(self.controller.new_window(self._candidates(moment)))
         position = self.position(moment)
         doubt = "together" if self._computed_at_step else ""
         plain = Question(moment, position, None, doubt)
-        if not doubt and not self.controller.may_serve(branch.window, plain) and first:
-            doubt = self._doubt_of_others(moment, position, before)
+        if not doubt and not self.controller.may_serve(branch.window, plain):
+            doubt = self._doubt_of(present, moment, position)
         branch.called_at = self._step
         served = self._ask(moment, branch, position, samples, doubt)
         if not served.decision.action.served:
             self._computed_at_step = True
         return served
 
-    def _doubt_of_others(self, moment: Moment, position: Position, before: tuple[int, int] | None) -> str:
-        for name, other in self.branches.items():
-            # One that was not called at the step before is gone: guidance may stop in mid-run.
-            if name != moment.branch and other.called_at == before:
+    def _doubt_of(self, present: list[Branch], moment: Moment, position: Position) -> str:
+        for other in present:
+            if other is not self.branches[moment.branch]:
                 decision, _ = self.controller.decide(other.window, Question(moment, position))
                 if not decision.action.served:
                     return "other branch"
@@ -132,7 +133,7 @@ class ModelSpan:
         if not self._forecaster.usable(candidate, moment, branch):
             branch.drift = None
             return Served(self.controller.decide(window, replace(question, doubt="level"))[0])
-        outputs = self._forecaster.forecast(moment, branch, candidate, position, samples)
+        outputs = self._forecaster.forecast(self._forecaster.known(moment, branch, position, samples), candidate)
         # One synchronisation for both questions: how far the sample has moved, and is the forecast finite?
         drift = self._drift(branch, samples[0])
         finite = torch.stack([all_finite(output) for output in outputs]).all()
@@ -224,11 +225,12 @@ class ModelSpan:
         if not usable:
             return None
         true = [strided_sample(output, PROBE) for output in outputs]
+        known = self._forecaster.known(moment, branch, position, samples, probe=True)
         rows = []
         for candidate in usable:
-            served = self._forecaster.forecast(moment, branch, candidate, position, samples, probe=True)
+            served = self._forecaster.forecast(known, candidate)
             if self.settings.damped and self.settings.order:
-                branch.rises[candidate] = self._forecaster.rises(moment, branch, candidate, position, samples, true)
+                branch.rises[candidate] = self._forecaster.rises(known, candidate, true)
             # amax keeps a NaN, which must not be hidden by the other output.
             rows.append(torch.stack([relative_error(a, b) for a, b in zip(served, true)]).amax(dim=0))
         return dict(zip(usable, torch.stack(rows).tolist()))

@@ -67,8 +67,7 @@ def test_branches_follow_one_share():
 
 def test_branches_of_another_batch_size_follow_their_own():
     steps = [{"cond": a * ONE, "uncond": b * TWO} for a, b in zip(SLOWING, (0.0, 4.0, 8.0))]
-    samples = None
-    served = run(span(), steps, samples)
+    served = run(span(), steps)
     assert torch.equal(served["cond"], 5.25 * ONE)
     assert torch.equal(served["uncond"], 12.0 * TWO)
 

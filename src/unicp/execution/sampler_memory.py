@@ -1,10 +1,17 @@
-"""Keeps a predictor-corrector scheduler (UniPC) from taking the error of a served output for curvature.
+"""Undoes what a served output did to the sampler, as soon as the error of its forecast is known.
 
-At every step UniPC compares the fresh output with the one before it, which it remembers: its corrector moves the sample
-by what that difference says, its predictor extrapolates it. Where the one before was served, the difference holds the
-error of the forecast as well. At a computed step that error is known at last, so (ours; docs/method.md, section 3.6):
+That is at the next computed step: what was forecast before it becomes the parabola through three computed outputs, and
+so it is known what the forecast missed (ours; docs/method.md, section 3.6).
 
-* the remembered output is mended: what was forecast becomes the parabola through three computed outputs;
+A sampler of first order (Euler, DDIM) remembers nothing but the sample. After a window of one step it is moved back by
+what the step did too much: the forecast was a predictor, and this is its corrector. After wider windows the outputs in
+between were made for another sample, and moving it made clips worse.
+
+A predictor-corrector (UniPC) compares the fresh output with the one before it, which it remembers: its corrector moves
+the sample by what that difference says, its predictor extrapolates it. Where the one before was served, the difference
+holds the error of the forecast as well, which is then taken for curvature. So
+
+* the remembered output is mended;
 * the corrector, which then undoes what the forecast did to the sample, runs only where one step was served and its
   forecast was good. After wider windows, and where forecasts are bad, the output was made for another sample than the
   one the corrector moves to, and runs swing; there it is left out.
@@ -37,14 +44,17 @@ _SWITCH = "disable_corrector"
 # by trial: 0.2 was 2 dB worse in the mean on one schedule and 0.4 in the worst clip on another; without limit hard
 # prompts came apart.
 TRUSTED = 0.3
+# Samplers of first order: their step is linear in the noise estimate and remembers nothing.
+_FIRST_ORDER = ("FlowMatchEulerDiscreteScheduler", "DDIMScheduler", "CogVideoXDDIMScheduler")
 
 
 @dataclass(frozen=True)
 class _Place:
-    """Where a step lies: on every abscissa, and between noise and clean."""
+    """Where a step lies: on every abscissa, and between noise and clean. after: the level that it leads to."""
 
     position: Position
-    level: NoiseLevel | None
+    level: NoiseLevel | None = None
+    after: NoiseLevel | None = None
 
 
 class _Step:
@@ -65,12 +75,20 @@ class _Step:
         return MethodType(type(self._scheduler).step, memo.get(id(self._scheduler), self._scheduler))
 
 
+@dataclass(frozen=True)
+class _Mending:
+    """What to do about a step. held: leave the corrector out. move: to be added to the sample that it makes."""
+
+    held: bool = False
+    move: Tensor | None = None
+
+
 class SamplerMemory:
     """What one scheduler remembers of one run.
 
     Holds the noise estimates of the last two computed steps and of the last served one.
 
-    counts: where "history_mended" and "corrector_held" are counted.
+    counts: where "history_mended", "sample_mended" and "corrector_held" are counted.
     """
 
     def __init__(self, counts: Counter[str]) -> None:
@@ -111,9 +129,9 @@ class SamplerMemory:
         self._way, self._served, self._forecast = way, _place(schedule, position, timestep), None
         place = self._served
 
-        def note(output: Tensor, sample: Tensor) -> bool:
+        def note(output: Tensor, sample: Tensor) -> _Mending:
             self._forecast = _noise(schedule, place, output, sample)
-            return False
+            return _Mending()
 
         if way is not None and way.quantity == "noise":
             self._watch(scheduler, note)
@@ -121,22 +139,23 @@ class SamplerMemory:
     def computed(self, scheduler: Any, schedule: NoiseSchedule | None, position: Position, timestep: float) -> None:
         """A call at `position` is being computed: the scheduler's next step gets the truth. May be repeated in a step.
 
-        A scheduler without a corrector, and one whose `step` somebody else has replaced, is left alone.
+        A scheduler of another kind, and one whose `step` somebody else has replaced, is left alone.
         """
         self._release()
         place = _place(schedule, position, timestep)
         self._watch(scheduler, lambda output, sample: self._take_in(scheduler, schedule, place, output, sample))
 
-    def _watch(self, scheduler: Any, look: Callable[[Tensor, Tensor], bool]) -> None:
-        """Has the next step of the scheduler looked at first, (output, sample); True = without the corrector."""
-        if not isinstance(getattr(scheduler, _SWITCH, None), (list, tuple)) or "step" in vars(scheduler):
+    def _watch(self, scheduler: Any, look: Callable[[Tensor, Tensor], _Mending]) -> None:
+        """Has the next step of the scheduler looked at first, (output, sample)."""
+        if not (_has_corrector(scheduler) or is_first_order(scheduler)) or "step" in vars(scheduler):
             return
 
         def step(model_output: Tensor, timestep: Any, sample: Tensor, *args: Any, **kwargs: Any) -> Any:
             self._release()
-            held = look(model_output, sample)
-            with _without_corrector(scheduler) if held else nullcontext():
-                return scheduler.step(model_output, timestep, sample, *args, **kwargs)
+            mending = look(model_output, sample)
+            with _without_corrector(scheduler) if mending.held else nullcontext():
+                out = scheduler.step(model_output, timestep, sample, *args, **kwargs)
+            return out if mending.move is None else _moved(out, mending.move)
 
         self._scheduler, scheduler.step = scheduler, _Step(scheduler, step)
 
@@ -147,20 +166,26 @@ class SamplerMemory:
 
     def _take_in(
         self, scheduler: Any, schedule: NoiseSchedule | None, now: _Place, output: Tensor, sample: Tensor
-    ) -> bool:
-        """A step was computed: mends what is remembered of a served one before it. True: leave the corrector out."""
+    ) -> _Mending:
+        """A step was computed: mends what a served one before it has left behind."""
         noise = _noise(schedule, now, output, sample)
         served, window, forecast = self._served, self._window, self._forecast
         self._served, self._window, self._forecast = None, 0, None
-        held = served is not None
-        if served is not None and schedule is not None and noise is not None:
+        held, move = served is not None and _has_corrector(scheduler), None
+        if served is not None and schedule is not None and noise is not None and forecast is not None:
             error = self._error(now, noise)
-            if error is not None and forecast is not None and self._mend(scheduler, now, served, error, forecast):
+            missed = None if error is None else self._missed_at(served, now, error, forecast)
+            if error is None or missed is None:
+                pass
+            elif not held:
+                move = _move(served, now, missed) if window == 1 else None
+                self._counts["sample_mended"] += move is not None
+            elif _mend_history(scheduler, served, missed):
                 self._counts["history_mended"] += 1
                 held = window > 1 or not _missed(schedule, now, output, error) <= TRUSTED
         self._counts["corrector_held"] += held
         self._points = [] if noise is None else [*self._points, (now, noise)][-2:]
-        return held
+        return _Mending(held, move)
 
     def _error(self, now: _Place, noise: Tensor) -> Tensor | None:
         """True noise minus the line through the two points at `now`; None where the noise was not what was forecast."""
@@ -176,27 +201,65 @@ class SamplerMemory:
     def _places(self, way: Candidate) -> list[float]:
         return [place.position.get(way.abscissa, math.nan) for place, _ in self._points]
 
-    def _mend(self, scheduler: Any, now: _Place, served: _Place, error: Tensor, forecast: Tensor) -> bool:
-        """Adds to the remembered clean estimate of the served step what the error at `now` says of it.
+    def _missed_at(self, served: _Place, now: _Place, error: Tensor, forecast: Tensor) -> Tensor | None:
+        """What the noise estimate of a served step should have been, less what it was; None where that is not known.
 
         error: of the line at `now`. forecast: the noise estimate that the served step was given.
         """
-        way, history = self._way, getattr(scheduler, "model_outputs", None)
-        if way is None or served.level is None or not served.level.signal:
-            return False
-        if not history or history[-1] is None or history[-1].shape != error.shape:
-            return False
-        if not scheduler.config.get("predict_x0", False):
-            return False
+        way = self._way
+        if way is None or error.shape != forecast.shape:
+            return None
         at, before = (place.position.get(way.abscissa, math.nan) for place in (now, served))
         share = parabola_share(self._places(way), at, before)
-        if not math.isfinite(share):
-            return False
-        missed = self._line(way, served) + share * error - forecast
-        # Of one and the same sample: what is more in its noise is less in its clean part.
-        clean = to_quantity("clean", "epsilon", torch.zeros_like(error), missed, served.level)
-        history[-1] = (history[-1].to(clean.dtype) + clean).to(history[-1].dtype)
-        return True
+        return self._line(way, served) + share * error - forecast if math.isfinite(share) else None
+
+
+def is_first_order(scheduler: Any) -> bool:
+    """Whether a step of this scheduler is linear in the noise estimate, without memory and without fresh noise."""
+    config = getattr(scheduler, "config", {})
+    known = any(ancestor.__name__ in _FIRST_ORDER for ancestor in type(scheduler).__mro__)
+    return known and not config.get("stochastic_sampling", False) and not config.get("clip_sample", False)
+
+
+def _has_corrector(scheduler: Any) -> bool:
+    return isinstance(getattr(scheduler, _SWITCH, None), (list, tuple))
+
+
+def _move(served: _Place, now: _Place, missed: Tensor) -> Tensor | None:
+    """What the step from `served` to `now` should have moved the sample by, less what it did, after the step at `now`.
+
+    missed: of the noise estimate. A sample over its signal moves by the noise estimate times the change of
+    noise / signal. Exact where the noise estimate does not depend on the sample (our reading: it changes little).
+    """
+    before, level, after = served.level, now.level, now.after
+    if before is None or level is None or after is None or not before.signal or not level.signal:
+        return None
+    return after.signal * (level.noise / level.signal - before.noise / before.signal) * missed
+
+
+def _moved(out: Any, move: Tensor) -> Any:
+    """A scheduler's result, a tuple or an object, with its new sample moved."""
+    sample = out[0]
+    sample = (sample.to(move.dtype) + move).to(sample.dtype)
+    if isinstance(out, tuple):
+        return (sample, *out[1:])
+    out.prev_sample = sample
+    return out
+
+
+def _mend_history(scheduler: Any, served: _Place, missed: Tensor) -> bool:
+    """Adds what was missed to the clean estimate that the scheduler remembers of a served step."""
+    history = getattr(scheduler, "model_outputs", None)
+    if served.level is None or not served.level.signal:
+        return False
+    if not history or history[-1] is None or history[-1].shape != missed.shape:
+        return False
+    if not scheduler.config.get("predict_x0", False):
+        return False
+    # Of one and the same sample: what is more in its noise is less in its clean part.
+    clean = to_quantity("clean", "epsilon", torch.zeros_like(missed), missed, served.level)
+    history[-1] = (history[-1].to(clean.dtype) + clean).to(history[-1].dtype)
+    return True
 
 
 @contextmanager
@@ -221,7 +284,11 @@ def parabola_share(places: list[float], now: float, served: float) -> float:
 
 
 def _place(schedule: NoiseSchedule | None, position: Position, timestep: float) -> _Place:
-    return _Place(position, None if schedule is None else schedule.level(timestep))
+    return (
+        _Place(position)
+        if schedule is None
+        else _Place(position, schedule.level(timestep), schedule.next_level(timestep))
+    )
 
 
 def _missed(schedule: NoiseSchedule, place: _Place, output: Tensor, error: Tensor) -> float:

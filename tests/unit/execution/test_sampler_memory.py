@@ -9,13 +9,16 @@ from collections import Counter
 
 import pytest
 import torch
+from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepScheduler
 
 import unicp
 from tests import tiny_models
 from unicp.control.windows import Candidate
-from unicp.execution.sampler_memory import TRUSTED, SamplerMemory, parabola_share
+from unicp.execution.sampler_memory import TRUSTED, SamplerMemory, is_first_order, parabola_share
 from unicp.models.noise import read_schedule
+from unicp.numerics.forecasting import from_quantity
 from unicp.testbed.components import build_scheduler
 
 STEPS = 9
@@ -236,6 +239,61 @@ def test_a_copy_of_a_scheduler_steps_itself():
     other.step(torch.zeros(1, 1), 900.0, torch.ones(1, 1))
     assert (other.step_index, schedule.step_index) == (1, 0)
     assert "step" in vars(schedule)
+
+
+def first_order(name: str):
+    if name == "euler":
+        made = FlowMatchEulerDiscreteScheduler(shift=3.0)
+    else:
+        made = DDIMScheduler(prediction_type="v_prediction", clip_sample=False, timestep_spacing="trailing")
+    made.set_timesteps(12)
+    return made
+
+
+def walk(schedule, served: set[int], memory: SamplerMemory | None, until: int) -> torch.Tensor:
+    """The sample after steps whose noise estimate is a parabola of the log-SNR, whatever the sample."""
+    levels, way, known = read_schedule(schedule), Candidate("noise", "log_snr"), []
+    sample = torch.tensor([[0.5, -1.0]], dtype=torch.float64)
+    for index, time in enumerate(schedule.timesteps[: until + 1]):
+        level = levels.level(float(time))
+        position = {"step": float(index), "sigma": level.sigma, "log_snr": level.log_snr}
+        noise = noise_at(level).expand(1, 2)
+        if memory is not None and index in served:
+            (x0, y0), (x1, y1) = known[-2:]
+            noise = y1 + (level.log_snr - x1) / (x1 - x0) * (y1 - y0)
+            memory.served(schedule, levels, position, float(time), way)
+        else:
+            known.append((level.log_snr, noise))
+            if memory is not None:
+                memory.computed(schedule, levels, position, float(time))
+        output = from_quantity("noise", levels.prediction, sample, noise, level) if level.signal else noise
+        sample = schedule.step(output, time, sample, return_dict=False)[0].double()
+    return sample
+
+
+@pytest.mark.parametrize("name", ["euler", "ddim"])
+def test_the_sample_is_moved_to_where_the_plain_run_has_it(name):
+    # Served one by one: what each did is undone at the computed step after it.
+    counts, until = Counter(), 8
+    plain = walk(first_order(name), set(), None, until)
+    served = walk(first_order(name), {4, 6}, SamplerMemory(counts), until)
+    torch.testing.assert_close(served, plain, rtol=1e-4, atol=1e-4)
+    assert counts["sample_mended"] == 2 and counts["corrector_held"] == 0
+    assert not torch.allclose(walk(first_order(name), {4, 6}, SamplerMemory(counts), 6), plain, rtol=1e-2)
+
+
+def test_after_wider_windows_the_sample_is_left_where_it_is():
+    counts = Counter()
+    walk(first_order("euler"), {4, 5, 7, 8, 9}, SamplerMemory(counts), 11)
+    assert counts["sample_mended"] == 0
+
+
+@pytest.mark.parametrize("changes", [{"stochastic_sampling": True}, {"clip_sample": True}])
+def test_samplers_that_are_not_linear_are_not_of_first_order(changes):
+    kind = FlowMatchEulerDiscreteScheduler if "stochastic_sampling" in changes else DDIMScheduler
+    assert not is_first_order(kind(**changes))
+    assert is_first_order(kind(**{name: False for name in changes}))
+    assert not is_first_order(None) and not is_first_order(scheduler())
 
 
 def test_a_scheduler_without_a_corrector_is_left_alone():

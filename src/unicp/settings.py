@@ -136,7 +136,7 @@ class Settings:
     quantities, abscissas: what may be forecast, over what; with more than one, the pair that would have
         served best at the last computations is used (span "model" only; other spans forecast their output).
     weighting: "impact" divides the tolerance by the built-in impact of an error at that noise level on the
-        final latent, "uniform" does not.
+        final latent (to the power 1.5 where outputs are served), "uniform" does not.
     max_window: most steps in a row that stored outputs may serve.
     max_reach: farthest a forecast may reach beyond its newer point, in distances between its two points (steps). The
         noise of the points grows with it; 1 makes windows widen by one step at a time.
@@ -145,8 +145,9 @@ class Settings:
     computed_steps: a fixed schedule: compute exactly these steps, counted from 0, and the first ones that a forecast
         needs, whatever the error. None = off. Not together with `every`.
     first, last: how many steps at the start and the end of a run are always computed.
-    mend_sampler: mend what a predictor-corrector scheduler (UniPC) remembers of a served output as soon as the error of
-        the forecast is known, and leave its corrector out at that step; spans "model" and "stack".
+    mend_sampler: as soon as the error of a forecast is known, undo what it did to the sampler: move the sample (Euler
+        and DDIM, after a single served step), mend what a predictor-corrector (UniPC) remembers and leave its corrector
+        out where it would do harm; span "model", UniPC also under "stack".
     guidance: also forecast the guidance difference, so that the second branch is served at computed steps.
     text_keys_values: keep keys and values of the text between steps (lossless).
     store_bytes: most bytes of stored outputs; None = `store_factor` residual streams per branch.

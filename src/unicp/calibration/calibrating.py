@@ -46,12 +46,12 @@ PROBED = (0.14, 0.17, 0.2, 0.24, 0.28, 0.34, 0.42, 0.6, 0.8, 0.93, 1.0)
 # Shares of the steps that the plans which are tried compute.
 TRIED = (0.3, 0.4, 0.52, 0.66)
 # Tolerances with which the online rule is tried.
-ONLINE = (0.02, 0.07, 0.25, 0.9)
+ONLINE = (0.02, 0.07, 0.25, 0.9, 2.5)
 FEWER = (0.5, 1 / 3)
 # Windows that are probed as a whole: where they begin, and how long they are, as shares of the run.
 WINDOWS = ((0.4, 0.1), (0.65, 0.1), (0.83, 0.17))
 # Cost of all runs of one prompt in plain runs, about; for the estimate only.
-PLAIN_RUNS = 12.4
+PLAIN_RUNS = 12.8
 POWER = 2.0
 Say = Callable[[str], None]
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from unicp.control.guard import Guard
 from unicp.control.shift import FULL, Option, cheapest_within_tolerance
-from unicp.control.tolerance import step_tolerance
+from unicp.control.tolerance import SERVING_POWER, step_tolerance
 from unicp.control.windows import Candidate, ErrorWindow, Position
 from unicp.records import Action, Decision, Moment
 from unicp.settings import Settings, preset
@@ -98,7 +98,7 @@ class Controller:
 
     def decide(self, window: ErrorWindow, question: Question) -> tuple[Decision, Candidate | None]:
         """The cheapest action within the tolerance of this step, and the way to serve if it is to be served."""
-        tolerance = step_tolerance(self._rule.tolerance, self._rule.weighting, question.moment)
+        tolerance = step_tolerance(self._rule.tolerance, self._rule.weighting, question.moment, SERVING_POWER)
         refusal = self.may_serve(window, question)
         options: list[Option] = []
         candidate: Candidate | None = None

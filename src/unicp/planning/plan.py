@@ -19,7 +19,7 @@ from unicp.planning.curves import ForecastErrors
 from unicp.records import Action, Trace
 from unicp.settings import Abscissa, Quantity
 
-PLAN_TYPE, PLAN_VERSION = "unicp.plan", 3
+PLAN_TYPE, PLAN_VERSION = "unicp.plan", 4
 # Relative difference of noise levels up to which a run is taken for the one a plan was made for.
 SAME_LEVEL = 1e-4
 

@@ -15,6 +15,7 @@ PIP = $(BIN)/python -m pip install -qq --no-compile
 READY := $(VENV)/.ready
 READY_DEV := $(VENV)/.ready-dev
 SOURCES := src tests
+REPORTED = $(wildcard docs/results/peers_*.jsonl docs/results/ablation*.jsonl docs/results/paper*.jsonl)
 
 # One thread each: two test processes on two cores would otherwise ask for four.
 TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
@@ -23,7 +24,7 @@ TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARA
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 .PHONY: help setup setup-dev demo test check format-check lint types format train train-latte train-film bench models versions targets \
-	film peers parts few-steps impact overhead slices figures clean
+	film peers parts parts-others report few-steps impact overhead slices figures clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -127,6 +128,17 @@ parts: $(READY_DEV) ## measure the parts of the method and the paper's claims, o
 	    --method 'balanced {"tolerance": 1000, "max_window": 8, "max_reach": 1.5}' --method 'balanced {"tolerance": 1000, "max_window": 8, "max_reach": 1.5, "damped": false}' \
 	    --method 'balanced {"tolerance": 1000, "max_window": 8, "max_reach": 2}' --method 'balanced {"tolerance": 1000, "max_window": 8, "max_reach": 2, "damped": false}' || exit 1; done
 	$(BIN)/python -m unicp.benchmarking.report
+
+parts-others: $(READY_DEV) ## the same of Latte and the film, on a few prompts (continues)
+	for suite in ablation paper; do \
+	    OMP_NUM_THREADS=1 $(BIN)/unicp bench $$suite --model latte --prompts 3 --seeds 1 --fast-metrics \
+	        --out docs/results/$${suite}_latte.jsonl || exit 1; \
+	    OMP_NUM_THREADS=1 $(BIN)/unicp bench $$suite --model film --prompts 2 --seeds 1 --fast-metrics \
+	        --out docs/results/$${suite}_film.jsonl || exit 1; done
+	$(BIN)/python -m unicp.benchmarking.report
+
+report: $(READY_DEV) ## write the measured rows of peers, parts and the paper's claims as one HTML file
+	$(BIN)/unicp report $(REPORTED) --attention docs/results/attention_change.json --out docs/results/report.html
 
 few-steps: $(READY_DEV) ## measure slices beside caches in runs of 4, 6 and 8 steps (continues where it was stopped)
 	for steps in 4 6 8; do OMP_NUM_THREADS=1 $(BIN)/unicp bench slices --steps $$steps --prompts 4 --fast-metrics \

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -46,6 +48,13 @@ def test_uniform_weighting_is_the_tolerance_itself(tolerance, sigma):
 @pytest.mark.parametrize("sigma", [0.0, 0.3, 0.5, 0.9, 1.0])
 def test_impact_weighting_divides_by_the_impact_of_the_noise_level(sigma):
     assert step_tolerance(0.1, "impact", moment(sigma)) * impact(sigma) == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize("sigma", [0.3, 0.9])
+def test_impact_counts_to_a_power(sigma):
+    allowed = step_tolerance(0.1, "impact", moment(sigma), power=1.5)
+    assert allowed * impact(sigma) * math.sqrt(impact(sigma)) == pytest.approx(0.1)
+    assert step_tolerance(0.1, "uniform", moment(sigma), power=1.5) == 0.1
 
 
 def test_an_early_error_may_be_smaller_than_a_late_one():

@@ -20,6 +20,7 @@ from unicp.benchmarking.methods import (
     with_target,
 )
 from unicp.benchmarking.peers import cache_dit_methods, diffusers_methods
+from unicp.benchmarking.placed_steps import placed_steps
 from unicp.benchmarking.step_schedule import schedule_methods
 from unicp.errors import InputError
 from unicp.settings import Settings, Slicing, preset
@@ -87,11 +88,14 @@ def _quick() -> Suite:
 def _peers() -> Suite:
     ours = [with_preset("balanced", tolerance=t) for t in (0.01, 0.02, 0.04, 0.08, 0.15, 0.25, 0.5, 1.0, 2.0)]
     # Windows of `balanced` cannot save more than about three times: these widen faster, whatever the error.
-    ours += [with_preset("balanced", tolerance=1000.0, max_reach=reach, max_window=8) for reach in (1.25, 1.5, 2.0, 3.0)]
+    ours += [
+        with_preset("balanced", tolerance=1000.0, max_reach=reach, max_window=8) for reach in (1.25, 1.5, 2.0, 3.0)
+    ]
     planned = [with_target(f"speedup>={x}") for x in ("1.5", "2", "2.5", "3", "4")]
     planned += [with_target(f"psnr>={x}") for x in (40, 35, 30)]
     windows = [fixed_window(n) for n in (2, 3, 4, 5)]
     fewer = [fewer_steps(n) for n in (20, 15, 12, 10, 8, 7)]
+    fewer += [placed_steps(n) for n in (20, 15, 12, 10, 8)]
     others = [other_sampler(name, n) for name in ("unipc", "dpm", "euler") for n in (20, 15, 12, 10, 8)]
     methods = (
         *ours,
@@ -120,7 +124,7 @@ _STRONG = {
     "cache-dit DBCache + DMD": ("F1 threshold 0.12", "F1 threshold 0.24"),
     "cache-dit DBPrune": ("threshold 0.03", "threshold 0.06"),
 }
-_WHOLE = ("UniCP", "fixed window", "diffusers SeaCache", "diffusers MagCache")
+_WHOLE = ("UniCP", "fewer steps, placed", "fixed window", "diffusers SeaCache", "diffusers MagCache")
 
 
 def _rivals() -> Suite:

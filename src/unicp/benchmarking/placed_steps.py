@@ -1,0 +1,81 @@
+"""Fewer steps at chosen noise levels: the plain pipeline at its best, which UniCP has to beat as well.
+
+The levels are those of the steps that a plan for the same number of computed steps would compute, solved from the
+profile of the model. Nothing is served: the sampler jumps from one of these levels to the next.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from unicp.benchmarking.methods import Bench, CannotRunError, Method
+from unicp.models.finder import map_model
+from unicp.models.noise import read_schedule
+from unicp.planning.builtin import builtin_profile
+from unicp.planning.fingerprint import fingerprint_of
+from unicp.planning.profile import Profile, load_profile
+from unicp.planning.solver import best_choices, levels_of
+
+FAMILY = "fewer steps, placed"
+
+
+def placed_steps(steps: int) -> Method:
+    """The plain pipeline with `steps` of the reference's own steps, the ones that a plan would compute."""
+
+    @contextmanager
+    def attach(bench: Bench) -> Iterator[None]:
+        chosen = _chosen(bench, steps)
+        with only_steps(bench.pipe.scheduler, bench.steps, chosen):
+            yield
+
+    return Method(FAMILY, str(steps), attach, steps)
+
+
+@contextmanager
+def only_steps(scheduler: Any, steps: int, chosen: Sequence[int]) -> Iterator[None]:
+    """Within the block runs take the `chosen` steps of a run of `steps` steps, whatever number they ask for.
+
+    Raises CannotRunError for a scheduler without a table of noise levels: its step takes them for evenly spaced.
+    """
+    if getattr(scheduler, "sigmas", None) is None:
+        raise CannotRunError(f"a {type(scheduler).__name__}, whose steps are evenly spaced")
+    own = scheduler.set_timesteps
+    places = list(chosen)
+
+    def set_timesteps(*_: Any, device: Any = None, **kwargs: Any) -> None:
+        own(steps, device=device, **kwargs)
+        scheduler.sigmas = scheduler.sigmas[[*places, -1]]
+        scheduler.timesteps = scheduler.timesteps[places]
+        scheduler.num_inference_steps = len(places)
+
+    scheduler.set_timesteps = set_timesteps
+    try:
+        yield
+    finally:
+        vars(scheduler).pop("set_timesteps", None)
+
+
+def _chosen(bench: Bench, steps: int) -> tuple[int, ...]:
+    key = f"{FAMILY} {bench.steps}"
+    if key not in bench.notes:
+        profile = _profile(bench)
+        bench.notes[key] = best_choices(profile, levels_of(profile, bench.steps))
+    choices = bench.notes[key]
+    if steps not in choices:
+        raise CannotRunError(f"no plan of {steps} steps: from {min(choices)} to {max(choices)} there are")
+    return choices[steps].path.computed
+
+
+def _profile(bench: Bench) -> Profile:
+    if bench.profile is not None:
+        return load_profile(bench.profile)
+    schedule = read_schedule(bench.pipe.scheduler)
+    if schedule is None:
+        raise CannotRunError(f"a {type(bench.pipe.scheduler).__name__}, which does not tell noise levels")
+    transformer = map_model(bench.pipe.transformer).transformer
+    profile, caution = builtin_profile(fingerprint_of(transformer, bench.pipe.scheduler, schedule.prediction, 0))
+    if caution:
+        raise CannotRunError("no profile of this model is shipped: unicp calibrate makes one for --profile")
+    return profile

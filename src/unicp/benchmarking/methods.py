@@ -16,8 +16,10 @@ from typing import Any
 import unicp
 from unicp.benchmarking.rows import PLAIN, PLANNED
 from unicp.errors import InputError
+from unicp.models.chosen_steps import only_steps
 from unicp.models.loading import sampler
 from unicp.planning.targets import parse_target
+from unicp.promise import make_promise, plan_ahead
 from unicp.settings import Settings, preset
 
 
@@ -87,12 +89,20 @@ def unicp_method(setting: str, settings: Settings, family: str = "UniCP") -> Met
 
 
 def with_target(text: str) -> Method:
-    """UniCP under a target like "psnr>=35", by the profile of the model; a guess is not measured."""
+    """UniCP under a target like "psnr>=35", by the profile of the model; a guess is not measured.
+
+    As `unicp generate` runs it: where fewer plain steps at chosen noise levels do better than any plan, they are run.
+    """
     parse_target(text)
 
     @contextmanager
     def attach(bench: Bench) -> Iterator[None]:
         try:
+            ahead = plan_ahead(make_promise(preset("balanced"), text, bench.profile, None), bench.pipe, bench.steps)
+            if ahead is not None and ahead.fewer_computed:
+                with only_steps(bench.pipe.scheduler, bench.steps, ahead.fewer_computed):
+                    yield
+                return
             with unicp.enable(bench.pipe, target=text, profile=bench.profile) as session:
                 if session.is_guess:
                     raise CannotRunError("no profile of this model is shipped: unicp calibrate makes one for --profile")

@@ -6,11 +6,11 @@ profile of the model. Nothing is served: the sampler jumps from one of these lev
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 from unicp.benchmarking.methods import Bench, CannotRunError, Method
+from unicp.models.chosen_steps import can_choose, only_steps
 from unicp.models.finder import map_model
 from unicp.models.noise import read_schedule
 from unicp.planning.builtin import builtin_profile
@@ -26,35 +26,12 @@ def placed_steps(steps: int) -> Method:
 
     @contextmanager
     def attach(bench: Bench) -> Iterator[None]:
-        chosen = _chosen(bench, steps)
-        with only_steps(bench.pipe.scheduler, bench.steps, chosen):
+        if not can_choose(bench.pipe.scheduler):
+            raise CannotRunError(f"a {type(bench.pipe.scheduler).__name__}, whose steps are evenly spaced")
+        with only_steps(bench.pipe.scheduler, bench.steps, _chosen(bench, steps)):
             yield
 
     return Method(FAMILY, str(steps), attach, steps)
-
-
-@contextmanager
-def only_steps(scheduler: Any, steps: int, chosen: Sequence[int]) -> Iterator[None]:
-    """Within the block runs take the `chosen` steps of a run of `steps` steps, whatever number they ask for.
-
-    Raises CannotRunError for a scheduler without a table of noise levels: its step takes them for evenly spaced.
-    """
-    if getattr(scheduler, "sigmas", None) is None:
-        raise CannotRunError(f"a {type(scheduler).__name__}, whose steps are evenly spaced")
-    own = scheduler.set_timesteps
-    places = list(chosen)
-
-    def set_timesteps(*_: Any, device: Any = None, **kwargs: Any) -> None:
-        own(steps, device=device, **kwargs)
-        scheduler.sigmas = scheduler.sigmas[[*places, -1]]
-        scheduler.timesteps = scheduler.timesteps[places]
-        scheduler.num_inference_steps = len(places)
-
-    scheduler.set_timesteps = set_timesteps
-    try:
-        yield
-    finally:
-        vars(scheduler).pop("set_timesteps", None)
 
 
 def _chosen(bench: Bench, steps: int) -> tuple[int, ...]:

@@ -19,6 +19,7 @@ from unicp.calibration.recording import Tape, recording_of
 from unicp.calibration.running import Outcome, Reference, Runs
 from unicp.control.windows import Candidate
 from unicp.errors import InputError
+from unicp.models.chosen_steps import can_choose, only_steps
 from unicp.numerics.error_measures import relative_error
 from unicp.numerics.fidelity import psnr
 from unicp.numerics.noise_levels import NoiseLevel
@@ -48,10 +49,12 @@ TRIED = (0.3, 0.4, 0.52, 0.66)
 # Tolerances with which the online rule is tried.
 ONLINE = (0.02, 0.07, 0.25, 0.9, 2.5)
 FEWER = (0.5, 1 / 3)
+# The same of runs at the noise levels that a plan would compute.
+PLACED = (2 / 3, 0.6, 0.5, 1 / 3)
 # Windows that are probed as a whole: where they begin, and how long they are, as shares of the run.
 WINDOWS = ((0.4, 0.1), (0.65, 0.1), (0.83, 0.17))
 # Cost of all runs of one prompt in plain runs, about; for the estimate only.
-PLAIN_RUNS = 12.8
+PLAIN_RUNS = 14.9
 POWER = 2.0
 Say = Callable[[str], None]
 
@@ -112,7 +115,7 @@ class Calibration:
             outcome = self.runs.run(self.prompts[0], 0, 2)
         step = sum(tape.seconds) / 2
         rest = max(0.0, outcome.seconds - sum(tape.seconds))
-        runs = len(self.prompts) * _runs_of_prompt(len(PROBED))
+        runs = len(self.prompts) * _runs_of_prompt(len(PROBED), len(self._placed))
         left = max(0.0, 1 - (len(self.notes.known) - 1) / runs)
         return left * (len(self.prompts) * PLAIN_RUNS * step * self.runs.steps + runs * rest)
 
@@ -122,7 +125,7 @@ class Calibration:
         progress = _Progress(0, self.say)
         for number, prompt in enumerate(self.prompts):
             references[prompt] = self._plain(number, prompt)
-            progress.total = _runs_of_prompt(len(self._probed(prompt))) * len(self.prompts)
+            progress.total = _runs_of_prompt(len(self._probed(prompt)), len(self._placed)) * len(self.prompts)
             progress.step(f"plain run of {prompt!r}")
             for step in self._probed(prompt):
                 self._probe(references[prompt], step)
@@ -143,6 +146,9 @@ class Calibration:
             for share in FEWER:
                 self._fewer(references[prompt], number, max(2, round(share * self.runs.steps)))
                 progress.step(f"plain run of fewer steps of {prompt!r}")
+            for share in self._placed:
+                self._fewer_placed(references[prompt], number, round(share * self.runs.steps))
+                progress.step(f"plain run of chosen steps of {prompt!r}")
         profile = self._profile(self._known(Trial), self._known(FewerSteps), online=self._known(OnlineTrial))
         save_profile(profile, self.out)
         self.notes.done()
@@ -258,6 +264,20 @@ class Calibration:
             quality = psnr(reference.outcome.frames, outcome.frames).total
             self.notes.add(key, FewerSteps(reference.prompt, steps, quality))
 
+    @property
+    def _placed(self) -> tuple[float, ...]:
+        return PLACED if can_choose(self.runs.pipe.scheduler) else ()
+
+    def _fewer_placed(self, reference: Reference, seed: int, steps: int) -> None:
+        """A plain run at the noise levels that a plan would compute, solved without this prompt."""
+        key = f"fewer placed {steps} {reference.prompt}"
+        if key not in self.notes.known:
+            plan = plan_to_try(self._profile([], []), self._levels, steps, reference.prompt)
+            with only_steps(self.runs.pipe.scheduler, self.runs.steps, plan.computed):
+                outcome = self.runs.run(reference.prompt, seed, len(plan.computed))
+            quality = psnr(reference.outcome.frames, outcome.frames).total
+            self.notes.add(key, FewerSteps(reference.prompt, len(plan.computed), quality, plan.computed))
+
     def _known(self, kind: type) -> list[Any]:
         start = {
             Probe: "probe ",
@@ -304,9 +324,9 @@ class Calibration:
         )
 
 
-def _runs_of_prompt(probes: int) -> int:
-    """How many runs one prompt takes, the plain one among them."""
-    return 1 + probes + len(WINDOWS) + len(TRIED) + len(ONLINE) + len(FEWER)
+def _runs_of_prompt(probes: int, placed: int) -> int:
+    """How many runs one prompt takes, the plain one among them. placed: at chosen noise levels."""
+    return 1 + probes + len(WINDOWS) + len(TRIED) + len(ONLINE) + len(FEWER) + placed
 
 
 def _displacement(outcome: Outcome, reference: Reference) -> float:

@@ -7,7 +7,7 @@ import json
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -134,16 +134,26 @@ def generate_enabled(prepared: Prepared, request: Request, title: str) -> Made:
 
     ahead = None if request.target is None else _plan_ahead(prepared, request)
     if ahead is not None and ahead.fewer is not None:
-        say(f"unicp: plain {ahead.fewer} steps do better than any plan of {ahead.steps}: they are run, without UniCP")
+        how = f" (at {ahead.fewer_computed} of them)" if ahead.fewer_computed else ""
+        better = f"plain {ahead.fewer} steps do better than any plan of {ahead.steps}{how}"
+        say(f"unicp: {better}: they are run, without UniCP")
         if request.trace is not None:
             say("unicp: no trace is written: nothing was served")
-        return Made(generate(prepared, title, steps=ahead.fewer), None, ahead)
+        with _as_chosen(prepared.pipe, ahead):
+            return Made(generate(prepared, title, steps=ahead.fewer), None, ahead)
     with unicp.enable(prepared.pipe, **request.enabling) as session:
         video = generate(prepared, title)
         summary = session.summary()
         if request.trace is not None:
             save_trace(session.trace, request.trace)
     return Made(video, summary, session.plan)
+
+
+def _as_chosen(pipe: Any, plan: Plan) -> AbstractContextManager[None]:
+    """What makes a plain run of fewer steps take those that the plan names, if it names any."""
+    from unicp.models.chosen_steps import only_steps
+
+    return only_steps(pipe.scheduler, plan.steps, plan.fewer_computed) if plan.fewer_computed else nullcontext()
 
 
 def plan_facts(request: Request, plan: Plan | None) -> dict[str, Any]:

@@ -112,9 +112,12 @@ def fit_online(trials: Sequence[OnlineTrial], caution: float = 0.0) -> OnlineLin
     return OnlineLine(_least_squares(known, caution, 0.0), counts)
 
 
-def fewer_steps_psnr(fewer: Sequence[FewerSteps], steps: int) -> Psnr | None:
-    """PSNR of the plain pipeline with this many steps, where calibration measured just that; else None."""
-    found = [one.psnr for one in fewer if one.steps == steps]
+def fewer_steps_psnr(fewer: Sequence[FewerSteps], steps: int, placed: bool = False) -> Psnr | None:
+    """PSNR of the plain pipeline with this many steps, where calibration measured just that; else None.
+
+    placed: steps that a plan would compute, not evenly spaced ones.
+    """
+    found = [one.psnr for one in fewer if one.steps == steps and bool(one.computed) == placed]
     if not found:
         return None
     mean = statistics.fmean(found)

@@ -73,6 +73,10 @@ class RunPlanner:
         if plan.fewer is None:
             return
         do = f"call the pipeline without UniCP, with num_inference_steps={plan.fewer}"
+        if plan.fewer_computed:
+            do += (
+                f", within only_steps(pipe.scheduler, {plan.steps}, {plan.fewer_computed}) of unicp.models.chosen_steps"
+            )
         found = f"plain {plan.fewer} steps do better than any plan of {plan.steps}"
         if target.kind != "psnr":
             raise InputError(f"target {target}", found, do)

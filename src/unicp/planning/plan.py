@@ -49,8 +49,9 @@ class Plan:
     that the guard may spend, 0 with no guard. most: most steps that may be computed. expected: steps that are expected
     to be computed in the end, by the guard too. psnr, psnr_low, psnr_high: predicted, in dB (None = not known).
     speed_up, seconds: predicted of the whole run. fewer: the plain pipeline with this many steps is better (None = it
-    is not). curves: None = a replay. tolerance: of the online rule of `balanced`, which then decides, and `computed` is
-    empty (None = a schedule does). notes: what a user should know, a line each.
+    is not); fewer_computed: which steps of the run these are ([] = evenly spaced ones). curves: None = a replay.
+    tolerance: of the online rule of `balanced`, which then decides, and `computed` is empty (None = a schedule does).
+    notes: what a user should know, a line each.
     """
 
     target: str
@@ -69,6 +70,7 @@ class Plan:
     speed_up: float | None = None
     seconds: float | None = None
     fewer: int | None = None
+    fewer_computed: list[int] = field(default_factory=list)
     curves: Curves | None = None
     tolerance: float | None = None
     notes: list[str] = field(default_factory=list)
@@ -124,7 +126,8 @@ class Plan:
             lines = [f"plan for {self.target}: the online rule with tolerance {self.tolerance:.3g} decides"]
             lines.append(f"  about {self.expected:.1f} of {self.steps} steps computed, more on hard prompts")
         if self.fewer is not None:
-            lines.append(f"  better: the plain pipeline with {self.fewer} steps (num_inference_steps={self.fewer})")
+            how = f"the steps {self.fewer_computed} of {self.steps}" if self.fewer_computed else "evenly spaced"
+            lines.append(f"  better: the plain pipeline with {self.fewer} steps, {how}")
         if self.speed_up is not None:
             seconds = "" if self.seconds is None else f", {self.seconds:.3g} s a clip"
             guard = f" (about {self.expected:.1f} steps computed with the guard)" if self.allowance else ""
@@ -191,6 +194,10 @@ def _problem(plan: Plan) -> str:
         return f"a forecast of {plan.quantity!r:.40} over {plan.abscissa!r:.40}"
     if plan.tolerance is not None and (plan.computed or not 0 < plan.tolerance < math.inf):
         return "an online rule beside computed steps, or with a tolerance that is not positive"
+    if plan.fewer_computed and len(plan.fewer_computed) != plan.fewer:
+        return f"{len(plan.fewer_computed)} chosen steps for {plan.fewer}"
+    if not all(0 <= step < plan.steps for step in plan.fewer_computed):
+        return "chosen steps that are not of the run"
     curves = plan.curves
     if curves is None:
         return ""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from unicp.errors import FileFormatError
@@ -117,11 +117,15 @@ class OnlineTrial:
 
 @dataclass(frozen=True)
 class FewerSteps:
-    """The plain pipeline with fewer steps on a calibration prompt, against its full run. psnr: of the clip, in dB."""
+    """The plain pipeline with fewer steps on a calibration prompt, against its full run. psnr: of the clip, in dB.
+
+    computed: which steps of the full run they were, those that a plan would compute; [] = evenly spaced ones.
+    """
 
     prompt: str
     steps: int
     psnr: float
+    computed: list[int] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -220,9 +224,16 @@ def _problem(profile: Profile) -> str:
         return "a probed window without errors, or outside the run"
     if any(not 0 < one.tolerance < math.inf or not 0 <= one.computed <= steps for one in profile.online):
         return "a trial of the online rule without a tolerance, or of another run"
+    if any(one.computed and not _is_part(one.computed, one.steps, steps) for one in profile.fewer):
+        return "fewer steps that are not of the run"
     if not 1 <= profile.power <= 2 or not profile.seconds.computed > 0:
         return "a power that is not from 1 to 2, or seconds that are not positive"
     return _unknown_names(profile)
+
+
+def _is_part(computed: list[int], count: int, steps: int) -> bool:
+    """Whether `computed` are `count` steps of a run, in order."""
+    return len(computed) == count and computed == sorted(set(computed)) and 0 <= computed[0] <= computed[-1] < steps
 
 
 def _unknown_names(profile: Profile) -> str:

@@ -173,7 +173,7 @@ class Solver:
             plan = online
         elif count == self.steps:
             return replace(plan, notes=[*plan.notes, "no step can be served at this quality: nothing is saved"])
-        return self._or_fewer(plan, target)
+        return self._or_fewer(plan, target, choices)
 
     def _for_time(self, target: Target, choices: dict[int, Choice], line: FidelityLine) -> Plan:
         fits = [count for count in choices if self._is_fast_enough(target, count)]
@@ -184,7 +184,7 @@ class Solver:
         # The guard must not spend what the target forbids: it has nothing to spend.
         plan = self.made(str(target), choice, 0.0, count, float(count))
         psnr = line.psnr(choice.change, 1.645 * hardness_spread(self.profile, self.levels, choice))
-        return self._or_fewer(_promising(plan, psnr), target)
+        return self._or_fewer(_promising(plan, psnr), target, choices)
 
     def _online(self, target: Target) -> Plan | None:
         """The online rule with the tolerance that keeps this PSNR on 95 % of clips by its trials; None if none does.
@@ -241,20 +241,31 @@ class Solver:
             **more,
         )
 
-    def _measured_fewer(self) -> list[int]:
-        """Numbers of steps below this run's at which calibration measured the plain pipeline; of runs of one length."""
+    def _measured_fewer(self, choices: dict[int, Choice]) -> list[tuple[int, list[int]]]:
+        """Plain runs of fewer steps that calibration measured, of runs of one length: how many, and which ones.
+
+        [] = evenly spaced. Where both were, the one with the better clips.
+        """
         if self.steps != self.profile.steps:
             return []
-        return sorted({one.steps for one in self.profile.fewer if one.steps < self.steps})
+        found: dict[int, tuple[float, list[int]]] = {}
+        for one in self.profile.fewer:
+            psnr = fewer_steps_psnr(self.profile.fewer, one.steps, bool(one.computed))
+            if one.steps >= self.steps or psnr is None or (one.computed and one.steps not in choices):
+                continue
+            chosen = list(choices[one.steps].path.computed) if one.computed else []
+            if one.steps not in found or psnr.mean > found[one.steps][0]:
+                found[one.steps] = psnr.mean, chosen
+        return [(steps, found[steps][1]) for steps in sorted(found)]
 
     def _plain_speed_up(self, steps: int) -> float:
         cost = self.profile.seconds
         return (cost.rest + self.steps * cost.computed) / (cost.rest + steps * cost.computed)
 
-    def _or_fewer(self, plan: Plan, target: Target) -> Plan:
+    def _or_fewer(self, plan: Plan, target: Target, choices: dict[int, Choice]) -> Plan:
         """The plan, or the plain pipeline with fewer steps where that was measured to do better."""
-        for steps in self._measured_fewer():
-            psnr = fewer_steps_psnr(self.profile.fewer, steps)
+        for steps, chosen in self._measured_fewer(choices):
+            psnr = fewer_steps_psnr(self.profile.fewer, steps, bool(chosen))
             speed_up = self._plain_speed_up(steps)
             if psnr is None or plan.psnr is None or plan.speed_up is None:
                 continue
@@ -263,7 +274,7 @@ class Solver:
             else:
                 better = self._is_plain_fast_enough(target, steps) and psnr.mean > plan.psnr
             if better:
-                plan = replace(_promising(plan, psnr), fewer=steps, speed_up=speed_up)
+                plan = replace(_promising(plan, psnr), fewer=steps, fewer_computed=chosen, speed_up=speed_up)
         return plan
 
     def _is_plain_fast_enough(self, target: Target, steps: int) -> bool:
@@ -273,7 +284,7 @@ class Solver:
 
     def _only_fewer(self, target: Target, choices: dict[int, Choice]) -> Plan:
         """No plan is fast enough: fewer steps are, or the target cannot be met."""
-        fits = [steps for steps in self._measured_fewer() if self._is_plain_fast_enough(target, steps)]
+        fits = [one for one in self._measured_fewer(choices) if self._is_plain_fast_enough(target, one[0])]
         least = min(choices)
         if not fits:
             limit = f"speedup>={math.floor(100 * self.speed_up(least)) / 100:g}"
@@ -282,9 +293,11 @@ class Solver:
             found = f"at most {limit} can be had with {self.steps} steps"
             raise InputError(f"target {target}", found, f"ask for {limit}")
         plan = self.made(str(target), choices[least], 0.0, least, float(least))
-        psnr = fewer_steps_psnr(self.profile.fewer, max(fits))
+        steps, chosen = max(fits)
+        psnr = fewer_steps_psnr(self.profile.fewer, steps, bool(chosen))
         assert psnr is not None
-        return replace(_promising(plan, psnr), fewer=max(fits), speed_up=self._plain_speed_up(max(fits)))
+        speed_up = self._plain_speed_up(steps)
+        return replace(_promising(plan, psnr), fewer=steps, fewer_computed=chosen, speed_up=speed_up)
 
 
 def _promising(plan: Plan, psnr: Psnr) -> Plan:

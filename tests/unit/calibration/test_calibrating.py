@@ -32,7 +32,8 @@ ARGUMENTS = {"height": 32, "width": 32, "num_frames": 5, "guidance_scale": 3.0, 
 def _few_runs():
     """As few runs as there are kinds of them: each takes a whole pipeline call."""
     with pytest.MonkeyPatch.context() as patch:
-        for name, shares in (("PROBED", (0.5, 1.0)), ("TRIED", (0.5,)), ("FEWER", (0.5,)), ("ONLINE", TOLERANCES)):
+        few = {"PROBED": (0.5, 1.0), "TRIED": (0.5,), "FEWER": (0.5,), "PLACED": (0.5,), "ONLINE": TOLERANCES}
+        for name, shares in few.items():
             patch.setattr(calibrating, name, shares)
         yield
 
@@ -72,7 +73,8 @@ def test_a_profile_holds_what_plans_are_made_from(calibrated, pipe):
     assert profile.fingerprint.scheduler == type(pipe.scheduler).__name__
     assert [one.prompt for one in profile.recordings] == PROMPTS
     assert all(set(one.products) >= {"output", "noise"} for one in profile.recordings)
-    assert {trial.prompt for trial in profile.trials} == set(PROMPTS) and len(profile.fewer) == 2
+    assert {trial.prompt for trial in profile.trials} == set(PROMPTS) and len(profile.fewer) == 4
+    assert [len(one.computed) for one in profile.fewer] == [0, 4, 0, 4]
     assert all(trial.computed >= trial.planned for trial in profile.trials)
     assert [(one.prompt, one.tolerance) for one in profile.online] == [(p, t) for p in PROMPTS for t in TOLERANCES]
     assert all(4 <= one.computed <= STEPS for one in profile.online)
@@ -138,7 +140,7 @@ def test_a_stopped_calibration_goes_on_and_comes_to_the_same(calibrated, pipe, t
     assert sum(key.startswith("probe") for key in known) == 2
     finished = again.run()
     assert finished.recordings == profile.recordings[:1] and finished.probes == profile.probes[:2]
-    assert len(finished.trials) == 1 and finished.fewer == profile.fewer[:1]
+    assert len(finished.trials) == 1 and finished.fewer[0] == profile.fewer[0]
     with pytest.raises(InputError, match="another prompts"):
         calibration(pipe, _begun(pipe, tmp_path / "other.json"), prompts=one)
 

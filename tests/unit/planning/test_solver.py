@@ -111,6 +111,18 @@ def test_fewer_steps_are_taken_where_they_were_measured_to_do_better():
     assert solver(fewer=bad).plan(parse_target("speedup>=2")).fewer is None
 
 
+def test_fewer_steps_at_chosen_levels_are_taken_where_they_do_better_than_spread_ones():
+    spread = [FewerSteps(prompt, 6, psnr) for prompt, psnr in (("a", 50.0), ("b", 51.0))]
+    placed = [FewerSteps(prompt, 6, psnr, [0, 1, 2, 4, 6, 9]) for prompt, psnr in (("a", 60.0), ("b", 61.0))]
+    plan = solver(fewer=[*spread, *placed]).plan(parse_target("speedup>=2"))
+    assert plan.fewer == 6 and plan.psnr == 60.5
+    # Those of a plan from all prompts, not the ones tried on one of them.
+    assert plan.fewer_computed == list(best_choices(made(), flow_levels())[6].path.computed)
+    assert f"6 steps, the steps {plan.fewer_computed} of {STEPS}" in plan.text()
+    worse = [replace(one, psnr=40.0) for one in placed]
+    assert solver(fewer=[*spread, *worse]).plan(parse_target("speedup>=2")).fewer_computed == []
+
+
 def test_a_speed_that_only_fewer_steps_have():
     fewer = [FewerSteps(prompt, 2, psnr) for prompt, psnr in (("a", 15.0), ("b", 16.0))]
     plan = solver(fewer=fewer, seconds=Seconds(1.0, 0.5, 0.0)).plan(parse_target("speedup>=6"))

@@ -8,8 +8,8 @@ from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepScheduler
 
-from unicp.benchmarking.methods import CannotRunError
-from unicp.benchmarking.placed_steps import only_steps
+from unicp.errors import InputError
+from unicp.models.chosen_steps import only_steps
 
 
 def unipc() -> UniPCMultistepScheduler:
@@ -55,5 +55,5 @@ def test_afterwards_the_scheduler_is_as_it_was():
 
 
 def test_a_sampler_of_evenly_spaced_steps_is_refused():
-    with pytest.raises(CannotRunError, match="evenly spaced"), only_steps(DDIMScheduler(), 9, (0, 1)):
+    with pytest.raises(InputError, match="evenly spaced"), only_steps(DDIMScheduler(), 9, (0, 1)):
         pass

@@ -89,9 +89,10 @@ def _peers() -> Suite:
     ours = [with_preset("balanced", tolerance=t) for t in (0.01, 0.02, 0.04, 0.08, 0.15, 0.25, 0.5, 1.0, 2.0)]
     # Windows of `balanced` cannot save more than about three times: these widen faster, whatever the error.
     ours += [
-        with_preset("balanced", tolerance=1000.0, max_reach=reach, max_window=8) for reach in (1.25, 1.5, 2.0, 3.0)
+        with_preset("balanced", tolerance=1000.0, max_reach=reach, max_window=most)
+        for reach, most in ((1.25, 8), (1.5, 8), (2.0, 8), (3.0, 8), (3.0, 12))
     ]
-    planned = [with_target(f"speedup>={x}") for x in ("1.5", "2", "2.5", "3", "4")]
+    planned = [with_target(f"speedup>={x}") for x in ("1.3", "1.4", "1.5", "2", "2.5", "3", "4")]
     planned += [with_target(f"psnr>={x}") for x in (40, 35, 30)]
     windows = [fixed_window(n) for n in (2, 3, 4, 5)]
     fewer = [fewer_steps(n) for n in (20, 15, 12, 10, 8, 7)]

@@ -130,7 +130,11 @@ class Plan:
             lines.append(f"  better: the plain pipeline with {self.fewer} steps, {how}")
         if self.speed_up is not None:
             seconds = "" if self.seconds is None else f", {self.seconds:.3g} s a clip"
-            guard = f" (about {self.expected:.1f} steps computed with the guard)" if self.allowance else ""
+            guard = (
+                f" (about {self.expected:.1f} steps computed with the guard)"
+                if self.allowance and self.fewer is None
+                else ""
+            )
             lines.append(f"  speed: {self.speed_up:.2f}x{seconds}{guard}")
         if self.psnr is not None and math.isfinite(self.psnr):
             lines.append(f"  PSNR: {self.psnr:.1f} dB, 90 % of clips from {self.psnr_low:.1f} to {self.psnr_high:.1f}")

@@ -124,10 +124,11 @@ def test_generate_meets_a_target_by_a_profile(calibrated, tmp_path):
 
 
 @pytest.mark.slow
-def test_fewer_plain_steps_are_run_where_they_do_better(calibrated, tmp_path):
+@pytest.mark.parametrize("computed", [[], [0, 1, 2, 5]])
+def test_fewer_plain_steps_are_run_where_they_do_better(calibrated, tmp_path, computed):
     model, profile = calibrated
     known = load_profile(profile)
-    better = {**vars(known), "fewer": [FewerSteps(prompt, 4, 90.0 + off) for off, prompt in enumerate("ab")]}
+    better = {**vars(known), "fewer": [FewerSteps(prompt, 4, 90.0 + off, computed) for off, prompt in enumerate("ab")]}
     save_profile(type(known)(**better), tmp_path / "better.json")
     options = ("--model", model, "--sampler", "euler", "--steps", 8, "--profile", tmp_path / "better.json")
     result = run("compare", PROMPT, *options, "--target", "speedup>=1.2", "--json")
@@ -135,6 +136,8 @@ def test_fewer_plain_steps_are_run_where_they_do_better(calibrated, tmp_path):
     assert "plain 4 steps do better" in result.stderr
     facts = json.loads(result.stdout)
     assert facts["plan"]["fewer"] == 4 and facts["summary"] is None
+    assert len(facts["plan"]["fewer_computed"]) == len(computed)
+    assert ("(at [0, 1, 2, " in result.stderr) == bool(computed)
 
 
 @pytest.mark.slow

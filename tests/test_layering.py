@@ -65,7 +65,8 @@ TABLE: dict[str, Row] = {
         {"testbed/film_data.py": "av numpy"},
     ),
     "benchmarking": row(
-        "unicp errors settings records files numerics models control execution reporting session testbed planning",
+        "unicp errors settings records files numerics models control execution reporting session testbed planning "
+        "promise",
         "torch diffusers",
         # Rivals and metrics of the `bench` extra, each in the one file that works without it.
         {

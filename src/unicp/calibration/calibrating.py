@@ -270,9 +270,10 @@ class Calibration:
 
     def _fewer_placed(self, reference: Reference, seed: int, steps: int) -> None:
         """A plain run at the noise levels that a plan would compute, solved without this prompt."""
-        key = f"fewer placed {steps} {reference.prompt}"
+        plan = plan_to_try(self._profile([], []), self._levels, steps, reference.prompt)
+        # Of short runs two lengths may have the same plan.
+        key = f"fewer placed {len(plan.computed)} {reference.prompt}"
         if key not in self.notes.known:
-            plan = plan_to_try(self._profile([], []), self._levels, steps, reference.prompt)
             with only_steps(self.runs.pipe.scheduler, self.runs.steps, plan.computed):
                 outcome = self.runs.run(reference.prompt, seed, len(plan.computed))
             quality = psnr(reference.outcome.frames, outcome.frames).total

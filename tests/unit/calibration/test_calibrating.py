@@ -74,7 +74,7 @@ def test_a_profile_holds_what_plans_are_made_from(calibrated, pipe):
     assert [one.prompt for one in profile.recordings] == PROMPTS
     assert all(set(one.products) >= {"output", "noise"} for one in profile.recordings)
     assert {trial.prompt for trial in profile.trials} == set(PROMPTS) and len(profile.fewer) == 4
-    assert [len(one.computed) for one in profile.fewer] == [0, 4, 0, 4]
+    assert [len(one.computed) for one in profile.fewer] == [0, 5, 0, 5]
     assert all(trial.computed >= trial.planned for trial in profile.trials)
     assert [(one.prompt, one.tolerance) for one in profile.online] == [(p, t) for p in PROMPTS for t in TOLERANCES]
     assert all(4 <= one.computed <= STEPS for one in profile.online)

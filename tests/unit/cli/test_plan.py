@@ -99,13 +99,13 @@ def calibrated(tmp_path_factory) -> tuple[Path, Path]:
     folder = tmp_path_factory.mktemp("calibrated")
     model = tiny_pipeline.save(folder / "tiny")
     with pytest.MonkeyPatch.context() as patch:
-        for name, shares in (("PROBED", (0.5, 1.0)), ("TRIED", (0.5,)), ("FEWER", (0.5,))):
+        for name, shares in (("PROBED", (0.5, 1.0)), ("TRIED", (0.5,)), ("FEWER", (0.5,)), ("PLACED", (0.5,))):
             patch.setattr(calibrating, name, shares)
         out = folder / "profile.json"
         options = ("--prompts", _prompts(folder), "--out", out, "--sampler", "euler")
         result = run("calibrate", model, *options, "--steps", 8)
     assert result.exit_code == 0, result.output
-    assert "1 prompts of 8 steps: about" in result.stderr and "1 of 12: plain run" in result.stderr
+    assert "1 prompts of 8 steps: about" in result.stderr and "1 of 14: plain run" in result.stderr
     assert "next: unicp plan" in result.stdout
     # From here on with seconds that do not depend on the machine, and nothing that could do better than a plan.
     save_profile(dataclasses.replace(load_profile(out), seconds=Seconds(1.0, 0.0, 0.0), fewer=[]), out)
@@ -124,18 +124,21 @@ def test_generate_meets_a_target_by_a_profile(calibrated, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("computed", [[], [0, 1, 2, 5]])
-def test_fewer_plain_steps_are_run_where_they_do_better(calibrated, tmp_path, computed):
+@pytest.mark.parametrize(("count", "computed"), [(4, []), (5, [0, 1, 2, 3, 5])])
+def test_fewer_plain_steps_are_run_where_they_do_better(calibrated, tmp_path, count, computed):
     model, profile = calibrated
     known = load_profile(profile)
-    better = {**vars(known), "fewer": [FewerSteps(prompt, 4, 90.0 + off, computed) for off, prompt in enumerate("ab")]}
+    better = {
+        **vars(known),
+        "fewer": [FewerSteps(prompt, count, 90.0 + off, computed) for off, prompt in enumerate("ab")],
+    }
     save_profile(type(known)(**better), tmp_path / "better.json")
     options = ("--model", model, "--sampler", "euler", "--steps", 8, "--profile", tmp_path / "better.json")
     result = run("compare", PROMPT, *options, "--target", "speedup>=1.2", "--json")
     assert result.exit_code == 0, result.output
-    assert "plain 4 steps do better" in result.stderr
+    assert f"plain {count} steps do better" in result.stderr
     facts = json.loads(result.stdout)
-    assert facts["plan"]["fewer"] == 4 and facts["summary"] is None
+    assert facts["plan"]["fewer"] == count and facts["summary"] is None
     assert len(facts["plan"]["fewer_computed"]) == len(computed)
     assert ("(at [0, 1, 2, " in result.stderr) == bool(computed)
 

@@ -112,13 +112,15 @@ def test_fewer_steps_are_taken_where_they_were_measured_to_do_better():
 
 
 def test_fewer_steps_at_chosen_levels_are_taken_where_they_do_better_than_spread_ones():
-    spread = [FewerSteps(prompt, 6, psnr) for prompt, psnr in (("a", 50.0), ("b", 51.0))]
-    placed = [FewerSteps(prompt, 6, psnr, [0, 1, 2, 4, 6, 9]) for prompt, psnr in (("a", 60.0), ("b", 61.0))]
+    choices = best_choices(made(), flow_levels())
+    assert 7 in choices and 2 not in choices
+    spread = [FewerSteps(prompt, 7, psnr) for prompt, psnr in (("a", 50.0), ("b", 51.0))]
+    placed = [FewerSteps(prompt, 7, psnr, [0, 1, 2, 4, 6, 9, 12]) for prompt, psnr in (("a", 60.0), ("b", 61.0))]
     plan = solver(fewer=[*spread, *placed]).plan(parse_target("speedup>=2"))
-    assert plan.fewer == 6 and plan.psnr == 60.5
+    assert plan.fewer == 7 and plan.psnr == 60.5
     # Those of a plan from all prompts, not the ones tried on one of them.
-    assert plan.fewer_computed == list(best_choices(made(), flow_levels())[6].path.computed)
-    assert f"6 steps, the steps {plan.fewer_computed} of {STEPS}" in plan.text()
+    assert plan.fewer_computed == list(choices[7].path.computed)
+    assert f"7 steps, the steps {plan.fewer_computed} of {STEPS}" in plan.text()
     worse = [replace(one, psnr=40.0) for one in placed]
     assert solver(fewer=[*spread, *worse]).plan(parse_target("speedup>=2")).fewer_computed == []
 

@@ -98,14 +98,15 @@ def with_target(text: str) -> Method:
     @contextmanager
     def attach(bench: Bench) -> Iterator[None]:
         try:
-            ahead = plan_ahead(make_promise(preset("balanced"), text, bench.profile, None), bench.pipe, bench.steps)
-            if ahead is not None and ahead.fewer_computed:
-                with only_steps(bench.pipe.scheduler, bench.steps, ahead.fewer_computed):
-                    yield
-                return
             with unicp.enable(bench.pipe, target=text, profile=bench.profile) as session:
                 if session.is_guess:
                     raise CannotRunError("no profile of this model is shipped: unicp calibrate makes one for --profile")
+                promise = make_promise(preset("balanced"), text, bench.profile, None)
+                ahead = plan_ahead(promise, bench.pipe, bench.steps)
+                if ahead is None or not ahead.fewer_computed:
+                    yield
+                    return
+            with only_steps(bench.pipe.scheduler, bench.steps, ahead.fewer_computed):
                 yield
         except InputError as error:  # also of the run: a target that cannot be met
             raise CannotRunError(f"{error.found}: {error.do}") from None

@@ -124,7 +124,7 @@ def test_every_peer_runs_or_says_why_and_leaves_the_pipeline_bit_equal(harness, 
     reasons = {row.method: row.reason for row in rows.values() if row.reason}
     # FasterCache splits a batch of both branches, which Wan does not make; FoCa is not built in cache-dit.
     # No profile of this model is shipped.
-    others = {"UniCP planned", "diffusers FasterCache", "cache-dit DBCache + FoCa"}
+    others = {"UniCP planned", "fewer steps, placed", "diffusers FasterCache", "cache-dit DBCache + FoCa"}
     assert set(reasons) == {"fewer steps, unipc"} | others
     saving = {row.method for row in rows.values() if not row.reason and row.operations < row.full_operations}
     assert {"diffusers FirstBlockCache", "diffusers MagCache", "diffusers SeaCache", "cache-dit DBCache"} <= saving

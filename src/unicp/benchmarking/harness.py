@@ -256,9 +256,11 @@ class _Watch:
         """The callback of diffusers."""
         begin = time.perf_counter()
         self.step_operations.append(self.counter.total - sum(self.step_operations))
-        if index + 1 == max(1, self.steps - 1):
+        # A plan may take fewer steps than were asked for.
+        steps = min(self.steps, len(getattr(pipe.scheduler, "timesteps", ())) or self.steps)
+        if index + 1 == max(1, steps - 1):
             self.alive_bytes = _alive_bytes()
-        if index + 1 >= self.steps:
+        if index + 1 >= steps:
             self.latent = values["latents"].detach().float().cpu().clone()
         self.own_seconds += time.perf_counter() - begin
         return values

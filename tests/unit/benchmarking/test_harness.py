@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from contextlib import contextmanager
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -148,6 +149,18 @@ def test_a_target_is_measured_with_a_profile_of_the_model_and_never_as_a_guess(h
     row = rows["UniCP planned", "speedup>=1.5"]
     assert row.measured and row.full_operations >= 1.5 * row.operations
     assert "at most speedup>=" in rows["UniCP planned", "speedup>=50"].reason
+
+
+def test_where_placed_steps_do_better_than_a_plan_they_are_what_is_measured(harness, tmp_path, monkeypatch):
+    own = fingerprint_of(harness.pipe.transformer, harness.pipe.scheduler, "flow", 2)
+    save_profile(made(**vars(own)), tmp_path / "profile.json")
+    monkeypatch.setattr(harness.bench, "profile", tmp_path / "profile.json")
+    ahead = SimpleNamespace(fewer_computed=[0, 1, 2, 3, 5])
+    monkeypatch.setattr("unicp.benchmarking.methods.plan_ahead", lambda *_: ahead)
+    rows = measured(harness, [with_target("speedup>=1.2")], tmp_path / "rows.jsonl")
+    row = rows["UniCP planned", "speedup>=1.2"]
+    assert row.measured and row.work == [1.0] * 5
+    assert "set_timesteps" not in vars(harness.pipe.scheduler)
 
 
 def test_tensors_without_memory_count_nothing():

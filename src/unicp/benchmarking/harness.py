@@ -253,10 +253,9 @@ class _Watch:
         self.model_seconds += time.perf_counter() - self._begin
 
     def step_end(self, pipe: Any, index: int, timestep: Any, values: dict[str, Any]) -> dict[str, Any]:
-        """The callback of diffusers."""
+        """The callback of diffusers; a plan may take fewer steps than were asked for."""
         begin = time.perf_counter()
         self.step_operations.append(self.counter.total - sum(self.step_operations))
-        # A plan may take fewer steps than were asked for.
         steps = min(self.steps, len(getattr(pipe.scheduler, "timesteps", ())) or self.steps)
         if index + 1 == max(1, steps - 1):
             self.alive_bytes = _alive_bytes()

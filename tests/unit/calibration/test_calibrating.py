@@ -140,7 +140,7 @@ def test_a_stopped_calibration_goes_on_and_comes_to_the_same(calibrated, pipe, t
     assert sum(key.startswith("probe") for key in known) == 2
     finished = again.run()
     assert finished.recordings == profile.recordings[:1] and finished.probes == profile.probes[:2]
-    assert len(finished.trials) == 1 and finished.fewer[0] == profile.fewer[0]
+    assert len(finished.trials) == 1 and [one for one in finished.fewer if not one.computed] == profile.fewer[:1]
     with pytest.raises(InputError, match="another prompts"):
         calibration(pipe, _begun(pipe, tmp_path / "other.json"), prompts=one)
 

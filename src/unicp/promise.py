@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from unicp.errors import InputError, SettingsError
-from unicp.models.finder import ModelMap, map_model, transformers_of
+from unicp.models.finder import ModelMap
 from unicp.models.noise import read_schedule
 from unicp.planning.builtin import builtin_profile
 from unicp.planning.fingerprint import fingerprint_of
@@ -59,23 +58,6 @@ class Promise:
             say(f"target {self.target}: a guess from another model's profile; unicp calibrate makes one of this model")
         # The device on which a shipped profile was made is not this one.
         return RunPlanner((self.target, profile), caution, say, knows_seconds=False)
-
-
-def plan_ahead(promise: Promise, pipe: Any, steps: int) -> Plan | None:
-    """The plan of a run of `steps` steps before it begins, as far as that can be told; a run solves it again.
-
-    None where the scheduler cannot be set without the run. Raises what a promise raises.
-    """
-    maps = [map_model(module) for module in transformers_of(pipe).values()]
-    planner = promise.planner(maps, pipe.scheduler, lambda text: None)
-    scheduler = copy.deepcopy(pipe.scheduler)
-    try:
-        scheduler.set_timesteps(steps)
-    except Exception:  # dynamic shifting and the like: some schedulers need what only a pipeline knows
-        return None
-    schedule = read_schedule(scheduler)
-    levels = None if schedule is None else schedule.levels()
-    return None if levels is None else planner.solve(levels)
 
 
 def make_promise(

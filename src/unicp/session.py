@@ -24,8 +24,9 @@ from unicp.execution.attachment import (
 )
 from unicp.execution.runner import Runner
 from unicp.files import save_trace
+from unicp.models.chosen_steps import Fewer, ShortenedRuns
 from unicp.models.finder import map_model, transformers_of
-from unicp.models.noise import NoiseSchedule
+from unicp.models.noise import NoiseSchedule, schedule_of
 from unicp.planning.following import RunPlanner
 from unicp.planning.plan import Plan, plan_of_trace, save_plan
 from unicp.planning.profile import Profile
@@ -71,6 +72,7 @@ class Session:
             Runner(found, settings, self.trace, _scheduler_of(target, scheduler)) for found in maps.values()
         ]
         self._planner: RunPlanner | None = None
+        self._shortening: ShortenedRuns | None = None
         if promise is not None:
             self._planner = promise.planner(list(maps.values()), self._runners[0].scheduler, self._tell)
             for runner in self._runners:
@@ -87,9 +89,39 @@ class Session:
         """True where a target is met by the profile of another model, which is no promise."""
         return self._planner is not None and self._planner.caution > 0
 
-    def _course_of_run(self, schedule: NoiseSchedule | None, branches: int, shape: tuple[int, ...]) -> Course:
+    def _course_of_run(
+        self, schedule: NoiseSchedule | None, step: int, branches: int, shape: tuple[int, ...]
+    ) -> Course:
         assert self._planner is not None
-        return self._planner(None if schedule is None else schedule.levels(), branches, shape)
+        levels = None if schedule is None else schedule.levels()
+        course = self._planner(levels, branches, shape, step)
+        left_out = branches * self._planner.left_out(levels)
+        if left_out:
+            self.trace.counts["left_out"] += left_out
+        return course
+
+    def _shorten_runs(self) -> None:
+        """Lets a plan leave out steps: a pipeline's scheduler is asked to when it sets a run."""
+        planner, scheduler = self._planner, self._runners[0].scheduler
+        if planner is None or not callable(getattr(scheduler, "set_timesteps", None)):
+            return
+        schedule = schedule_of(self._runners[0].map.family, scheduler)
+        if schedule is None:
+            return
+        asked: list[Plan] = []
+
+        def choose() -> Fewer | None:
+            levels = schedule.levels()
+            plan = None if levels is None else planner.shorten(levels)
+            if plan is None or plan.fewer is None:
+                return None
+            asked[:] = [plan]
+            return Fewer(plan.fewer, tuple(plan.fewer_computed))
+
+        def took(_: Fewer) -> None:
+            planner.shortened(asked[0], schedule.levels() or ())
+
+        self._shortening = ShortenedRuns(scheduler, choose, took)
 
     def _tell(self, text: str) -> None:
         if text not in self.trace.warnings:
@@ -108,6 +140,7 @@ class Session:
             for runner in done:
                 detach(runner.map.transformer)
             raise
+        self._shorten_runs()
 
     def __enter__(self) -> Session:
         return self
@@ -119,6 +152,8 @@ class Session:
 
     def disable(self) -> None:
         """Takes UniCP off; outputs are bit-equal to those before it was enabled. The trace stays. May be repeated."""
+        if self._shortening is not None:
+            self._shortening.remove()
         for runner in self._runners:
             if attached_runner(runner.map.transformer) is runner:
                 detach(runner.map.transformer)
@@ -156,7 +191,7 @@ class Session:
             return
         if not entries and self.trace.counts["not_followed"]:
             logger.warning("UniCP skipped nothing: %s", "; ".join(self.trace.warnings))
-        if not entries:
+        if not entries or self.trace.counts["left_out"]:
             return
         if all(entry.action == Action.COMPUTE.value for entry in entries):
             runs = len({entry.run for entry in entries})

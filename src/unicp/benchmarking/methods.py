@@ -15,11 +15,9 @@ from typing import Any
 
 import unicp
 from unicp.benchmarking.rows import PLAIN, PLANNED
-from unicp.errors import InputError
-from unicp.models.chosen_steps import only_steps
+from unicp.errors import InputError, UnsupportedModelError
 from unicp.models.loading import sampler
 from unicp.planning.targets import parse_target
-from unicp.promise import make_promise, plan_ahead
 from unicp.settings import Settings, preset
 
 
@@ -80,7 +78,7 @@ def unicp_method(setting: str, settings: Settings, family: str = "UniCP") -> Met
     def attach(bench: Bench) -> Iterator[None]:
         try:
             session = unicp.enable(bench.pipe, settings)
-        except unicp.UnsupportedModelError as error:
+        except UnsupportedModelError as error:
             raise CannotRunError(str(error)) from None
         with session:
             yield
@@ -89,10 +87,7 @@ def unicp_method(setting: str, settings: Settings, family: str = "UniCP") -> Met
 
 
 def with_target(text: str) -> Method:
-    """UniCP under a target like "psnr>=35", by the profile of the model; a guess is not measured.
-
-    As `unicp generate` runs it: where fewer plain steps at chosen noise levels do better than any plan, they are run.
-    """
+    """UniCP under a target like "psnr>=35", by the profile of the model; a guess is not measured."""
     parse_target(text)
 
     @contextmanager
@@ -101,12 +96,6 @@ def with_target(text: str) -> Method:
             with unicp.enable(bench.pipe, target=text, profile=bench.profile) as session:
                 if session.is_guess:
                     raise CannotRunError("no profile of this model is shipped: unicp calibrate makes one for --profile")
-                promise = make_promise(preset("balanced"), text, bench.profile, None)
-                ahead = plan_ahead(promise, bench.pipe, bench.steps)
-                if ahead is None or not ahead.fewer_computed:
-                    yield
-                    return
-            with only_steps(bench.pipe.scheduler, bench.steps, ahead.fewer_computed):
                 yield
         except InputError as error:  # also of the run: a target that cannot be met
             raise CannotRunError(f"{error.found}: {error.do}") from None

@@ -6,6 +6,7 @@ nothing, so a probe late in a run, or a trial, takes a part of a clip's time.
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
@@ -44,17 +45,17 @@ from unicp.settings import preset
 LEAST_STEPS = 8
 # Places of the probes, as shares of the run; between them the impact is interpolated. Most are where it falls steeply.
 PROBED = (0.14, 0.17, 0.2, 0.24, 0.28, 0.34, 0.42, 0.6, 0.8, 0.93, 1.0)
-# Shares of the steps that the plans which are tried compute.
-TRIED = (0.3, 0.4, 0.52, 0.66)
+# Shares of the steps that the plans which are tried compute, each with a guard that may compute more and with none.
+TRIED = (0.24, 0.3, 0.4, 0.52, 0.66)
 # Tolerances with which the online rule is tried.
 ONLINE = (0.02, 0.07, 0.25, 0.9, 2.5)
-FEWER = (0.5, 1 / 3)
+FEWER = (0.5, 1 / 3, 0.24)
 # The same of runs at the noise levels that a plan would compute.
 PLACED = (2 / 3, 0.6, 0.5, 1 / 3)
 # Windows that are probed as a whole: where they begin, and how long they are, as shares of the run.
 WINDOWS = ((0.4, 0.1), (0.65, 0.1), (0.83, 0.17))
 # Cost of all runs of one prompt in plain runs, about; for the estimate only.
-PLAIN_RUNS = 14.9
+PLAIN_RUNS = 17.4
 POWER = 2.0
 Say = Callable[[str], None]
 
@@ -136,8 +137,8 @@ class Calibration:
                 self._probe_window(references[prompt], served)
                 progress.step(f"probe of steps {first} to {served[-1]} of {prompt!r}")
         for prompt in self.prompts:
-            for share in TRIED:
-                trial = self._trial(references[prompt], share)
+            for share, guarded in itertools.product(TRIED, (True, False)):
+                trial = self._trial(references[prompt], share, guarded)
                 progress.step(f"trial of {prompt!r}: {trial.computed} steps computed, {trial.psnr:.1f} dB")
             for tolerance in ONLINE:
                 online = self._online(references[prompt], tolerance)
@@ -223,27 +224,22 @@ class Calibration:
         assert errors is not None
         return [errors(served[0] - 2, served[0] - 1, step) for step in served]
 
-    def _trial(self, reference: Reference, share: float) -> Trial:
-        key = f"trial {share:.3f} {reference.prompt}"
+    def _trial(self, reference: Reference, share: float, guarded: bool) -> Trial:
+        kind = "trial" if guarded else "trial unguarded"
+        key = f"{kind} {share:.3f} {reference.prompt}"
         if key not in self.notes.known:
-            profile = self._profile([], [])
-            plan = plan_to_try(profile, self._levels, round(share * self.runs.steps), reference.prompt)
+            count = round(share * self.runs.steps)
+            plan, change = plan_to_try(self._profile([], []), self._levels, count, reference.prompt, guarded)
             outcome, trace = self._served(reference, plan, plan.computed)
             made = {entry.step for entry in trace.entries if entry.action == "compute"}
             served = [entry.seconds for entry in trace.entries if entry.action != "compute"]
-            allowed = plan.allowance ** (1 / POWER)
             quality = psnr(reference.outcome.frames, outcome.frames).total
-            saved = self.runs.steps - len(plan.computed)
-            trial = Trial(
-                reference.prompt,
-                len(plan.computed),
-                len(made),
-                saved,
-                allowed,
-                _displacement(outcome, reference),
-                quality,
+            planned, moved = len(plan.computed), _displacement(outcome, reference)
+            saved = self.runs.steps - planned
+            trial = Trial(reference.prompt, planned, len(made), saved, change, moved, quality, guarded)
+            self.notes.add(
+                f"served {kind} {share:.3f} {reference.prompt}", statistics.median(served) if served else 0.0
             )
-            self.notes.add(f"served {share:.3f} {reference.prompt}", statistics.median(served) if served else 0.0)
             self.notes.add(key, trial)
         return _read(Trial, self.notes.known[key])
 
@@ -270,14 +266,14 @@ class Calibration:
 
     def _fewer_placed(self, reference: Reference, seed: int, steps: int) -> None:
         """A plain run at the noise levels that a plan would compute, solved without this prompt."""
-        plan = plan_to_try(self._profile([], []), self._levels, steps, reference.prompt)
+        plan, change = plan_to_try(self._profile([], []), self._levels, steps, reference.prompt)
         # Of short runs two lengths may have the same plan.
         key = f"fewer placed {len(plan.computed)} {reference.prompt}"
         if key not in self.notes.known:
             with only_steps(self.runs.pipe.scheduler, self.runs.steps, plan.computed):
                 outcome = self.runs.run(reference.prompt, seed, len(plan.computed))
             quality = psnr(reference.outcome.frames, outcome.frames).total
-            self.notes.add(key, FewerSteps(reference.prompt, len(plan.computed), quality, plan.computed))
+            self.notes.add(key, FewerSteps(reference.prompt, len(plan.computed), quality, plan.computed, change))
 
     def _known(self, kind: type) -> list[Any]:
         start = {
@@ -327,7 +323,7 @@ class Calibration:
 
 def _runs_of_prompt(probes: int, placed: int) -> int:
     """How many runs one prompt takes, the plain one among them. placed: at chosen noise levels."""
-    return 1 + probes + len(WINDOWS) + len(TRIED) + len(ONLINE) + len(FEWER) + placed
+    return 1 + probes + len(WINDOWS) + 2 * len(TRIED) + len(ONLINE) + len(FEWER) + placed
 
 
 def _displacement(outcome: Outcome, reference: Reference) -> float:

@@ -7,7 +7,7 @@ import json
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -125,35 +125,19 @@ def generate(prepared: Prepared, title: str, steps: int | None = None) -> Genera
 
 
 def generate_enabled(prepared: Prepared, request: Request, title: str) -> Made:
-    """A run with what was asked for. Where fewer plain steps do better than any plan, that is what is run, and said."""
+    """A run with what was asked for."""
     from unicp.files import save_trace
 
     if request.enabling is None:
         return Made(generate(prepared, "generating"), None, None)
     import unicp
 
-    ahead = None if request.target is None else _plan_ahead(prepared, request)
-    if ahead is not None and ahead.fewer is not None:
-        how = f" (at {ahead.fewer_computed} of them)" if ahead.fewer_computed else ""
-        better = f"plain {ahead.fewer} steps do better than any plan of {ahead.steps}{how}"
-        say(f"unicp: {better}: they are run, without UniCP")
-        if request.trace is not None:
-            say("unicp: no trace is written: nothing was served")
-        with _as_chosen(prepared.pipe, ahead):
-            return Made(generate(prepared, title, steps=ahead.fewer), None, ahead)
     with unicp.enable(prepared.pipe, **request.enabling) as session:
         video = generate(prepared, title)
         summary = session.summary()
         if request.trace is not None:
             save_trace(session.trace, request.trace)
     return Made(video, summary, session.plan)
-
-
-def _as_chosen(pipe: Any, plan: Plan) -> AbstractContextManager[None]:
-    """What makes a plain run of fewer steps take those that the plan names, if it names any."""
-    from unicp.models.chosen_steps import only_steps
-
-    return only_steps(pipe.scheduler, plan.steps, plan.fewer_computed) if plan.fewer_computed else nullcontext()
 
 
 def plan_facts(request: Request, plan: Plan | None) -> dict[str, Any]:
@@ -163,18 +147,6 @@ def plan_facts(request: Request, plan: Plan | None) -> dict[str, Any]:
     facts = {} if plan is None else {k: v for k, v in vars(plan).items() if k not in ("curves", "sigmas")}
     profile = None if request.profile is None else str(request.profile)
     return {"target": request.target, "profile": profile, "plan": facts or None}
-
-
-def _plan_ahead(prepared: Prepared, request: Request) -> Plan | None:
-    """The plan as far as it is known before the run; None where only the run can tell its noise levels."""
-    from unicp.promise import make_promise, plan_ahead
-    from unicp.settings import preset
-
-    assert request.target is not None
-    if prepared.steps is None:
-        return None
-    promise = make_promise(preset(request.preset), request.target, request.profile, None)
-    return plan_ahead(promise, prepared.pipe, prepared.steps)
 
 
 @contextmanager

@@ -35,7 +35,7 @@ from unicp.settings import Settings, SpanKind
 COARSER: dict[SpanKind, SpanKind] = {"unit": "block", "block": "stack", "stack": "model"}
 Forward = Callable[..., Any]
 # (noise schedule, branches, shape of the sample) of a run -> the plan it follows, None = the online rule.
-Planner = Callable[[NoiseSchedule | None, int, tuple[int, ...]], Course]
+Planner = Callable[[NoiseSchedule | None, int, int, tuple[int, ...]], Course]
 Arguments = tuple[Any, ...]
 Keywords = dict[str, Any]
 
@@ -147,7 +147,8 @@ class Runner:
         """A plan is asked for at the second step: by then a run has shown its branches, and nothing was served yet."""
         if self.planner is not None and moment.step > 0 and moment.run != self._planned_run:
             self._planned_run = moment.run
-            self.model_span.follow(self.planner(self.model_span.schedule, self._branches, tuple(sample.shape)))
+            shape = tuple(sample.shape)
+            self.model_span.follow(self.planner(self.model_span.schedule, moment.step, self._branches, shape))
         guard = self.model_span.controller.guard
         if guard is not None:
             guard.why(moment.step)

@@ -51,22 +51,25 @@ class FidelityLine:
         return 10 ** ((self.offset - self.margin - psnr) / (20 * self.slope))
 
 
-def fit_line(trials: Sequence[Trial], caution: float = 0.0) -> FidelityLine:
+def fit_line(trials: Sequence[Trial], caution: float = 0.0, guarded: bool = True) -> FidelityLine:
     """Least squares over trials; the margin has Student's factor for their number. caution: dB taken off the offset.
+
+    guarded: of trials whose guard could compute more, or of those whose guard could not; all where there are no such.
 
     Trials that came out equal to the plain clip tell nothing and are left out; with fewer than three others the line
     has the slope 1 and a margin of 10 dB.
     """
+    trials = [trial for trial in trials if trial.guarded == guarded] or trials
     known = [trial for trial in trials if math.isfinite(trial.psnr) and trial.allowed > 0]
     served = [(t.computed - t.planned) / t.saved for t in trials if t.saved > 0]
     again = min(1.0, max(0.0, statistics.fmean(served))) if served else 0.0
     if len(known) < 3:
         return FidelityLine(-caution, 1.0, 10.0, again)
-    return _least_squares([(trial.allowed, trial.psnr) for trial in known], caution, again)
+    return fit_changes([(trial.allowed, trial.psnr) for trial in known], caution, again)
 
 
-def _least_squares(points: Sequence[tuple[float, float]], caution: float, again: float) -> FidelityLine:
-    """The line through (change, PSNR)."""
+def fit_changes(points: Sequence[tuple[float, float]], caution: float = 0.0, again: float = 0.0) -> FidelityLine:
+    """The line through three or more (change, PSNR). caution, again: see `fit_line`, and `served_again` of the line."""
     xs, ys = [-20 * math.log10(change) for change, _ in points], [psnr for _, psnr in points]
     x, y = statistics.fmean(xs), statistics.fmean(ys)
     variance = math.fsum((one - x) ** 2 for one in xs)
@@ -109,15 +112,12 @@ def fit_online(trials: Sequence[OnlineTrial], caution: float = 0.0) -> OnlineLin
     if len(known) < 3 or len(by_tolerance) < 2:
         return None
     counts = tuple((tolerance, statistics.fmean(by_tolerance[tolerance])) for tolerance in sorted(by_tolerance))
-    return OnlineLine(_least_squares(known, caution, 0.0), counts)
+    return OnlineLine(fit_changes(known, caution), counts)
 
 
-def fewer_steps_psnr(fewer: Sequence[FewerSteps], steps: int, placed: bool = False) -> Psnr | None:
-    """PSNR of the plain pipeline with this many steps, where calibration measured just that; else None.
-
-    placed: steps that a plan would compute, not evenly spaced ones.
-    """
-    found = [one.psnr for one in fewer if one.steps == steps and bool(one.computed) == placed]
+def fewer_steps_psnr(fewer: Sequence[FewerSteps], steps: int) -> Psnr | None:
+    """PSNR of the plain pipeline with this many evenly spaced steps, where calibration measured that; else None."""
+    found = [one.psnr for one in fewer if one.steps == steps and not one.computed]
     if not found:
         return None
     mean = statistics.fmean(found)

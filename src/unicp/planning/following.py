@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from unicp.control.controller import Course
 from unicp.errors import InputError
 from unicp.numerics.noise_levels import NoiseLevel
-from unicp.planning.plan import Plan
+from unicp.planning.plan import Plan, all_computed
 from unicp.planning.profile import Profile
 from unicp.planning.solver import Solver
 from unicp.planning.targets import Target
@@ -33,30 +33,78 @@ class RunPlanner:
         self._source, self.caution, self._say, self._knows_seconds = source, caution, say, knows_seconds
         self._solved: dict[tuple[float, ...], Plan] = {}
         self._said: set[str] = set()
+        self._shortened: tuple[Plan, list[NoiseLevel]] | None = None
         self.plan: Plan | None = source if isinstance(source, Plan) else None
 
-    def __call__(self, levels: Levels | None, branches: int, shape: Sequence[int]) -> Course:
+    def shorten(self, levels: Levels) -> Plan | None:
+        """The plan of a run that was just set to these steps, if it is a shorter plain run; None = it is not.
+
+        Raises InputError where the target cannot be met.
+        """
+        self._shortened = None
+        plan = self.solve(levels)
+        return plan if plan.fewer is not None and plan.fits(levels[:-1]) else None
+
+    def shortened(self, plan: Plan, levels: Levels) -> None:
+        """The run was shortened as this plan says: these are its levels now."""
+        self._shortened = plan, list(levels)
+
+    def left_out(self, levels: Levels | None) -> int:
+        """How many steps of the run at these levels were left out when it was set, 0 for none."""
+        if self._shortened is None or levels is None or list(levels) != self._shortened[1]:
+            return 0
+        return self._shortened[0].steps - len(levels) + 1
+
+    def __call__(self, levels: Levels | None, branches: int, shape: Sequence[int], step: int = 1) -> Course:
         """What a run follows; None = no plan fits it, which was said: the online rule decides.
 
-        levels: of the run's steps, and the one after the last. shape: of the sample. Raises InputError where the target
-        cannot be met, or fewer steps would meet it better than any plan.
+        levels: of the run's steps, and the one after the last. shape: of the sample. step: that the run is at, 1 unless
+        it does not begin with noise alone. Raises InputError where the target cannot be met, and where a shorter plain
+        run would meet it better than any plan but the run could not be shortened.
         """
         if levels is None:
             return self._without("the scheduler does not tell the noise levels of this run")
+        if self.left_out(levels):
+            self._check_shortened(branches, shape, step)
+            return all_computed(len(levels) - 1)
         if isinstance(self._source, Plan):
             if not self._source.fits(levels[:-1]):
                 found = f"a run of {len(levels) - 1} steps at other noise levels"
                 raise InputError(
                     f"to follow a plan of {self._source.steps} steps", found, "plan for this run, by target"
                 )
+            self._tell_of_fewer(self._source, is_promise=False)
             return self._source.course
-        target, profile = self._source
-        known = profile.fingerprint.branches
-        if branches != known and not self.caution:
-            return self._without(f"the profile is of {known} calls a step and this run makes {branches} (guidance)")
+        target, _ = self._source
+        other = self._other_guidance(branches)
+        if other:
+            return self._without(other)
         self.plan = self.solve(levels, shape)
-        self._tell_of_fewer(self.plan, target)
+        self._tell_of_fewer(self.plan, is_promise=target.kind != "psnr")
         return self.plan.course
+
+    def _check_shortened(self, branches: int, shape: Sequence[int], step: int) -> None:
+        """Steps were left out before the run showed what it is: one that nothing was promised for is stopped."""
+        assert self._shortened is not None
+        self.plan = self._shortened[0]
+        found = self._other_guidance(branches)
+        if step > 1:
+            found = f"a run that begins at step {step} of those that were chosen for a whole one"
+        elif not isinstance(self._source, Plan) and self._source[0].kind == "seconds":
+            profiled = self._source[1].shape
+            if list(shape) != profiled:
+                found = f"a sample of shape {tuple(shape)}, and the profile's seconds are of {tuple(profiled)}"
+        if found:
+            asked = f"to leave out steps for {self.plan.target or 'a plan'}"
+            raise InputError(asked, found, "use a preset, or calibrate runs like this one")
+
+    def _other_guidance(self, branches: int) -> str:
+        if isinstance(self._source, Plan) or self.caution:
+            return ""
+        known = self._source[1].fingerprint.branches
+        if branches == known:
+            return ""
+        return f"the profile is of {known} calls a step and this run makes {branches} (guidance)"
 
     def solve(self, levels: Levels, shape: Sequence[int] | None = None) -> Plan:
         """The plan of a run. shape: of the sample; None = taken for that of the profile. Raises InputError."""
@@ -69,17 +117,17 @@ class RunPlanner:
             self._solved[key] = Solver(profile, levels, self.caution, same_size).plan(target)
         return self._solved[key]
 
-    def _tell_of_fewer(self, plan: Plan, target: Target) -> None:
+    def _tell_of_fewer(self, plan: Plan, is_promise: bool) -> None:
+        """Where steps should have been left out and were not. is_promise: of a speed, which serving cannot keep."""
         if plan.fewer is None:
             return
+        # Only the scheduler of a pipeline can be made to leave out steps, and not where the pipeline names its levels.
         do = f"call the pipeline without UniCP, with num_inference_steps={plan.fewer}"
         if plan.fewer_computed:
-            do += (
-                f", within only_steps(pipe.scheduler, {plan.steps}, {plan.fewer_computed}) of unicp.models.chosen_steps"
-            )
+            do = f"enable UniCP on the pipeline, or run the steps {plan.fewer_computed} alone"
         found = f"plain {plan.fewer} steps do better than any plan of {plan.steps}"
-        if target.kind != "psnr":
-            raise InputError(f"target {target}", found, do)
+        if is_promise:
+            raise InputError(f"target {plan.target}", found, do)
         self._tell(f"{found}: {do}")
 
     def _without(self, reason: str) -> None:

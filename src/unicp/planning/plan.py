@@ -48,8 +48,9 @@ class Plan:
     of its steps. computed: steps, in order. quantity, abscissa: what is forecast, over what. allowance: the loss
     that the guard may spend, 0 with no guard. most: most steps that may be computed. expected: steps that are expected
     to be computed in the end, by the guard too. psnr, psnr_low, psnr_high: predicted, in dB (None = not known).
-    speed_up, seconds: predicted of the whole run. fewer: the plain pipeline with this many steps is better (None = it
-    is not); fewer_computed: which steps of the run these are ([] = evenly spaced ones). curves: None = a replay.
+    speed_up, seconds: predicted of the whole run. fewer: the plain pipeline with this many steps is better, and what
+    is predicted is of it (None = it is not); fewer_computed: which steps of the run these are ([] = evenly spaced
+    ones). curves: None = a replay.
     tolerance: of the online rule of `balanced`, which then decides, and `computed` is empty (None = a schedule does).
     notes: what a user should know, a line each.
     """
@@ -127,7 +128,7 @@ class Plan:
             lines.append(f"  about {self.expected:.1f} of {self.steps} steps computed, more on hard prompts")
         if self.fewer is not None:
             how = f"the steps {self.fewer_computed} of {self.steps}" if self.fewer_computed else "evenly spaced"
-            lines.append(f"  better: the plain pipeline with {self.fewer} steps, {how}")
+            lines = [f"plan for {self.target}: the plain pipeline with {self.fewer} steps, {how}"]
         if self.speed_up is not None:
             seconds = "" if self.seconds is None else f", {self.seconds:.3g} s a clip"
             guard = (
@@ -140,11 +141,18 @@ class Plan:
             lines.append(f"  PSNR: {self.psnr:.1f} dB, 90 % of clips from {self.psnr_low:.1f} to {self.psnr_high:.1f}")
         elif self.psnr is not None:
             lines.append("  PSNR: equal to the plain clip, nothing is served")
-        lines.append(f"  served: {self.quantity} over {self.abscissa}")
+        if self.fewer is None:
+            lines.append(f"  served: {self.quantity} over {self.abscissa}")
         return "\n".join([*lines, *(f"  note: {note}" for note in self.notes)])
 
     def __str__(self) -> str:
         return self.text()
+
+
+def all_computed(steps: int) -> Course:
+    """What a run follows in which nothing is served."""
+    every = Candidate("output", "step")
+    return Guard(Schedule(steps, tuple(range(steps)), lambda *_: 0.0, [0.0] * steps, SUM, math.inf, steps, every))
 
 
 def save_plan(plan: Plan, path: str | Path) -> None:

@@ -10,7 +10,7 @@ from unicp.errors import FileFormatError
 from unicp.files import load_record, save_record
 from unicp.numerics.noise_levels import NoiseLevel, coefficients
 
-PROFILE_TYPE, PROFILE_VERSION = "unicp.profile", 4
+PROFILE_TYPE, PROFILE_VERSION = "unicp.profile", 5
 
 
 @dataclass(frozen=True)
@@ -87,10 +87,11 @@ class WindowProbe:
 
 @dataclass(frozen=True)
 class Trial:
-    """A run of a solved plan, under the guard, on a calibration prompt.
+    """A run of a solved plan on a calibration prompt that it was solved without.
 
     planned, saved: steps the plan computes and serves. computed: steps computed in the end. allowed: change of the clip
     that was predicted, and that the guard allowed. displacement: of the final latent. psnr: of the clip, in dB.
+    guarded: whether the guard could compute more, as under a target of fidelity, or not, as under one of speed.
     """
 
     prompt: str
@@ -100,6 +101,7 @@ class Trial:
     allowed: float
     displacement: float
     psnr: float
+    guarded: bool = True
 
 
 @dataclass(frozen=True)
@@ -120,12 +122,14 @@ class FewerSteps:
     """The plain pipeline with fewer steps on a calibration prompt, against its full run. psnr: of the clip, in dB.
 
     computed: which steps of the full run they were, those that a plan would compute; [] = evenly spaced ones.
+    allowed: change of the clip that was predicted of that plan.
     """
 
     prompt: str
     steps: int
     psnr: float
     computed: list[int] = field(default_factory=list)
+    allowed: float = 0.0
 
 
 @dataclass(frozen=True)

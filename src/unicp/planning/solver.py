@@ -21,7 +21,8 @@ from unicp.planning.curves import (
     step_weights,
     window_factors,
 )
-from unicp.planning.fidelity import FidelityLine, Psnr, fewer_steps_psnr, fit_line, fit_online
+from unicp.planning.fidelity import FidelityLine, Psnr, fit_line, fit_online
+from unicp.planning.plain_runs import PlainRun, Tried, plain_runs
 from unicp.planning.plan import Curves, Plan
 from unicp.planning.profile import Profile, Recording
 from unicp.planning.targets import Target
@@ -30,6 +31,8 @@ CANDIDATES = tuple(Candidate(q, a) for q in ("noise", "output", "clean") for a i
 # Impact was measured with errors of one way to forecast: another must be predicted to change the clip so many times
 # less to be taken (2 dB). With UniPC the output over the log-SNR was predicted to do a little better, and did worse.
 LEAD = 1.26
+# Reach of forecasts where so few steps may be computed that those of `MAX_REACH` do not come to the end of the run.
+FAR_REACH = 3.0
 
 
 @dataclass(frozen=True)
@@ -92,13 +95,20 @@ def _choices(
             continue
         weights = step_weights(profile, candidate, levels, shares)
         schedule = Schedule(len(weights), (), errors, weights, rule, 0.0, 0)
-        for count, path in best_paths(len(weights), schedule.change, rule=rule).items():
+        for count, path in _paths(schedule, rule).items():
             found.setdefault(count, []).append(Choice(path, errors, weights, rule))
 
     def handicapped(choice: Choice) -> float:
         return choice.change * (1.0 if choice.errors.candidate.quantity == probed.quantity else LEAD)
 
     return {count: min(choices, key=handicapped) for count, choices in found.items()}
+
+
+def _paths(schedule: Schedule, rule: WindowLoss) -> dict[int, StepPath]:
+    """Paths of short reach, and for fewer steps than those can do with, of far reach."""
+    near = best_paths(schedule.steps, schedule.change, rule=rule)
+    far = best_paths(schedule.steps, schedule.change, max_reach=FAR_REACH, rule=rule)
+    return {**{count: path for count, path in far.items() if count < min(near)}, **near}
 
 
 def hardness_spread(profile: Profile, levels: Sequence[NoiseLevel], choice: Choice) -> float:
@@ -141,7 +151,7 @@ class Solver:
     def plan(self, target: Target) -> Plan:
         """The cheapest plan that meets the target. Raises InputError where none does, and says what can be had."""
         choices = best_choices(self.profile, self.levels)
-        line = fit_line(self.profile.trials, self.caution)
+        line = fit_line(self.profile.trials, self.caution, guarded=target.kind == "psnr")
         if target.kind == "psnr":
             return self._for_psnr(target, choices, line)
         return self._for_time(target, choices, line)
@@ -173,18 +183,18 @@ class Solver:
             plan = online
         elif count == self.steps:
             return replace(plan, notes=[*plan.notes, "no step can be served at this quality: nothing is saved"])
-        return self._or_fewer(plan, target, choices)
+        return self._or_plain(plan, target, choices)
 
     def _for_time(self, target: Target, choices: dict[int, Choice], line: FidelityLine) -> Plan:
         fits = [count for count in choices if self._is_fast_enough(target, count)]
         if not fits:
-            return self._only_fewer(target, choices)
+            return self._only_plain(target, choices)
         count = max(fits)
         choice = choices[count]
         # The guard must not spend what the target forbids: it has nothing to spend.
         plan = self.made(str(target), choice, 0.0, count, float(count))
         psnr = line.psnr(choice.change, 1.645 * hardness_spread(self.profile, self.levels, choice))
-        return self._or_fewer(_promising(plan, psnr), target, choices)
+        return self._or_plain(_promising(plan, psnr), target, choices)
 
     def _online(self, target: Target) -> Plan | None:
         """The online rule with the tolerance that keeps this PSNR on 95 % of clips by its trials; None if none does.
@@ -241,50 +251,49 @@ class Solver:
             **more,
         )
 
-    def _measured_fewer(self, choices: dict[int, Choice]) -> list[tuple[int, list[int]]]:
-        """Plain runs of fewer steps that calibration measured, of runs of one length: how many, and which ones.
-
-        [] = evenly spaced. Where both were, the one with the better clips.
-        """
-        if self.steps != self.profile.steps:
+    def _plain_runs(self, choices: dict[int, Choice]) -> list[PlainRun]:
+        """Shorter plain runs, as calibration measured them at the length of this run and of this very model."""
+        if self.steps != self.profile.steps or self.caution:
             return []
-        found: dict[int, tuple[float, list[int]]] = {}
-        for one in self.profile.fewer:
-            psnr = fewer_steps_psnr(self.profile.fewer, one.steps, bool(one.computed))
-            if one.steps >= self.steps or psnr is None or (one.computed and one.steps not in choices):
-                continue
-            chosen = list(choices[one.steps].path.computed) if one.computed else []
-            if one.steps not in found or psnr.mean > found[one.steps][0]:
-                found[one.steps] = psnr.mean, chosen
-        return [(steps, found[steps][1]) for steps in sorted(found)]
+        return plain_runs(self.profile, {n: Tried(one.path.computed, one.change) for n, one in choices.items()})
 
     def _plain_speed_up(self, steps: int) -> float:
         cost = self.profile.seconds
         return (cost.rest + self.steps * cost.computed) / (cost.rest + steps * cost.computed)
 
-    def _or_fewer(self, plan: Plan, target: Target, choices: dict[int, Choice]) -> Plan:
-        """The plan, or the plain pipeline with fewer steps where that was measured to do better."""
-        for steps, chosen in self._measured_fewer(choices):
-            psnr = fewer_steps_psnr(self.profile.fewer, steps, bool(chosen))
-            speed_up = self._plain_speed_up(steps)
-            if psnr is None or plan.psnr is None or plan.speed_up is None:
+    def _or_plain(self, plan: Plan, target: Target, choices: dict[int, Choice]) -> Plan:
+        """The plan, or a shorter plain run where that does better.
+
+        Better is faster where the target is a fidelity that both keep. Where it is a speed, it is the PSNR that 95 % of
+        clips have: what is served by a fixed schedule can come apart on a hard prompt, of which the mean tells little.
+        """
+        for run in self._plain_runs(choices):
+            speed_up = self._plain_speed_up(run.steps)
+            if plan.psnr_low is None or plan.speed_up is None:
                 continue
             if target.kind == "psnr":
-                better = psnr.low >= target.value and speed_up > plan.speed_up
+                better = run.psnr.low >= target.value and speed_up > plan.speed_up
             else:
-                better = self._is_plain_fast_enough(target, steps) and psnr.mean > plan.psnr
+                better = self._is_plain_fast_enough(target, run.steps) and run.psnr.low > plan.psnr_low
             if better:
-                plan = replace(_promising(plan, psnr), fewer=steps, fewer_computed=chosen, speed_up=speed_up)
+                plan = self._shortened(plan, run)
         return plan
+
+    def _shortened(self, plan: Plan, run: PlainRun) -> Plan:
+        speed_up, seconds = self._plain_speed_up(run.steps), None
+        if self.knows_seconds:
+            seconds = self.profile.seconds.rest + run.steps * self.profile.seconds.computed
+        plan = replace(_promising(plan, run.psnr), expected=float(run.steps), speed_up=speed_up, seconds=seconds)
+        return replace(plan, fewer=run.steps, fewer_computed=list(run.chosen))
 
     def _is_plain_fast_enough(self, target: Target, steps: int) -> bool:
         if target.kind == "speedup":
             return self._plain_speed_up(steps) >= target.value
         return self.profile.seconds.rest + steps * self.profile.seconds.computed <= target.value
 
-    def _only_fewer(self, target: Target, choices: dict[int, Choice]) -> Plan:
-        """No plan is fast enough: fewer steps are, or the target cannot be met."""
-        fits = [one for one in self._measured_fewer(choices) if self._is_plain_fast_enough(target, one[0])]
+    def _only_plain(self, target: Target, choices: dict[int, Choice]) -> Plan:
+        """No plan is fast enough: a shorter plain run is, or the target cannot be met."""
+        fits = [run for run in self._plain_runs(choices) if self._is_plain_fast_enough(target, run.steps)]
         least = min(choices)
         if not fits:
             limit = f"speedup>={math.floor(100 * self.speed_up(least)) / 100:g}"
@@ -293,11 +302,7 @@ class Solver:
             found = f"at most {limit} can be had with {self.steps} steps"
             raise InputError(f"target {target}", found, f"ask for {limit}")
         plan = self.made(str(target), choices[least], 0.0, least, float(least))
-        steps, chosen = max(fits)
-        psnr = fewer_steps_psnr(self.profile.fewer, steps, bool(chosen))
-        assert psnr is not None
-        speed_up = self._plain_speed_up(steps)
-        return replace(_promising(plan, psnr), fewer=steps, fewer_computed=chosen, speed_up=speed_up)
+        return self._shortened(plan, max(fits, key=lambda run: run.psnr.low))
 
 
 def _promising(plan: Plan, psnr: Psnr) -> Plan:
@@ -318,12 +323,16 @@ def levels_of(profile: Profile, steps: int) -> list[NoiseLevel]:
     return found
 
 
-def plan_to_try(profile: Profile, levels: Sequence[NoiseLevel], count: int, without: str) -> Plan:
+def plan_to_try(
+    profile: Profile, levels: Sequence[NoiseLevel], count: int, without: str, guarded: bool = True
+) -> tuple[Plan, float]:
     """The best plan that computes `count` steps, or the nearest possible number, for a run that nothing is known of.
 
-    Its guard may spend as much as the plan is predicted to. without: a prompt that is to be tried as a new one.
+    And the change of the clip that is predicted of it. without: a prompt that is to be tried as a new one. guarded:
+    whether its guard may spend as much as the plan is predicted to, or nothing.
     """
     choices = best_choices(profile, levels, without)
     choice = choices[min(choices, key=lambda one: (abs(one - count), one))]
-    solver = Solver(profile, levels)
-    return solver.made(f"{count} steps", choice, choice.path.loss, solver.steps, float(count))
+    solver, computed = Solver(profile, levels), len(choice.path.computed)
+    allowance, most = (choice.path.loss, solver.steps) if guarded else (0.0, computed)
+    return solver.made(f"{count} steps", choice, allowance, most, float(count)), choice.change

@@ -38,7 +38,9 @@ class Summary:
     """The numbers of a trace.
 
     calls: entries, one per unit or span, step and branch. actions: by name, all four. reasons: calls by reason.
-    operations, full_operations: executed, and what the plain model would have executed (two per multiply-add).
+    left_out: calls of steps that a plan left out of a run; no entries tell of them.
+    operations, full_operations: executed, and what the plain model would have executed (two per multiply-add), in calls
+    left out as much as in others on the average.
     operations_saved: full / executed, None where nothing was counted, inf where nothing was executed.
     worst_measured, mean_measured: relative error that serving would have had, where the output was computed anyway.
     worst_predicted, mean_predicted: predicted relative error of what was served or sliced.
@@ -54,6 +56,7 @@ class Summary:
     calls: int
     actions: dict[str, ActionCost]
     reasons: dict[str, int]
+    left_out: int
     operations: int
     full_operations: int
     operations_saved: float | None
@@ -82,7 +85,9 @@ class Summary:
         if not self.calls:
             return "\n".join([*lines, "Nothing was recorded: the model has not been called.", *self._notes()])
         counted = f"{_count(self.runs, 'run')}, {_count(self.calls, 'call')}"
-        if self.computed == self.calls:
+        if self.left_out:
+            lines.append(f"{counted}, {self.computed} computed in full; the plan left out {self.left_out} more.")
+        elif self.computed == self.calls:
             lines.append(f"{counted}. Nothing was skipped: every call was computed in full.")
         else:
             lines.append(f"{counted}, {self.computed} computed in full.")
@@ -129,6 +134,9 @@ def summarise(trace: Trace) -> Summary:
     """The numbers of all runs of a trace."""
     entries = trace.entries
     operations, full = sum(e.operations for e in entries), sum(e.full_operations for e in entries)
+    left_out = trace.counts.get("left_out", 0)
+    if left_out and entries:
+        full += round(left_out * full / len(entries))
     measured = [number for entry in entries for number in entry.measured or ()]
     acted = [entry for entry in entries if entry.action != Action.COMPUTE.value]
     predicted = [number for entry in acted for number in entry.predicted or ()]
@@ -141,6 +149,7 @@ def summarise(trace: Trace) -> Summary:
         calls=len(entries),
         actions={action.value: _action_cost(entries, action) for action in Action},
         reasons=dict(Counter(entry.why for entry in entries).most_common()),
+        left_out=left_out,
         operations=operations,
         full_operations=full,
         operations_saved=(full / operations if operations else math.inf) if full else None,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from contextlib import contextmanager
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,7 +16,7 @@ from unicp.benchmarking.methods import CannotRunError, Method, fewer_steps, plai
 from unicp.benchmarking.rows import read_rows
 from unicp.benchmarking.suites import models, prompts_of, suite
 from unicp.planning.fingerprint import fingerprint_of
-from unicp.planning.profile import save_profile
+from unicp.planning.profile import FewerSteps, save_profile
 
 STEPS = 8
 CASE = Case("a red star moving left on a striped background", 0)
@@ -151,16 +150,21 @@ def test_a_target_is_measured_with_a_profile_of_the_model_and_never_as_a_guess(h
     assert "at most speedup>=" in rows["UniCP planned", "speedup>=50"].reason
 
 
-def test_where_placed_steps_do_better_than_a_plan_they_are_what_is_measured(harness, tmp_path, monkeypatch):
+def test_where_chosen_steps_do_better_than_serving_they_are_what_is_measured(harness, tmp_path, monkeypatch):
     own = fingerprint_of(harness.pipe.transformer, harness.pipe.scheduler, "flow", 2)
-    save_profile(made(**vars(own)), tmp_path / "profile.json")
+    fewer = [FewerSteps("a", 5, 90.0 + off, [0, 1, 2, 3, 5], 0.1 / (1 + off)) for off in (0.0, 1.0, 2.0)]
+    save_profile(made(harness.bench.steps, fewer=fewer, **vars(own)), tmp_path / "profile.json")
     monkeypatch.setattr(harness.bench, "profile", tmp_path / "profile.json")
-    ahead = SimpleNamespace(fewer_computed=[0, 1, 2, 3, 5])
-    monkeypatch.setattr("unicp.benchmarking.methods.plan_ahead", lambda *_: ahead)
-    rows = measured(harness, [with_target("speedup>=1.2")], tmp_path / "rows.jsonl")
-    row = rows["UniCP planned", "speedup>=1.2"]
+    rows = measured(harness, [with_target("speedup>=1.1")], tmp_path / "rows.jsonl")
+    row = rows["UniCP planned", "speedup>=1.1"]
     assert row.measured and row.work == [1.0] * 5
     assert "set_timesteps" not in vars(harness.pipe.scheduler)
+
+
+def test_a_span_that_the_model_does_not_have_is_a_row_that_says_why(tmp_path):
+    own = Harness(models()["latte"], "default", 6)
+    rows = measured(own, [with_preset("balanced", span="stack")], tmp_path / "rows.jsonl")
+    assert "spatial and temporal blocks alternate" in rows["UniCP", "balanced span stack"].reason
 
 
 def test_tensors_without_memory_count_nothing():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.made_profiles import STEPS, flow_levels, made
+from unicp.control.guard import Guard
 from unicp.errors import InputError
 from unicp.planning.following import RunPlanner
 from unicp.planning.profile import FewerSteps
@@ -67,13 +68,62 @@ def test_seconds_are_for_the_size_of_the_profile():
         own(flow_levels(), 2, (1, 4, 2, 8, 8))
 
 
+FEWER = [FewerSteps(prompt, 6, psnr) for prompt, psnr in (("a", 60.0), ("b", 61.0))]
+
+
 def test_fewer_steps_that_do_better_are_never_passed_over_in_silence():
-    fewer = [FewerSteps(prompt, 6, psnr) for prompt, psnr in (("a", 60.0), ("b", 61.0))]
     said: list[str] = []
-    assert planner("psnr>=45", said=said, fewer=fewer)(flow_levels(), 2, SHAPE) is not None
+    assert planner("psnr>=45", said=said, fewer=FEWER)(flow_levels(), 2, SHAPE) is not None
     assert "num_inference_steps=6" in said[0]
     with pytest.raises(InputError, match="num_inference_steps=6"):
-        planner("speedup>=2", fewer=fewer)(flow_levels(), 2, SHAPE)
+        planner("speedup>=2", fewer=FEWER)(flow_levels(), 2, SHAPE)
+
+
+def shortened(target: str = "speedup>=2", **changes) -> RunPlanner:
+    """One whose run of `flow_levels` was set to six steps."""
+    own = planner(target, fewer=FEWER, **changes)
+    plan = own.shorten(flow_levels())
+    assert plan is not None and plan.fewer == 6
+    own.shortened(plan, flow_levels(6))
+    return own
+
+
+def test_a_shortened_run_is_computed():
+    own = shortened()
+    course = own(flow_levels(6), 2, SHAPE)
+    assert isinstance(course, Guard) and [course.why(step) for step in range(6)] == ["plan"] * 6
+    assert own.plan is not None and own.plan.fewer == 6
+    assert own.left_out(flow_levels(6)) == STEPS - 6 and own.left_out(flow_levels()) == 0
+
+
+def test_a_run_that_is_set_anew_is_asked_for_anew():
+    own = shortened()
+    assert own.shorten(flow_levels(12)) is None and own.left_out(flow_levels(6)) == 0
+
+
+@pytest.mark.parametrize(
+    ("target", "branches", "shape", "step", "found"),
+    [
+        ("speedup>=2", 1, SHAPE, 1, "2 calls a step and this run makes 1"),
+        ("speedup>=2", 2, SHAPE, 3, "begins at step 3"),
+        ("seconds<=8", 2, (1, 4, 2, 8, 8), 1, "the profile's seconds are of"),
+    ],
+)
+def test_a_shortened_run_that_nothing_was_promised_for_is_stopped(target, branches, shape, step, found):
+    with pytest.raises(InputError, match=found):
+        shortened(target)(flow_levels(6), branches, shape, step)
+
+
+def test_runs_of_other_models_are_not_shortened_on_a_guess():
+    assert planner("psnr>=45", caution=6.0, fewer=FEWER).shorten(flow_levels()) is None
+
+
+def test_a_plan_with_fewer_steps_shortens_the_runs_it_fits():
+    plan = Solver(made(fewer=FEWER), flow_levels()).plan(parse_target("speedup>=2"))
+    said: list[str] = []
+    own = RunPlanner(plan, 0.0, said.append)
+    assert own.shorten(flow_levels()) == plan and own.shorten(flow_levels(20)) is None
+    assert own(flow_levels(), 2, SHAPE) is not None and "num_inference_steps=6" in said[0]
 
 
 def test_a_plan_is_followed_on_its_own_levels_only():

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from unicp.errors import InputError, SettingsError
-from unicp.models.finder import ModelMap
+from unicp.models.finder import ModelMap, map_model, transformers_of
 from unicp.models.noise import read_schedule
 from unicp.planning.builtin import builtin_profile
 from unicp.planning.fingerprint import fingerprint_of
@@ -58,6 +58,15 @@ class Promise:
             say(f"target {self.target}: a guess from another model's profile; unicp calibrate makes one of this model")
         # The device on which a shipped profile was made is not this one.
         return RunPlanner((self.target, profile), caution, say, knows_seconds=False)
+
+
+def shipped_profile(pipe: Any) -> tuple[Profile, float]:
+    """The profile that a target is gone by without another, and the dB to take off what it promises: 0 for its own.
+
+    Raises InputError where the scheduler of the pipeline does not tell noise levels, or no plan can be made for it.
+    """
+    maps = [map_model(module) for module in transformers_of(pipe).values()]
+    return builtin_profile(_fingerprint(maps, pipe.scheduler, "a profile of this pipeline"))
 
 
 def make_promise(

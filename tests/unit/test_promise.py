@@ -14,7 +14,7 @@ from tests.fake_models import FakeTransformer, noise
 from tests.made_profiles import made
 from unicp.errors import FileFormatError, InputError, SettingsError
 from unicp.planning.plan import plan_of_trace, save_plan
-from unicp.planning.profile import Profile, save_profile
+from unicp.planning.profile import FewerSteps, Profile, save_profile
 from unicp.session import Session, enable
 from unicp.settings import preset
 
@@ -216,3 +216,52 @@ def test_a_plan_of_another_model_is_refused():
     other = unicp.Plan(**{**vars(session.plan), "model": "LatteTransformer3DModel"})
     with pytest.raises(InputError, match="one of LatteTransformer3DModel"):
         enable(FakeTransformer(), plan=other, scheduler=FlowMatchMade())
+
+
+SURE = [FewerSteps(prompt, 8, 90.0 + off) for off, prompt in enumerate("ab")]
+
+
+def test_a_session_leaves_out_steps_where_the_plan_says_so(caplog):
+    """What it then computes are the scheduler's own eight steps, and it is told what that saved."""
+    transformer, scheduler = FakeTransformer(), FlowMatchMade()
+    with (
+        caplog.at_level(logging.WARNING),
+        enable(transformer, target="speedup>=1.5", profile=profile(fewer=SURE), scheduler=scheduler) as session,
+    ):
+        outputs = run(transformer, scheduler, 1.0)
+    alone = FlowMatchMade()
+    assert torch.equal(outputs, run(FakeTransformer(), alone, 1.0, steps=8))
+    assert "set_timesteps" not in vars(scheduler) and not caplog.records
+    assert session.plan is not None and session.plan.fewer == 8
+    summary = session.summary()
+    assert summary.left_out == 16 and summary.computed == summary.calls == 16
+    assert "the plan left out 16 more" in summary.text()
+    assert {entry.action for entry in session.trace.entries} == {"compute"}
+
+
+def test_each_run_of_a_session_is_shortened_anew():
+    transformer, scheduler = FakeTransformer(), FlowMatchMade()
+    with enable(transformer, target="speedup>=1.5", profile=profile(fewer=SURE), scheduler=scheduler) as session:
+        first, second = run(transformer, scheduler, 1.0), run(transformer, scheduler, 1.0)
+        assert torch.equal(first, second) and session.summary().left_out == 32
+        # Of other lengths nothing was measured: these are served.
+        assert run(transformer, scheduler, 1.0, steps=12).shape[0] == 24
+    assert session.summary().left_out == 32 and session.plan is not None and session.plan.steps == 12
+
+
+def test_a_saved_plan_leaves_out_steps_too(tmp_path):
+    transformer, scheduler = FakeTransformer(), FlowMatchMade()
+    with enable(transformer, target="speedup>=1.5", profile=profile(fewer=SURE), scheduler=scheduler) as session:
+        first = run(transformer, scheduler, 1.0)
+    session.save_plan(tmp_path / "plan.json")
+    with enable(transformer, plan=tmp_path / "plan.json", scheduler=scheduler) as again:
+        assert torch.equal(run(transformer, scheduler, 1.0), first)
+    assert again.summary().left_out == 16
+
+
+def test_a_shortened_run_without_the_guidance_of_the_profile_is_stopped():
+    transformer, scheduler = FakeTransformer(), FlowMatchMade()
+    options = {"target": "speedup>=1.5", "profile": profile(fewer=SURE), "scheduler": scheduler}
+    with enable(transformer, **options), pytest.raises(InputError, match="2 calls a step and this run makes 1"):
+        run(transformer, scheduler, 1.0, branches=1)
+    assert "set_timesteps" not in vars(scheduler)

@@ -10,15 +10,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from unicp.benchmarking.methods import Bench, CannotRunError, Method
+from unicp.errors import InputError
 from unicp.models.chosen_steps import can_choose, only_steps
-from unicp.models.finder import map_model
-from unicp.models.noise import read_schedule
-from unicp.planning.builtin import builtin_profile
-from unicp.planning.fingerprint import fingerprint_of
 from unicp.planning.profile import Profile, load_profile
 from unicp.planning.solver import best_choices, levels_of
+from unicp.promise import shipped_profile
 
-FAMILY = "fewer steps, placed"
+FAMILY = "fewer steps, placed"  # the report knows it by this name
 
 
 def placed_steps(steps: int) -> Method:
@@ -48,11 +46,10 @@ def _chosen(bench: Bench, steps: int) -> tuple[int, ...]:
 def _profile(bench: Bench) -> Profile:
     if bench.profile is not None:
         return load_profile(bench.profile)
-    schedule = read_schedule(bench.pipe.scheduler)
-    if schedule is None:
-        raise CannotRunError(f"a {type(bench.pipe.scheduler).__name__}, which does not tell noise levels")
-    transformer = map_model(bench.pipe.transformer).transformer
-    profile, caution = builtin_profile(fingerprint_of(transformer, bench.pipe.scheduler, schedule.prediction, 0))
+    try:
+        profile, caution = shipped_profile(bench.pipe)
+    except InputError as error:
+        raise CannotRunError(error.found) from None
     if caution:
         raise CannotRunError("no profile of this model is shipped: unicp calibrate makes one for --profile")
     return profile

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from unicp.benchmarking.html.comparison import COSTS, SPEEDS, WORTHS, fidelity_at, sweeps
-from unicp.benchmarking.html.parts import is_ours, is_peer, split
+from unicp.benchmarking.html.parts import CHOSEN, is_ours, is_peer, split
 from unicp.benchmarking.rows import PLANNED, Row, read_rows
 from unicp.benchmarking.statistics import Group, at_speed, frontier, group_rows, markdown
 from unicp.errors import InputError
@@ -76,7 +76,7 @@ def margins(rows: list[Row], cost: str) -> str:
     """
     (part,) = split(rows)
     found = {worth: sweeps(part, COSTS[cost], number) for worth, number in WORTHS.items()}
-    ours = [name for name in part.families if is_ours(name)]
+    ours = [name for name in part.families if is_ours(name) or name == CHOSEN]
     names = [*ours, "best peer", "which (mean; worst tenth)", "UniCP over it"]
     lines = [f"| {cost} saved | {' | '.join(names)} |", "|" + "---|" * (1 + len(names))]
     for speed in SPEEDS:

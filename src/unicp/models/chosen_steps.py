@@ -42,7 +42,8 @@ class ShortenedRuns:
         self._scheduler, self._choose, self._took = scheduler, choose, took
         self._own, self._before = scheduler.set_timesteps, vars(scheduler).get("set_timesteps")
         self._is_on = True
-        functools.update_wrapper(self, self._own)  # pipelines look at the signature
+        # Pipelines look at the signature. What the other holds, which may be one like this, stays its own.
+        functools.update_wrapper(self, self._own, updated=())
         scheduler.set_timesteps = self
 
     def remove(self) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import inspect
+
 import pytest
 import torch
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
@@ -9,7 +12,7 @@ from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchE
 from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepScheduler
 
 from unicp.errors import InputError
-from unicp.models.chosen_steps import only_steps
+from unicp.models.chosen_steps import Fewer, ShortenedRuns, only_steps
 
 
 def unipc() -> UniPCMultistepScheduler:
@@ -57,3 +60,77 @@ def test_afterwards_the_scheduler_is_as_it_was():
 def test_a_sampler_of_evenly_spaced_steps_is_refused():
     with pytest.raises(InputError, match="evenly spaced"), only_steps(DDIMScheduler(), 9, (0, 1)):
         pass
+
+
+def shortened(scheduler, wish: Fewer | None, seen: list[Fewer] | None = None) -> ShortenedRuns:
+    return ShortenedRuns(scheduler, lambda: wish, (seen if seen is not None else []).append)
+
+
+@pytest.mark.parametrize("make", [FlowMatchEulerDiscreteScheduler, unipc])
+def test_a_shortened_run_is_the_one_of_the_steps_chosen(make):
+    with only_steps(scheduler := make(), 9, (0, 1, 2, 5)):
+        plain = walk(scheduler, 9)
+    scheduler, seen = make(), []
+    shortening = shortened(scheduler, Fewer(4, (0, 1, 2, 5)), seen)
+    assert torch.equal(walk(scheduler, 9), plain) and seen == [Fewer(4, (0, 1, 2, 5))]
+    shortening.remove()
+    shortening.remove()
+    assert "set_timesteps" not in vars(scheduler) and torch.equal(walk(scheduler, 9), walk(make(), 9))
+
+
+def test_evenly_spaced_steps_are_the_schedulers_own():
+    scheduler, seen = DDIMScheduler(), []
+    shortened(scheduler, Fewer(4), seen)
+    scheduler.set_timesteps(9, "cpu")
+    whole = DDIMScheduler()
+    whole.set_timesteps(4)
+    assert torch.equal(scheduler.timesteps, whole.timesteps) and len(seen) == 1
+
+
+@pytest.mark.parametrize(
+    ("make", "wish", "given"),
+    [
+        (DDIMScheduler, Fewer(4, (0, 1, 2, 5)), {"num_inference_steps": 9}),
+        (FlowMatchEulerDiscreteScheduler, Fewer(2), {"sigmas": [0.9, 0.6, 0.3]}),
+        (FlowMatchEulerDiscreteScheduler, None, {"num_inference_steps": 9}),
+    ],
+)
+def test_what_cannot_be_shortened_is_left_whole_and_nobody_is_told_it_was(make, wish, given):
+    scheduler, whole, seen = make(), make(), []
+    shortened(scheduler, wish, seen)
+    scheduler.set_timesteps(**given)
+    whole.set_timesteps(**given)
+    assert torch.equal(scheduler.timesteps, whole.timesteps) and not seen
+
+
+def test_a_pipeline_that_names_its_levels_is_shortened_to_chosen_ones():
+    scheduler = FlowMatchEulerDiscreteScheduler()
+    shortened(scheduler, Fewer(2, (0, 2)))
+    scheduler.set_timesteps(sigmas=[0.9, 0.6, 0.3])
+    assert scheduler.sigmas.tolist() == pytest.approx([0.9, 0.3, 0.0])
+
+
+def test_pipelines_still_see_what_the_scheduler_takes():
+    scheduler = FlowMatchEulerDiscreteScheduler()
+    shortened(scheduler, None)
+    assert "sigmas" in inspect.signature(scheduler.set_timesteps).parameters
+    with only_steps(scheduler, 9, (0, 1)):
+        assert "sigmas" in inspect.signature(scheduler.set_timesteps).parameters
+
+
+def test_a_copied_scheduler_sets_itself_and_whole_runs():
+    scheduler = FlowMatchEulerDiscreteScheduler()
+    shortened(scheduler, Fewer(2, (0, 5)))
+    other = copy.deepcopy(scheduler)
+    other.set_timesteps(9)
+    assert len(other.timesteps) == 9 and torch.equal(scheduler.timesteps, FlowMatchEulerDiscreteScheduler().timesteps)
+
+
+def test_removing_it_under_another_one_leaves_that_one_alone():
+    scheduler = FlowMatchEulerDiscreteScheduler()
+    first = shortened(scheduler, Fewer(2, (0, 5)))
+    second = shortened(scheduler, None)
+    first.remove()
+    assert vars(scheduler)["set_timesteps"] is second
+    scheduler.set_timesteps(9)
+    assert len(scheduler.timesteps) == 9

@@ -137,16 +137,6 @@ def test_fewer_steps_at_chosen_levels_are_taken_where_they_do_better_than_spread
     assert solver(fewer=[*spread, *worse]).plan(parse_target("speedup>=1.9")).fewer_computed == []
 
 
-def test_a_speed_takes_what_the_worst_clips_are_best_with():
-    """Plain steps with a lower mean and a far higher bound are taken before serving."""
-    plan = solver().plan(parse_target("speedup>=2"))
-    assert plan.psnr is not None and plan.psnr_low is not None and plan.psnr - plan.psnr_low > 5
-    sure = [FewerSteps(prompt, 6, plan.psnr - 2 + off) for prompt, off in (("a", 0.1), ("b", -0.1))]
-    assert solver(fewer=sure).plan(parse_target("speedup>=2")).fewer == 6
-    unsure = [FewerSteps(prompt, 6, plan.psnr + 2 + off) for prompt, off in (("a", 9.0), ("b", -9.0))]
-    assert solver(fewer=unsure).plan(parse_target("speedup>=2")).fewer is None
-
-
 def test_a_speed_is_promised_by_trials_without_a_guard():
     """Those with one came out as predicted, those without 10 dB lower."""
     guarded = made().trials

@@ -10,7 +10,7 @@ from unicp.benchmarking.rows import PLAIN, PLANNED, Row, read_rows
 from unicp.benchmarking.statistics import Group, group_rows
 from unicp.errors import InputError
 
-OURS, BASELINE = "UniCP", "fixed window"
+OURS, BASELINE, CHOSEN = "UniCP", "fixed window", "fewer steps, placed"
 COLOURS, SHAPES = 5, 4
 
 
@@ -41,7 +41,7 @@ class Part:
 
     @property
     def families(self) -> dict[str, list[Group]]:
-        """Groups by family: UniCP online and planned, then fixed windows, then the others as they appear."""
+        """Groups by family: UniCP online and planned, what is made of it, then the others as they appear."""
         found: dict[str, list[Group]] = {}
         for group in sorted(self.groups, key=lambda g: _rank(g.method)):
             found.setdefault(group.method, []).append(group)
@@ -63,8 +63,8 @@ def is_ours(family: str) -> bool:
 
 
 def is_peer(family: str) -> bool:
-    """True for what is neither UniCP nor its own baseline."""
-    return not is_ours(family) and family not in (BASELINE, PLAIN)
+    """True for what is neither UniCP nor made of it: its forecast in fixed windows, the plain run of steps it chose."""
+    return not is_ours(family) and family not in (BASELINE, CHOSEN, PLAIN)
 
 
 def load_rows(files: Sequence[Path]) -> list[Row]:
@@ -99,7 +99,7 @@ def styles(parts: Iterable[Part]) -> dict[str, Style]:
             found[name] = Style(index, f"c{peers % COLOURS}", (peers // COLOURS) % SHAPES)
             peers += 1
         else:
-            found[name] = Style(index, "ours" if is_ours(name) else "base", 2 if name == PLANNED else 0)
+            found[name] = Style(index, "ours" if is_ours(name) else "base", {PLANNED: 2, CHOSEN: 3}.get(name, 0))
     return found
 
 
@@ -121,4 +121,4 @@ def _part(model: str, sampler: str, groups: list[Group]) -> Part:
 
 
 def _rank(family: str) -> int:
-    return {OURS: 0, PLANNED: 1, BASELINE: 2}.get(family, 3)
+    return {OURS: 0, PLANNED: 1, CHOSEN: 2, BASELINE: 3}.get(family, 4)

@@ -28,7 +28,8 @@ class Moment:
 
     run: counts pipeline calls. step: index of the noise level within the run, from 0. branch: name of the
     denoising call of a step. sigma: normalised noise level in [0, 1], or None when unknown. steps: how many steps
-    the run has, or None when unknown. samples: batch size of the call.
+    the run has, or None when unknown. samples: batch size of the call. width: how far the step goes, as an angle
+    between noise and clean, over the mean of all steps of a run from noise alone; None when unknown.
     """
 
     run: int
@@ -38,6 +39,7 @@ class Moment:
     samples: int
     sigma: float | None = None
     steps: int | None = None
+    width: float | None = None
 
     @property
     def progress(self) -> float:

@@ -152,7 +152,9 @@ def _ablation() -> Suite:
     chosen = dataclasses.replace(base, quantities=("output", "noise", "clean"), abscissas=("sigma", "log_snr"))
     methods.append(unicp_method("balanced, best quantity at each window", chosen))
     for span in ("stack", "block", "unit"):
-        methods.append(unicp_method(f"balanced, span {span}", dataclasses.replace(base, span=span)))
+        # With the usual limit on what is stored a finer span gives way to a coarser one.
+        finer = dataclasses.replace(base, span=span, store_factor=1000.0)
+        methods.append(unicp_method(f"balanced, span {span}", finer))
     methods.append(with_preset("balanced", guidance=True))
     methods += _slicing_ablation(base)
     return Suite(tuple(methods), "each part of the method on and off", prompts=8, seeds=1)

@@ -189,16 +189,19 @@ class Trajectory:
         return possible[0] if possible else None
 
     def _moment(self, branch: str, timestep: float, samples: int, context: Any) -> Moment:
-        step, sigma, steps = self._step, None, None
+        step, sigma, steps, width = self._step, None, None, None
         if self.schedule is not None:
             index, level = self._index(self.schedule.step_indices(timestep)), self.schedule.level(timestep)
+            after = self.schedule.next_level(timestep)
             step = self._step if index is None else index
             sigma = None if level is None else level.sigma
             steps = self.schedule.steps
+            if level is not None and after is not None and steps is not None:
+                width = steps * abs(level.angle - after.angle)
         if context is not None:
             step = step if context.step_index is None else int(context.step_index)
             steps = steps if context.num_inference_steps is None else int(context.num_inference_steps)
-        return Moment(self.run, step, branch, timestep, samples, sigma, steps)
+        return Moment(self.run, step, branch, timestep, samples, sigma, steps, width)
 
 
 def _is_same_sample(last: Tensor, sample: Tensor) -> bool:

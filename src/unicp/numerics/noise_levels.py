@@ -36,6 +36,11 @@ class NoiseLevel:
         return self.noise / (self.signal + self.noise)
 
     @property
+    def angle(self) -> float:
+        """Place on the way from a clean sample, 0, to noise alone, 1: the angle between signal and noise."""
+        return 2.0 / math.pi * math.atan2(self.noise, self.signal)
+
+    @property
     def log_snr(self) -> float:
         """2 ln(signal / noise), the natural logarithm of the ratio of powers, kept within +-20."""
         if self.signal == 0 or self.noise == 0:

@@ -8,14 +8,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from unicp.control.tolerance import IMPACT, impact, step_tolerance
+from unicp.control.tolerance import IMPACT, NARROWEST, impact, step_tolerance, usual_width
+from unicp.numerics.noise_levels import NoiseLevel
 from unicp.records import Moment
 
 CURVE = ((0.0, 1.0), (0.5, 2.0), (1.0, 6.0))
 
 
-def moment(sigma: float | None, timestep: float = 500.0) -> Moment:
-    return Moment(0, 3, "cond", timestep, 1, sigma, 10)
+def moment(sigma: float | None, timestep: float = 500.0, width: float | None = None) -> Moment:
+    return Moment(0, 3, "cond", timestep, 1, sigma, 10, width)
 
 
 @pytest.mark.parametrize(
@@ -75,3 +76,27 @@ def test_an_unknown_noise_level_is_taken_from_the_timestep():
 @pytest.mark.parametrize("timestep", [-5.0, 4000.0])
 def test_a_timestep_outside_the_usual_range_still_gives_a_tolerance(timestep):
     assert step_tolerance(0.1, "impact", moment(None, timestep)) > 0
+
+
+@pytest.mark.parametrize("sigma", [0.1, 0.5, 0.9])
+def test_a_step_twice_as_wide_as_usual_may_err_half_as_much(sigma):
+    usual = step_tolerance(0.1, "impact", moment(sigma))
+    assert step_tolerance(0.1, "impact", moment(sigma, width=usual_width(sigma))) == pytest.approx(usual)
+    assert step_tolerance(0.1, "impact", moment(sigma, width=2 * usual_width(sigma))) == pytest.approx(usual / 2)
+    assert step_tolerance(0.1, "uniform", moment(sigma, width=2 * usual_width(sigma))) == 0.1
+
+
+def test_the_usual_widths_are_those_of_flow_matching_with_a_shift_of_three():
+    steps, shift = 1000, 3.0
+    even = [1 - step / steps for step in range(steps + 1)]
+    sigmas = [shift * u / (1 + (shift - 1) * u) for u in even]
+    angles = [NoiseLevel(1 - sigma, sigma).angle for sigma in sigmas]
+    for step in (10, 300, 700, 990):
+        assert steps * (angles[step] - angles[step + 1]) == pytest.approx(usual_width(sigmas[step]), rel=0.01)
+    total = sum(usual_width(sigma) for sigma in sigmas) / steps
+    assert total == pytest.approx(1, rel=0.01)
+
+
+def test_a_step_that_goes_nowhere_has_a_finite_tolerance():
+    allowed = step_tolerance(0.1, "impact", moment(0.5, width=0.0))
+    assert allowed == step_tolerance(0.1, "impact", moment(0.5, width=NARROWEST)) < math.inf

@@ -13,6 +13,7 @@ from diffusers import FlowMatchHeunDiscreteScheduler, PNDMScheduler
 from tests.fake_models import flow_scheduler
 from unicp.execution.trajectory import MOST_BRANCHES, Trajectory
 from unicp.models.noise import read_schedule
+from unicp.numerics.noise_levels import NoiseLevel
 
 SAMPLE = torch.zeros(1, 4, 2)
 COND, UNCOND = torch.ones(1, 3, 2), torch.zeros(1, 3, 2)
@@ -215,12 +216,15 @@ def test_step_and_steps_come_from_the_schedule():
     assert [moment.step for moment in moments] == [2, 3, 4]
     assert [moment.steps for moment in moments] == [5, 5, 5]
     assert [moment.sigma for moment in moments] == pytest.approx([0.6, 0.4, 0.2])
+    angles = [NoiseLevel(1 - sigma, sigma).angle for sigma in (0.6, 0.4, 0.2, 0.0)]
+    assert [moment.width for moment in moments] == pytest.approx([5 * (a - b) for a, b in zip(angles, angles[1:])])
 
 
 def test_without_a_schedule_steps_are_counted_and_levels_unknown():
     call = Calls()
     moments = [call(timestep)[0] for timestep in (900, 700, 100)]
     assert [(moment.step, moment.steps, moment.sigma) for moment in moments] == [(i, None, None) for i in range(3)]
+    assert [moment.width for moment in moments] == [None] * 3
 
 
 def test_step_index_of_the_context_is_believed():

@@ -5,7 +5,8 @@
 
 A table stands between `<!-- table NAME -->` and `<!-- end -->`. NAME is a file of docs/results without its suffix,
 after a colon the sampler, and behind it ":equal" for the rivals at the operations that each setting of UniCP saves,
-":margins" or ":margins-seconds" for UniCP beside the best peer at each speed-up, ":met" for how often targets were met.
+":margins" or ":margins-seconds" for UniCP beside the best peer at each speed-up, ":met" for how often targets were met,
+":need" for what they spent beside the least that any setting of UniCP got by with on the same clip.
 """
 
 from __future__ import annotations
@@ -44,7 +45,8 @@ def _table(name: str, results: Path) -> str:
         groups = _ordered(group_rows(rows))
         if kind.startswith("margins"):
             return margins(rows, "seconds" if kind.endswith("seconds") else "operations")
-        return {"equal": equal_operations, "met": targets_met}.get(kind, markdown)(groups)
+        kinds = {"equal": equal_operations, "met": targets_met, "need": targets_need}
+        return kinds.get(kind, markdown)(groups)
     path = results / f"{stem}.json"
     if not path.is_file():
         raise InputError(f"table {name}", f"no rows in {results}", "run the benchmark that makes them")
@@ -118,6 +120,33 @@ def targets_met(groups: list[Group]) -> str:
         met = sum(value >= least for value in had)
         saved, lowest = f"{group.operations:.2f}x", f"{min(psnr):.1f} dB"
         lines.append(f"| {target} | {len(psnr)} | {met} | {saved} | {group.mean('psnr'):.1f} dB | {lowest} |")
+    return "\n".join(lines)
+
+
+def targets_need(groups: list[Group]) -> str:
+    """What targets of PSNR spent beside the need: the least that UniCP, at any setting of the sweep, met it with.
+
+    That is a search over online tolerances, plans and guards on the very clip, with its plain run at hand. Clips on
+    which nothing met the target count as computed in full.
+    """
+    head = "| target | clips | met | operations saved | fastest that met it, clip by clip | spent over it |"
+    lines = [head, "|---|---|---|---|---|---|"]
+    ours = [row for group in groups if is_ours(group.method) and not group.reason for row in group.rows]
+    for group in groups:
+        if group.method != PLANNED or group.reason or not group.setting.startswith("psnr"):
+            continue
+        least = parse_target(group.setting).value
+        spent = [row.operations / row.full_operations for row in group.rows]
+        need = []
+        for row in group.rows:
+            alike = [one for one in ours if (one.prompt, one.seed) == (row.prompt, row.seed)]
+            need.append(
+                min((n.operations / n.full_operations for n in alike if n.fidelity["psnr"] >= least), default=1.0)
+            )
+        met = sum(row.fidelity["psnr"] >= least for row in group.rows)
+        saved, best = len(spent) / sum(spent), len(need) / sum(need)
+        cells = f"{len(spent)} | {met} | {saved:.2f}x | {best:.2f}x | {sum(spent) / sum(need) - 1:+.0%}"
+        lines.append(f"| {group.setting} | {cells} |")
     return "\n".join(lines)
 
 

@@ -48,6 +48,13 @@ def test_margins_are_over_the_best_peer_and_a_baseline_of_ours_is_none(tmp_path)
     assert "| 3x | 30.3 / 30.3 dB | - / - dB | - / - dB | - | - / - dB |" in text
 
 
+def test_steps_that_a_plan_chose_are_shown_and_are_no_peer(tmp_path):
+    for method, psnr in (("UniCP", 40.0), ("fewer steps, placed", 44.0), ("other", 35.0)):
+        append_row(tmp_path / "p.jsonl", row("1", psnr, method=method, operations=50))
+    text = fill("<!-- table p:unipc:margins -->\n<!-- end -->", tmp_path)
+    assert "| 2x | 40.0 / 40.0 dB | 44.0 / 44.0 dB | 35.0 / 35.0 dB | other | +5.0 / +5.0 dB |" in text
+
+
 def test_targets_are_counted_as_met_or_not(tmp_path):
     rows = [("psnr>=35", psnr, prompt) for psnr, prompt in ((34.9, "a"), (35.0, "b"), (50.0, "c"))]
     for setting, psnr, prompt in [*rows, ("speedup>=2", 20.0, "a"), ("balanced", 60.0, "a")]:
@@ -69,3 +76,13 @@ def test_the_tables_in_the_documents_are_those_that_were_measured():
         text = (ROOT / name).read_text(encoding="utf-8")
         assert "<!-- table" in text, name
         assert fill(text, ROOT / RESULTS) == text, f"{name}: run python -m unicp.benchmarking.report"
+
+
+def test_what_a_target_spent_is_beside_the_least_that_met_it_on_the_same_clip(tmp_path):
+    rows = [("UniCP planned", "psnr>=35", 50.0, 60, "a"), ("UniCP planned", "psnr>=35", 30.0, 60, "b")]
+    rows += [("UniCP", "x", 36.0, 40, "a"), ("UniCP", "y", 34.0, 20, "a"), ("UniCP", "z", 20.0, 20, "b")]
+    for method, setting, psnr, operations, prompt in [*rows, ("other", "1", 90.0, 10, "a")]:
+        append_row(tmp_path / "t.jsonl", row(setting, psnr, method=method, prompt=prompt, operations=operations))
+    text = fill("<!-- table t:unipc:need -->\n<!-- end -->", tmp_path)
+    # 0.6 of the operations each; 0.4 would have done for the first clip, nothing but a plain run for the second.
+    assert "| psnr>=35 | 2 | 1 | 1.67x | 1.43x | -14% |" in text

@@ -54,8 +54,7 @@ class SliceState:
         """Bytes held by the bases."""
         if self.bases is None:
             return 0
-        held = (self.bases.query, self.bases.key, self.bases.value, self.bases.key_mean, self.bases.value_mean)
-        return sum(tensor.numel() * tensor.element_size() for tensor in held)
+        return sum(tensor.numel() * tensor.element_size() for tensor in vars(self.bases).values())
 
 
 @dataclass(frozen=True)

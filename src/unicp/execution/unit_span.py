@@ -121,7 +121,8 @@ class UnitSpan:
         def choose(errors: Mapping[int, float], costs: Mapping[int, float]) -> int | None:
             return self.controller.choose_width(moment, errors, costs)
 
-        output, outcome = run_sliced(call, self._slices, self.settings.slicing, self.widths, choose)
+        projection = self.unit.output_projection
+        output, outcome = run_sliced(call, self._slices, self.settings.slicing, self.widths, choose, projection)
         self.refusal = outcome.refusal
         return output, outcome
 

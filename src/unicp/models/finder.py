@@ -46,9 +46,11 @@ class Unit:
         if isinstance(layer, (nn.ModuleList, nn.Sequential)) and len(layer):
             layer = layer[0]
         weight = getattr(layer, "weight", None)
-        if not isinstance(weight, Tensor) or not weight.is_floating_point() or weight.is_meta or not self.head_width:
+        # Quantised and sharded weights are tensors of a class of their own.
+        if not isinstance(weight, Tensor) or type(weight.data) is not Tensor or not weight.is_floating_point():
             return None
-        return weight if weight.dim() == 2 and weight.shape[1] == (self.heads or 0) * self.head_width else None
+        fits = weight.dim() == 2 and weight.shape[1] == (self.heads or 0) * (self.head_width or 0)
+        return weight.detach() if fits and not weight.is_meta else None
 
 
 @dataclass(frozen=True, eq=False)

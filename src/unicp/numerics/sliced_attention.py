@@ -98,7 +98,9 @@ def projected(attended: Tensor, projection: Tensor | None) -> Tensor:
 
     Without a projection the heads stay as they are.
     """
-    return attended if projection is None else F.linear(attended.transpose(1, 2).flatten(2), projection)
+    if projection is None:
+        return attended
+    return F.linear(attended.transpose(1, 2).flatten(2), projection.to(attended.dtype))
 
 
 def _check_fit(query: Tensor, key: Tensor, value: Tensor, bases: Bases) -> None:

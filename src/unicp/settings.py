@@ -84,15 +84,16 @@ class Slicing:
         what they do.
     basis: "pca" of the keys alone (the paper's), "centred_pca" of queries and centred keys, "kq_svd", which is best for
         the scores, or "output_pca": the same, with values along the axes of what attention makes of them.
-    refresh: most calls that one set of bases serves; one whose slices are not within the tolerance any more is
-        fitted anew earlier.
+    refresh: most calls of a branch that one set of bases serves; one whose slices are not within the tolerance any
+        more is fitted anew earlier. 1 = a fit in every call: bases age fast, and a fit takes little where tokens are
+        many.
     """
 
     widths: tuple[int | float, ...] = ()
     tolerance: float = 0.03
     min_saving: float = 0.1
     basis: Basis = "output_pca"
-    refresh: int = 4
+    refresh: int = 1
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "widths", _as_tuple("slicing widths", self.widths))

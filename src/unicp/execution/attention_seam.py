@@ -105,6 +105,7 @@ class Seam(TorchFunctionMode):
 
 
 HOPE = 0.7  # of an error that was too large, what it may have become
+PATIENCE = 4  # calls that such an error is not measured in
 # How many times longer than attention bases and the probe take for an operation: their matrices are small. It tells
 # apart what pays from what does not in docs/results/slice_speed.json, measured on a CPU.
 SMALL = 3.0
@@ -165,7 +166,7 @@ def _attend(
     paying = list(shares)
     # Errors change little from call to call: measuring them again is put off while they would have to fall by much.
     hoped = {width: HOPE * error for width, error in state.refused.items() if width in shares}
-    if hoped and state.waited < slicing.refresh and choose(hoped, shares) is None:
+    if hoped and state.waited < PATIENCE and choose(hoped, shares) is None:
         state.waited += 1
         return func(**named), SliceOutcome()
     spent, is_fresh, errors = 0, False, dict[int, float]()

@@ -154,7 +154,7 @@ def _attend(
     projection: Tensor | None,
 ) -> tuple[Tensor, SliceOutcome]:
     query, key, value = named["query"], named["key"], named["value"]
-    options = {"attn_mask": named.get("attn_mask"), "scale": named.get("scale")}
+    mask, scale = named.get("attn_mask"), named.get("scale")
     # Offloaded weights may lie elsewhere until their own layer is called.
     if projection is None or slicing.basis != "output_pca" or projection.device != query.device:
         projection = None
@@ -173,14 +173,16 @@ def _attend(
     while not is_fresh:
         if spent or state.bases is None or not _fits(state.bases, query, key) or state.age >= slicing.refresh:
             try:
-                bases = fit_bases(query, key, value, slicing.basis, projection=projection, **options)
-                state.bases, state.age, is_fresh = bases, 0, True
+                state.bases = fit_bases(
+                    query, key, value, slicing.basis, projection=projection, attn_mask=mask, scale=scale
+                )
+                state.age, is_fresh = 0, True
             except InputError:
                 # Values that are not finite have no principal axes: computed, and told where outputs are checked.
                 state.bases = None
                 return func(**named), SliceOutcome(saved=-spent)
             spent += costs.fit
-        sliced = SlicedCall(query, key, value, state.bases, max(paying), **options)
+        sliced = SlicedCall(query, key, value, state.bases, max(paying), mask, scale)
         spent += costs.probe(paying)
         errors = dict(zip(paying, sliced.errors(paying, projection=projection).amax(dim=1).tolist()))
         width = choose(errors, shares)

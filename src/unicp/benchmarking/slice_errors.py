@@ -28,13 +28,13 @@ from torch import Tensor
 
 from unicp.benchmarking.command import harness_of, measuring_parser
 from unicp.benchmarking.harness import Harness
-from unicp.benchmarking.head_widths import choose_widths, predicted_errors, sliced_by_head
 from unicp.benchmarking.step_count import StepCount
 from unicp.benchmarking.suites import STEPS, prompts_of
 from unicp.execution.attention_seam import Seam
 from unicp.files import replacing
 from unicp.models.finder import ModelMap, Unit, map_model
 from unicp.numerics.error_measures import coprime_stride, relative_error
+from unicp.numerics.head_widths import choose_widths, predicted_errors, sliced_by_head
 from unicp.numerics.principal_axes import FIT_TOKENS, Bases, BasisKind, fit_bases
 from unicp.numerics.sliced_attention import projected, sliced_attention
 

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.unit.numerics.test_principal_axes import random_inputs
-from unicp.benchmarking.head_widths import GROUPS, choose_widths, predicted_errors, sliced_by_head
 from unicp.errors import InputError
+from unicp.numerics.head_widths import GROUPS, choose_widths, predicted_errors, sliced_by_head
 from unicp.numerics.principal_axes import fit_bases
 from unicp.numerics.sliced_attention import sliced_attention
 

@@ -1,7 +1,7 @@
 """Slices in which each head has a width of its own: which widths, and attention that runs them in groups.
 
 Heads differ in rank, so a mean width may be shared out better than evenly. Heads of one width are one kernel call,
-hence at most three widths. Measured by `slice_errors`; not in the executor, because it did not pay (docs/results.md).
+hence at most three widths. Measured by the benchmark; the executor takes one width for all (docs/method.md, 3.2).
 """
 
 from __future__ import annotations

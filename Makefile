@@ -140,9 +140,11 @@ parts-others: $(READY_DEV) ## the same of Latte and the film, on a few prompts (
 report: $(READY_DEV) ## write the measured rows of peers, parts and the paper's claims as one HTML file
 	$(BIN)/unicp report $(REPORTED) --attention docs/results/attention_change.json --out docs/results/report.html
 
-few-steps: $(READY_DEV) ## measure slices beside caches in runs of 4, 6 and 8 steps (continues where it was stopped)
+few-steps: $(READY_DEV) ## measure slices beside caches in runs of 4, 6 and 8 steps on the test-beds (continues)
 	for steps in 4 6 8; do OMP_NUM_THREADS=1 $(BIN)/unicp bench slices --steps $$steps --prompts 4 --fast-metrics \
 	    --out docs/results/slices_$$steps.jsonl || exit 1; done
+	for steps in 4 6 8; do for model in latte film; do OMP_NUM_THREADS=1 $(BIN)/unicp bench slices --model $$model \
+	    --steps $$steps --prompts 2 --fast-metrics --out docs/results/slices_$${model}_$$steps.jsonl || exit 1; done; done
 	$(BIN)/python -m unicp.benchmarking.report
 
 impact: $(READY_DEV) ## measure what an error at each noise level does to the final latent
@@ -153,7 +155,9 @@ overhead: $(READY_DEV) ## measure what deciding and recording cost
 	$(BIN)/unicp bench overhead --out docs/results/overhead.json
 
 slices: $(READY_DEV) ## measure what attention at reduced width misses, and how much faster it is
-	$(BIN)/python -m unicp.benchmarking.slice_errors --sampler unipc --out docs/results/slices.json
+	OMP_NUM_THREADS=1 $(BIN)/python -m unicp.benchmarking.slice_errors --out docs/results/slices.json
+	for model in latte film; do OMP_NUM_THREADS=1 $(BIN)/python -m unicp.benchmarking.slice_errors --model $$model \
+	    --out docs/results/slices_$$model.json || exit 1; done
 	OMP_NUM_THREADS=1 $(BIN)/python -m unicp.benchmarking.slice_speed --repeats 9 --out docs/results/slice_speed.json
 
 figures: $(READY_DEV) ## measure and draw the change of attention outputs over steps

@@ -20,7 +20,7 @@ Quantity = Literal["output", "noise", "clean"]
 Abscissa = Literal["sigma", "log_snr", "step"]
 Weighting = Literal["impact", "uniform"]
 ErrorScale = Literal["stream", "own"]
-Basis = Literal["pca", "centred_pca", "kq_svd"]
+Basis = Literal["pca", "centred_pca", "kq_svd", "output_pca"]
 StoreDtype = Literal["same", "float32", "bfloat16", "float16"]
 
 ATTENTION_ROLES: tuple[Role, ...] = ("self", "spatial", "temporal", "joint", "cross")
@@ -77,20 +77,23 @@ class Slicing:
     widths: widths to try: whole numbers are channels of a head (multiples of 8, at most the head width), fractions
         below 1 are shares of it, rounded up to a multiple of 8; empty = off.
     tolerance: largest relative error of a sliced attention output, over query rows and channels, for that width to be
-        taken, at a step of average impact (see `Settings.weighting`); measured on a few query rows in that very call.
+        taken, at a step of average impact (see `Settings.weighting`); measured on a few query rows in that very call,
+        with the basis "output_pca" after the output projection of the attention.
     min_saving: a width is taken only if it saves at least this share of the time of the attention, as far as operations
         tell it, after what the bases and the measurement cost; below 0 slices are taken though they cost more, to see
         what they do.
-    basis: "pca" of the keys alone (the paper's), "centred_pca" of queries and centred keys, or "kq_svd".
-    refresh: most calls that one set of bases serves; one whose slices are not within the tolerance any more is
-        fitted anew earlier.
+    basis: "pca" of the keys alone (the paper's), "centred_pca" of queries and centred keys, "kq_svd", which is best for
+        the scores, or "output_pca": the same, with values along the axes of what attention makes of them.
+    refresh: most calls of a branch that one set of bases serves; one whose slices are not within the tolerance any
+        more is fitted anew earlier. 1 = a fit in every call: bases age fast, and a fit takes little where tokens are
+        many.
     """
 
     widths: tuple[int | float, ...] = ()
     tolerance: float = 0.03
     min_saving: float = 0.1
-    basis: Basis = "kq_svd"
-    refresh: int = 4
+    basis: Basis = "output_pca"
+    refresh: int = 1
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "widths", _as_tuple("slicing widths", self.widths))

@@ -6,7 +6,8 @@
 A table stands between `<!-- table NAME -->` and `<!-- end -->`. NAME is a file of docs/results without its suffix,
 after a colon the sampler, and behind it ":equal" for the rivals at the operations that each setting of UniCP saves,
 ":margins" or ":margins-seconds" for UniCP beside the best peer at each speed-up, ":met" for how often targets were met,
-":need" for what they spent beside the least that any setting of UniCP got by with on the same clip.
+":need" for what they spent beside the least that any setting of UniCP got by with on the same clip. Of a JSON file it
+is the list "rows", or after two colons another one ("slices::projected").
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ def _table(name: str, results: Path) -> str:
     if not path.is_file():
         raise InputError(f"table {name}", f"no rows in {results}", "run the benchmark that makes them")
     record = json.loads(path.read_text(encoding="utf-8"))
-    return _plain_table(record["rows"])
+    return _plain_table(record[kind or "rows"])
 
 
 def equal_operations(groups: list[Group]) -> str:

@@ -1,13 +1,17 @@
 """How far attention at reduced width is from full attention, on the queries, keys and values of a real run.
 
-    python -m unicp.benchmarking.slice_errors --model glyphs --out docs/results/slices-glyphs.json
+    python -m unicp.benchmarking.slice_errors --model glyphs --out docs/results/slices.json
 
-At a few steps of plain runs every attention that can be sliced is computed again at reduced width: with each kind of
-bases, fitted at that step or `age` steps before, and corrected by what the slice missed there: not at all, as it was
-("stored"), or on a straight line through what it missed then and as many steps before ("forecast"). Width 0 computes
-nothing: the output of then, or the straight line through two of them. Error = relative root mean square of the
-attention output (before the output projection), over all positions of a sample; mean, and worst case, over units,
-branches and prompts.
+At a few steps of plain runs every attention that can be sliced is computed again at reduced width, with each kind of
+bases: fitted at that step, `age` steps before, or at that step of another prompt's run. Kinds are those of `fit_bases`;
+"+ weighted" has value axes for the output projection, "by head" shares the width out among the heads of "output_pca +
+weighted". Slices of `CORRECTED` are also corrected by what the slice missed some steps before: as it was ("stored"), or
+on a straight line through what it missed then and as many steps before ("forecast"). Width 0 computes nothing: the
+output of then, or the straight line through two of them.
+
+Error = relative root mean square over all positions of a sample, of the attention output and of what the output
+projection makes of it ("projected"); the worst sample of a call, as when slices are chosen; mean, and worst case, over
+units, branches and prompts. The first prompt is run for its bases only.
 """
 
 from __future__ import annotations
@@ -28,28 +32,43 @@ from unicp.benchmarking.step_count import StepCount
 from unicp.benchmarking.suites import STEPS, prompts_of
 from unicp.execution.attention_seam import Seam
 from unicp.files import replacing
-from unicp.models.finder import Unit, map_model
-from unicp.numerics.error_measures import relative_error
-from unicp.numerics.principal_axes import Bases, BasisKind, fit_bases
-from unicp.numerics.sliced_attention import sliced_attention
+from unicp.models.finder import ModelMap, Unit, map_model
+from unicp.numerics.error_measures import coprime_stride, relative_error
+from unicp.numerics.head_widths import choose_widths, predicted_errors, sliced_by_head
+from unicp.numerics.principal_axes import FIT_TOKENS, Bases, BasisKind, fit_bases
+from unicp.numerics.sliced_attention import projected, sliced_attention
 
 PROBED = (2, 8, 16, 24, 29)
 AGES = (0, 1, 3)
 SHARES = (0.25, 0.5, 0.75)
-KINDS: tuple[BasisKind, ...] = ("pca", "centred_pca", "kq_svd")
+# Columns of the tables: a kind of bases, and whether its value axes are those for the output projection.
+KINDS: dict[str, tuple[BasisKind, bool]] = {
+    "pca": ("pca", False),
+    "centred_pca": ("centred_pca", False),
+    "kq_svd": ("kq_svd", False),
+    "kq_svd + weighted": ("kq_svd", True),
+    "output_pca": ("output_pca", False),
+    "output_pca + weighted": ("output_pca", True),
+}
+BY_HEAD = "by head"
 NOTHING = "nothing computed"
-CORRECTED: BasisKind = "kq_svd"  # whose corrected errors the table over all steps shows
+CORRECTED = "kq_svd"
+OTHER_PROMPT = "other prompt"
 
 
 @dataclass(frozen=True)
 class Call:
-    """One attention: query, key, value and output, (B, H, S, d), and its mask and scale as keywords."""
+    """One attention: query, key, value and output, (B, H, S, d), and its mask and scale as keywords.
+
+    projection: weight (D, H * d) of the output projection, None = it cannot be told.
+    """
 
     query: Tensor
     key: Tensor
     value: Tensor
     output: Tensor
     options: dict[str, Any]
+    projection: Tensor | None = None
 
 
 @dataclass
@@ -73,7 +92,7 @@ class Capture:
     def _enter(self, unit: Unit, seam: list[Seam]) -> Callable[..., None]:
         def hook(module: Any, args: Any) -> None:
             if self.now.step in self.steps:
-                seam.append(Seam(self._keep(unit.name)))
+                seam.append(Seam(self._keep(unit)))
                 seam[-1].__enter__()
 
         return hook
@@ -85,52 +104,96 @@ class Capture:
 
         return hook
 
-    def _keep(self, name: str) -> Callable[..., Tensor]:
+    def _keep(self, unit: Unit) -> Callable[..., Tensor]:
         def handle(func: Callable[..., Tensor], named: dict[str, Any]) -> Tensor:
             output = func(**named)
             options = {key: named[key] for key in ("attn_mask", "scale") if named.get(key) is not None}
             query, key, value = (named[part].detach() for part in ("query", "key", "value"))
-            call = Call(query, key, value, output.detach(), options)
-            self.calls[name, self.now.branch, self.now.step] = call
+            call = Call(query, key, value, output.detach(), options, unit.output_projection)
+            self.calls[unit.name, self.now.branch, self.now.step] = call
             return output
 
         return handle
 
 
-Key = tuple[int, str, str, float, int, str]  # step, role, basis, share of the width, age, correction
+# (of the attention output, after the output projection)
+Errors = tuple[float, float]
+Key = tuple[str, float, int | str, str]  # column, share of the width, age, correction
 
 
-def errors_of(calls: dict[int, Call], step: int) -> dict[tuple[str, float, int, str], float]:
-    """Errors of one unit in one branch at `step`, worst sample; calls: by step. Key: basis, share, age, correction."""
-    now, found = calls[step], {}
+@dataclass(frozen=True)
+class Fitted:
+    """Bases by column, and the widths by head for each share."""
+
+    bases: dict[str, Bases]
+    by_head: dict[float, tuple[int, ...]]
+
+    @classmethod
+    def on(cls, call: Call) -> Fitted:
+        """Fitted on one call."""
+        bases = {
+            name: fit_bases(
+                call.query, call.key, call.value, kind, projection=call.projection if weighted else None, **call.options
+            )
+            for name, (kind, weighted) in KINDS.items()
+        }
+        channels = call.query.shape[-1]
+        widths = range(8, channels + 1, 8)
+        best = list(bases.values())[-1]
+        spread = slice(None, None, coprime_stride(call.query.shape[2], FIT_TOKENS))
+        query, key, output = (x[:, :, spread] for x in (call.query, call.key, call.output))
+        errors = predicted_errors(query, key, output, best, widths, call.options.get("scale")).tolist()
+        return cls(bases, {share: choose_widths(errors, widths, width_of(share, channels)) for share in SHARES})
+
+
+def width_of(share: float, channels: int) -> int:
+    """The multiple of 8 next to a share of the width, at least 8."""
+    return max(8, round(share * channels / 8) * 8)
+
+
+def errors_of(calls: dict[int, Call], step: int, other: Fitted | None = None) -> dict[Key, Errors]:
+    """Errors of one unit in one branch at `step`; calls: by step; other: bases of another prompt's run, if known."""
+    now, found = calls[step], dict[Key, Errors]()
     for age in AGES:
         then, before = calls.get(step - age), calls.get(step - 2 * age)
         if then is None:
             continue
+        fitted = Fitted.on(then)
+        found |= _sliced(now, fitted, age)
         if age:
             found |= _corrected(NOTHING, 0.0, age, now, then, before, _nothing)
-        for kind in KINDS:
-            bases = fit_bases(then.query, then.key, then.value, kind)
             for share in SHARES:
-                width = max(8, round(share * then.query.shape[-1] / 8) * 8)
+                found |= _corrected(CORRECTED, share, age, now, then, before, _slice_of(fitted, CORRECTED, share))
+    return found if other is None else found | _sliced(now, other, OTHER_PROMPT)
 
-                def sliced(call: Call, bases: Bases = bases, width: int = width) -> Tensor:
-                    return sliced_attention(call.query, call.key, call.value, bases, width, **call.options)
 
-                found[kind, share, age, "none"] = _worst(sliced(now), now.output)
-                if age:
-                    found |= _corrected(kind, share, age, now, then, before, sliced)
-    return found
+def _sliced(now: Call, fitted: Fitted, age: int | str) -> dict[Key, Errors]:
+    return {
+        (name, share, age, "none"): _worst(_slice_of(fitted, name, share)(now), now)
+        for share in SHARES
+        for name in (*KINDS, BY_HEAD)
+    }
+
+
+def _slice_of(fitted: Fitted, name: str, share: float) -> Callable[[Call], Tensor]:
+    def sliced(call: Call) -> Tensor:
+        inputs = (call.query, call.key, call.value)
+        if name == BY_HEAD:
+            return sliced_by_head(*inputs, list(fitted.bases.values())[-1], fitted.by_head[share], **call.options)
+        width = width_of(share, call.query.shape[-1])
+        return sliced_attention(*inputs, fitted.bases[name], width, **call.options)
+
+    return sliced
 
 
 def _corrected(
     basis: str, share: float, age: int, now: Call, then: Call, before: Call | None, sliced: Callable[[Any], Tensor]
-) -> dict[tuple[str, float, int, str], float]:
-    missed = then.output - sliced(then)
-    found = {(basis, share, age, "stored"): _worst(sliced(now) + missed, now.output)}
+) -> dict[Key, Errors]:
+    missed, again = then.output - sliced(then), sliced(now)
+    found: dict[Key, Errors] = {(basis, share, age, "stored"): _worst(again + missed, now)}
     if before is not None:
         ahead = 2 * missed - (before.output - sliced(before))
-        found[basis, share, age, "forecast"] = _worst(sliced(now) + ahead, now.output)
+        found[basis, share, age, "forecast"] = _worst(again + ahead, now)
     return found
 
 
@@ -138,50 +201,75 @@ def _nothing(call: Call) -> Tensor:
     return torch.zeros_like(call.output)
 
 
-def _worst(served: Tensor, true: Tensor) -> float:
-    return float(relative_error(served, true).max())
+def _worst(served: Tensor, call: Call) -> Errors:
+    seen = (projected(x, call.projection) for x in (served, call.output))
+    return float(relative_error(served, call.output).max()), float(relative_error(*seen).max())
 
 
 def measure(harness: Harness, prompts: tuple[str, ...], say: Callable[[str], None]) -> list[dict[str, Any]]:
-    """One row per probed step, role of attention, basis, width, age and kind of correction."""
+    """One row per probed step, role of attention, column, width, age and kind of correction; the first prompt has none.
+
+    Bases of another prompt are those of the run before.
+    """
     found = map_model(harness.pipe.transformer)
     units = found.sliced_units
     needed = frozenset(step - times * age for step in PROBED for age in AGES for times in (1, 2) if step >= times * age)
-    every: dict[Key, list[float]] = defaultdict(list)
+    every: dict[tuple[int, str, Key], list[Errors]] = defaultdict(list)
+    others: dict[tuple[str, int, int], Fitted] = {}
     for seed, prompt in enumerate(prompts):
-        capture = Capture(units, StepCount(found), needed)
-        handles = capture.attach()
-        try:
-            harness.latent(prompt, seed)
-        finally:
-            capture.now.remove()
-            for handle in handles:
-                handle.remove()
+        capture = _captured(harness, found, needed, prompt, seed)
         for unit in units:
             branches = {branch for name, branch, _ in capture.calls if name == unit.name}
             for branch in branches:
                 calls = {step: capture.calls[unit.name, branch, step] for step in needed}
                 for step in PROBED:
-                    for (basis, share, age, correction), error in errors_of(calls, step).items():
-                        every[step, unit.role, basis, share, age, correction].append(error)
+                    other = others.get((unit.name, branch, step))
+                    if other is not None:
+                        for key, errors in errors_of(calls, step, other).items():
+                            every[step, unit.role, key].append(errors)
+                    others[unit.name, branch, step] = Fitted.on(calls[step])
         say(f"{prompt} #{seed}")
-    names = ("step", "role", "basis", "width", "age", "correction")
-    return [
-        {**dict(zip(names, key)), "error": statistics.fmean(values), "worst": max(values), "units": len(values)}
-        for key, values in every.items()
-    ]
+    return [_row(step, role, key, values) for (step, role, key), values in every.items()]
 
 
-def over_steps(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Mean errors over the probed steps that have every kind of correction: one row per role, age and width."""
+def _captured(harness: Harness, found: ModelMap, steps: frozenset[int], prompt: str, seed: int) -> Capture:
+    capture = Capture(found.sliced_units, StepCount(found), steps)
+    handles = capture.attach()
+    try:
+        harness.latent(prompt, seed)
+    finally:
+        capture.now.remove()
+        for handle in handles:
+            handle.remove()
+    return capture
+
+
+def _row(step: int, role: str, key: Key, values: list[Errors]) -> dict[str, Any]:
+    errors, after = zip(*values)
+    return {
+        "step": step,
+        "role": role,
+        **dict(zip(("basis", "width", "age", "correction"), key)),
+        "error": statistics.fmean(errors),
+        "worst": max(errors),
+        "projected": statistics.fmean(after),
+        "projected worst": max(after),
+        "units": len(values),
+    }
+
+
+def over_steps(rows: list[dict[str, Any]], measure: str = "error") -> list[dict[str, Any]]:
+    """Mean errors over the probed steps that have every kind of correction: one row per role, age and width.
+
+    measure: "error", or "projected" for those after the output projection.
+    """
     whole = {(row["step"], row["age"]) for row in rows if row["correction"] == "forecast"}
     found: dict[tuple[Any, ...], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for row in rows:
-        if not row["age"] or (row["step"], row["age"]) in whole:
+        if row["age"] in (0, OTHER_PROMPT) or (row["step"], row["age"]) in whole:
             column = row["basis"] if row["correction"] == "none" else row["correction"]
-            if row["correction"] == "none" or row["basis"] in (NOTHING, CORRECTED):
-                found[row["role"], row["age"], row["width"]][column].append(row["error"])
-    columns = (*KINDS, "stored", "forecast")
+            found[row["role"], str(row["age"]), row["width"]][column].append(row[measure])
+    columns = (*KINDS, BY_HEAD, "stored", "forecast")
     return [
         {
             **dict(zip(("attention", "age", "width"), key)),
@@ -197,11 +285,12 @@ def main() -> None:
     options = parser.parse_args()
     options.out.parent.mkdir(parents=True, exist_ok=True)
     harness = harness_of(options)
-    prompts = prompts_of("calibration", options.model)[: options.prompts]
+    prompts = prompts_of("calibration", options.model)[: options.prompts + 1]
     with torch.no_grad():
         rows = measure(harness, prompts, print)
-    record = {"model": options.model, "sampler": options.sampler, "steps": STEPS, "prompts": prompts}
-    record |= {"rows": over_steps(rows), "by_step": rows}
+    record = {"model": options.model, "sampler": options.sampler, "steps": STEPS, "prompts": prompts[1:]}
+    record |= {"bases of another prompt": prompts[:-1], "rows": over_steps(rows)}
+    record |= {"projected": over_steps(rows, "projected"), "by_step": rows}
     with replacing(options.out) as part:
         part.write_text(json.dumps({**record, "environment": harness.environment}, indent=1) + "\n", encoding="utf-8")
 

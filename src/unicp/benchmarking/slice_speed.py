@@ -86,7 +86,7 @@ def measure(
                 fulls.append(before)
                 for name, seconds in found.items():
                     gains[name].append(before / seconds)
-        costs = Costs(query, key)
+        costs = Costs(query, key, slicing.basis)
         spent = costs.attend(width) + costs.probe([width]) + costs.fit / slicing.refresh
         rows.append(
             {
@@ -143,7 +143,8 @@ def main() -> None:
                         f"{name} {row[name]:.2f}x" for name in ("kernel", "attention", "all", "operations")
                     )
                     print(f"{tokens} tokens, {width} -> {row['sliced to']}: {gains}", flush=True)
-    record = {"repeats": options.repeats, "environment": environment_of(device, dtype), "rows": rows}
+    record = {"repeats": options.repeats, "basis": Slicing().basis, "refresh": Slicing().refresh}
+    record |= {"environment": environment_of(device, dtype), "rows": rows}
     with replacing(options.out) as part:
         part.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 from unicp.benchmarking.methods import (
     Method,
@@ -23,7 +24,7 @@ from unicp.benchmarking.peers import cache_dit_methods, diffusers_methods
 from unicp.benchmarking.placed_steps import placed_steps
 from unicp.benchmarking.step_schedule import schedule_methods
 from unicp.errors import InputError
-from unicp.settings import Settings, Slicing, preset
+from unicp.settings import Basis, Settings, Slicing, preset
 from unicp.testbed import DEFAULT, NAMES, adherence, folder
 
 STEPS = 30
@@ -160,7 +161,7 @@ def _ablation() -> Suite:
 
 def _slicing_ablation(base: Settings) -> list[Method]:
     found = []
-    for basis in ("pca", "centred_pca", "kq_svd"):
+    for basis in get_args(Basis):
         slicing = Slicing(widths=(0.5,), tolerance=100.0, basis=basis)
         found.append(unicp_method(f"balanced + half width, {basis}", dataclasses.replace(base, slicing=slicing)))
     for tolerance in (0.015, 0.03, 0.06):

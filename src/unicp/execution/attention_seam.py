@@ -26,9 +26,9 @@ from unicp.numerics.operation_counts import (
     linear_operations,
     slice_fit_operations,
 )
-from unicp.numerics.principal_axes import FIT_TOKENS, Bases, fit_bases
+from unicp.numerics.principal_axes import FIT_ROWS, FIT_TOKENS, Bases, fit_bases
 from unicp.numerics.sliced_attention import ROWS, SlicedCall
-from unicp.settings import Slicing
+from unicp.settings import Basis, Slicing
 
 _ARGUMENTS = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
 # (errors of the worst sample, costs as shares of the most that a slice may cost), both by width -> the width to take,
@@ -54,8 +54,7 @@ class SliceState:
         """Bytes held by the bases."""
         if self.bases is None:
             return 0
-        held = (self.bases.query, self.bases.key, self.bases.value, self.bases.key_mean, self.bases.value_mean)
-        return sum(tensor.numel() * tensor.element_size() for tensor in held)
+        return sum(tensor.numel() * tensor.element_size() for tensor in vars(self.bases).values())
 
 
 @dataclass(frozen=True)
@@ -106,6 +105,7 @@ class Seam(TorchFunctionMode):
 
 
 HOPE = 0.7  # of an error that was too large, what it may have become
+PATIENCE = 4  # calls that such an error is not measured in
 # How many times longer than attention bases and the probe take for an operation: their matrices are small. It tells
 # apart what pays from what does not in docs/results/slice_speed.json, measured on a CPU.
 SMALL = 3.0
@@ -114,16 +114,24 @@ TOO_SHORT = "too few tokens: no width would save enough"
 
 
 def run_sliced(
-    call: Callable[[], Any], state: SliceState, slicing: Slicing, widths: Sequence[int], choose: Choose
+    call: Callable[[], Any],
+    state: SliceState,
+    slicing: Slicing,
+    widths: Sequence[int],
+    choose: Choose,
+    projection: Tensor | None = None,
 ) -> tuple[Any, SliceOutcome]:
-    """Runs a module, its attention at the width that `choose` takes; its output, and what became of it."""
+    """Runs a module, its attention at the width that `choose` takes; its output, and what became of it.
+
+    projection: weight of the linear layer that follows attention, which the basis "output_pca" fits and measures by.
+    """
     found: list[SliceOutcome] = []
 
     def handle(func: Callable[..., Tensor], named: dict[str, Any]) -> Tensor:
         if _is_perturbed():
             output, outcome = func(**named), SliceOutcome()
         else:
-            output, outcome = _attend(func, named, state, slicing, widths, choose)
+            output, outcome = _attend(func, named, state, slicing, widths, choose, projection)
         found.append(outcome)
         return output
 
@@ -143,9 +151,14 @@ def _attend(
     slicing: Slicing,
     widths: Sequence[int],
     choose: Choose,
+    projection: Tensor | None,
 ) -> tuple[Tensor, SliceOutcome]:
     query, key, value = named["query"], named["key"], named["value"]
-    costs = Costs(query, key)
+    mask, scale = named.get("attn_mask"), named.get("scale")
+    # Offloaded weights may lie elsewhere until their own layer is called.
+    if projection is None or slicing.basis != "output_pca" or projection.device != query.device:
+        projection = None
+    costs = Costs(query, key, slicing.basis, 0 if projection is None else len(projection))
     shares = {width: costs.share(width, slicing.refresh) / (1 - slicing.min_saving) for width in widths}
     shares = {width: share for width, share in shares.items() if share < 1}
     if not shares:
@@ -153,22 +166,25 @@ def _attend(
     paying = list(shares)
     # Errors change little from call to call: measuring them again is put off while they would have to fall by much.
     hoped = {width: HOPE * error for width, error in state.refused.items() if width in shares}
-    if hoped and state.waited < slicing.refresh and choose(hoped, shares) is None:
+    if hoped and state.waited < PATIENCE and choose(hoped, shares) is None:
         state.waited += 1
         return func(**named), SliceOutcome()
     spent, is_fresh, errors = 0, False, dict[int, float]()
     while not is_fresh:
         if spent or state.bases is None or not _fits(state.bases, query, key) or state.age >= slicing.refresh:
             try:
-                state.bases, state.age, is_fresh = fit_bases(query, key, value, slicing.basis), 0, True
+                state.bases = fit_bases(
+                    query, key, value, slicing.basis, projection=projection, attn_mask=mask, scale=scale
+                )
+                state.age, is_fresh = 0, True
             except InputError:
                 # Values that are not finite have no principal axes: computed, and told where outputs are checked.
                 state.bases = None
                 return func(**named), SliceOutcome(saved=-spent)
             spent += costs.fit
-        sliced = SlicedCall(query, key, value, state.bases, max(paying), named.get("attn_mask"), named.get("scale"))
+        sliced = SlicedCall(query, key, value, state.bases, max(paying), mask, scale)
         spent += costs.probe(paying)
-        errors = dict(zip(paying, sliced.errors(paying).amax(dim=1).tolist()))
+        errors = dict(zip(paying, sliced.errors(paying, projection=projection).amax(dim=1).tolist()))
         width = choose(errors, shares)
         if width is not None:
             state.age, state.refused, state.waited = state.age + 1, {}, 0
@@ -184,14 +200,19 @@ def _fits(bases: Bases, query: Tensor, key: Tensor) -> bool:
 
 
 class Costs:
-    """Operations of one attention call and of what slicing it takes, at 2 per multiply-add."""
+    """Operations of one attention call and of what slicing it takes, at 2 per multiply-add.
 
-    def __init__(self, query: Tensor, key: Tensor):
+    outputs: of the projection that errors are measured after, 0 = none.
+    """
+
+    def __init__(self, query: Tensor, key: Tensor, basis: Basis = "kq_svd", outputs: int = 0):
         self._batch, self._heads, self._queries, self._channels = query.shape
-        self._keys = key.shape[2]
+        self._keys, self._outputs = key.shape[2], outputs
         self.full = self._attention(self._queries, self._channels)
         tokens = self._batch * min(FIT_TOKENS, self._keys)
-        self.fit = slice_fit_operations(self._heads, tokens, self._channels)
+        self._rows = self._attention(min(FIT_ROWS, self._queries), self._channels) if basis == "output_pca" else 0
+        gram = self._heads * linear_operations(outputs, self._channels, self._channels)
+        self.fit = slice_fit_operations(self._heads, tokens, self._channels) + gram + self._rows
 
     def attend(self, width: int) -> int:
         """Attention at this width, and the lift of its result."""
@@ -203,8 +224,10 @@ class Costs:
         rows = self._batch * self._heads * (self._queries + 2 * self._keys)
         probed = min(ROWS, self._queries)
         lifted = self._batch * self._heads * probed
+        seen = self._batch * probed * (1 + len(widths))
         return (
             linear_operations(rows, self._channels, max(widths))
+            + linear_operations(seen, self._heads * self._channels, self._outputs)
             + self._attention(probed, self._channels)
             + sum(self._attention(probed, w) + linear_operations(lifted, w, self._channels) for w in widths)
         )
@@ -212,9 +235,11 @@ class Costs:
     def share(self, width: int, uses: int) -> float:
         """All that a slice at this width takes where its bases serve `uses` calls, as a share of full attention.
 
-        In time, as far as it can be told from operations: small matrices take `SMALL` times as long.
+        In time, as far as it can be told from operations: small matrices take `SMALL` times as long. Rows of full
+        attention that bases are fitted on are no small matrices.
         """
-        return (self.attend(width) + SMALL * (self.probe([width]) + self.fit / uses)) / self.full
+        small = self.probe([width]) + (self.fit - self._rows) / uses
+        return (self.attend(width) + SMALL * small + self._rows / uses) / self.full
 
     def _attention(self, queries: int, width: int) -> int:
         return attention_operations(self._batch, self._heads, queries, self._keys, width, width)

@@ -42,7 +42,7 @@ class UnitOutcome:
 
 
 class UnitSpan:
-    """Serves, slices or computes one unit, per branch; the bases of its slices are shared by the branches.
+    """Serves, slices or computes one unit, per branch.
 
     refusal: why its last call could not be sliced, whatever the error; "" = it could.
     """
@@ -52,23 +52,24 @@ class UnitSpan:
         width = unit.head_width
         self.widths = settings.slicing.widths_for(width) if unit.sliceable and width is not None else ()
         self.refusal = ""
-        self._slices = SliceState()
+        # By branch: bases of one branch fit the other hardly better than those of another prompt.
+        self._slices: dict[str, SliceState] = {}
         self._states: dict[str, _State] = {}
 
     @property
     def is_empty(self) -> bool:
         """True when nothing of a run is held."""
-        return not self._states and self._slices.bases is None
+        return not self._states and all(state.bases is None for state in self._slices.values())
 
     def reset(self) -> None:
         """Forgets the run."""
         self._states.clear()
-        self._slices = SliceState()
+        self._slices.clear()
 
     @property
     def bytes(self) -> int:
         """Bytes held for slicing; stored outputs are counted by the store."""
-        return self._slices.bytes
+        return sum(state.bytes for state in self._slices.values())
 
     def run(
         self,
@@ -121,7 +122,9 @@ class UnitSpan:
         def choose(errors: Mapping[int, float], costs: Mapping[int, float]) -> int | None:
             return self.controller.choose_width(moment, errors, costs)
 
-        output, outcome = run_sliced(call, self._slices, self.settings.slicing, self.widths, choose)
+        projection = self.unit.output_projection
+        state = self._slices.setdefault(moment.branch, SliceState())
+        output, outcome = run_sliced(call, state, self.settings.slicing, self.widths, choose, projection)
         self.refusal = outcome.refusal
         return output, outcome
 

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from unicp.errors import UnsupportedModelError
 from unicp.models.families import BlockListRow, Family, UnitRow, family_named
@@ -38,6 +38,19 @@ class Unit:
     sliceable: bool
     why_not: str
     text_keys: bool
+
+    @property
+    def output_projection(self) -> Tensor | None:
+        """Weight (outputs, heads x channels) of the linear layer after its attention; None where it cannot be told."""
+        layer = getattr(self.module, "to_out", None)
+        if isinstance(layer, (nn.ModuleList, nn.Sequential)) and len(layer):
+            layer = layer[0]
+        weight = getattr(layer, "weight", None)
+        # Quantised and sharded weights are tensors of a class of their own.
+        if not isinstance(weight, Tensor) or type(weight.data) is not Tensor or not weight.is_floating_point():
+            return None
+        fits = weight.dim() == 2 and weight.shape[1] == (self.heads or 0) * (self.head_width or 0)
+        return weight.detach() if fits and not weight.is_meta else None
 
 
 @dataclass(frozen=True, eq=False)

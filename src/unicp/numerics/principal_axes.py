@@ -9,12 +9,16 @@ import torch
 from torch import Tensor
 
 from unicp.errors import InputError
+from unicp.numerics.attention_rows import attention_of_rows
 from unicp.numerics.error_measures import coprime_stride
+from unicp.numerics.value_axes import principal_axes, projection_gram, value_axes
 
-BasisKind = Literal["pca", "centred_pca", "kq_svd"]
-
+BasisKind = Literal["pca", "centred_pca", "kq_svd", "output_pca"]
 
 FIT_TOKENS = 512  # of each sample; more change the axes little and cost as much as the attention of short sequences
+FIT_ROWS = 128  # queries of each sample whose outputs "output_pca" is fitted on; each costs a row of full attention
+# Share of the values' own moment in that of the outputs: it sorts the directions that so few rows leave open.
+VALUES_SHARE = 0.03
 
 
 @dataclass(frozen=True)
@@ -22,13 +26,14 @@ class Bases:
     """Directions of each of H heads of width d, most important column first, shared by all samples of a batch.
 
     query, key: (H, d, r), paired: q.k is approximated by (q query) . ((k - key_mean) key), up to a constant for each
-    query, which softmax does not see. value: (H, d, r) with orthonormal columns: v is approximated by
-    (v - value_mean) value value^T + value_mean. key_mean, value_mean: (H, d), zero for the kind "pca".
+    query, which softmax does not see. value, lift: (H, d, r), paired: v is approximated by
+    (v - value_mean) value lift^T + value_mean. key_mean, value_mean: (H, d), zero for the kind "pca".
     """
 
     query: Tensor
     key: Tensor
     value: Tensor
+    lift: Tensor
     key_mean: Tensor
     value_mean: Tensor
 
@@ -41,12 +46,22 @@ class Bases:
         """The first `width` directions, as views of the same memory. Raises InputError unless 1 <= width <= r."""
         if not 1 <= width <= self.width:
             raise InputError(f"bases of width {width}", f"a stored width of {self.width}", f"use 1 to {self.width}")
-        query, key, value = (basis[..., :width] for basis in (self.query, self.key, self.value))
-        return Bases(query, key, value, self.key_mean, self.value_mean)
+        query, key, value, lift = (basis[..., :width] for basis in (self.query, self.key, self.value, self.lift))
+        return Bases(query, key, value, lift, self.key_mean, self.value_mean)
 
 
 @torch.no_grad()
-def fit_bases(query: Tensor, key: Tensor, value: Tensor, kind: BasisKind, *, max_tokens: int = FIT_TOKENS) -> Bases:
+def fit_bases(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    kind: BasisKind,
+    *,
+    max_tokens: int = FIT_TOKENS,
+    projection: Tensor | None = None,
+    attn_mask: Tensor | None = None,
+    scale: float | None = None,
+) -> Bases:
     """Bases of full width d from queries (B, H, S, d) and keys and values (B, H, S2, d), as they enter attention.
 
     Second moments are over the batch and over at most max_tokens evenly spread tokens, always the same ones, so that
@@ -57,6 +72,11 @@ def fit_bases(query: Tensor, key: Tensor, value: Tensor, kind: BasisKind, *, max
     alike; those of the values, not centred. "centred_pca": keys and values are centred, axes of the sum of the second
     moments of queries and centred keys. "kq_svd" (KQ-SVD): the rank-r score matrix nearest to the true one in the
     mean square over all pairs of a query and a centred key, for every r at once; values as in "centred_pca".
+    "output_pca" (ours): scores as in "kq_svd"; values by the axes of what attention makes of them, its outputs for
+    FIT_ROWS queries, because averaging over tokens leaves far fewer directions than single values have.
+
+    projection: weight (D, H * d) of the linear layer that follows attention; value axes are then those that keep the
+    error after it small (`value_axes`). attn_mask and scale are those of attention; "output_pca" alone needs them.
 
     Raises InputError for an unknown kind, shapes that do not fit, no tokens, or inputs that are not finite.
     """
@@ -68,20 +88,32 @@ def fit_bases(query: Tensor, key: Tensor, value: Tensor, kind: BasisKind, *, max
     query_moment = _second_moment(queries)
     key_moment = _second_moment(keys - key_mean[:, None])
     value_moment = _second_moment(values - value_mean[:, None])
+    if kind == "output_pca":
+        rows = _spread_rows(query.shape[2])
+        outputs = _tokens(attention_of_rows(query, key, value, rows, attn_mask, scale), FIT_ROWS)
+        value_mean = outputs.mean(dim=1)
+        value_moment = _second_moment(outputs - value_mean[:, None]) + VALUES_SHARE * value_moment
     if not bool(torch.isfinite(query_moment + key_moment + value_moment).all()):
         raise InputError(
             "principal axes of attention", "inputs that are not finite", "keep this attention at full width"
         )
     if kind == "pca":
-        query_axes = key_axes = _principal_axes(key_moment)
+        query_axes = key_axes = principal_axes(key_moment)
     elif kind == "centred_pca":
-        query_axes = key_axes = _principal_axes(key_moment + query_moment)
-    elif kind == "kq_svd":
+        query_axes = key_axes = principal_axes(key_moment + query_moment)
+    elif kind in ("kq_svd", "output_pca"):
         query_axes, key_axes = _score_axes(query_moment, key_moment, _ridge(query.dtype, query_moment.dtype))
     else:
-        raise InputError(f"basis {kind!r}", "an unknown kind", "use pca, centred_pca or kq_svd")
-    found = (query_axes, key_axes, _principal_axes(value_moment), key_mean, value_mean)
+        raise InputError(f"basis {kind!r}", "an unknown kind", "use pca, centred_pca, kq_svd or output_pca")
+    gram = None if projection is None else projection_gram(projection, query.shape[1])
+    found = (query_axes, key_axes, *value_axes(value_moment, gram), key_mean, value_mean)
     return Bases(*(x.to(torch.float32) for x in found))
+
+
+def _spread_rows(queries: int) -> slice:
+    """At most FIT_ROWS queries, hardly ever those that slices are tried on, which begin with the first."""
+    every = coprime_stride(queries, FIT_ROWS)
+    return slice(every // 2, None, every)
 
 
 def _check_shapes(query: Tensor, key: Tensor, value: Tensor) -> None:
@@ -104,11 +136,6 @@ def _tokens(x: Tensor, max_tokens: int) -> Tensor:
 def _second_moment(tokens: Tensor) -> Tensor:
     """E[x x^T] over the tokens: (H, n, d) -> (H, d, d)."""
     return tokens.transpose(1, 2) @ tokens / tokens.shape[1]
-
-
-def _principal_axes(moment: Tensor) -> Tensor:
-    """Orthonormal eigenvectors as columns, largest eigenvalue first: (H, d, d) -> (H, d, d)."""
-    return torch.linalg.eigh(moment).eigenvectors.flip(-1)
 
 
 def _score_axes(query_moment: Tensor, key_moment: Tensor, ridge: float) -> tuple[Tensor, Tensor]:

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from unicp.errors import InputError
+from unicp.numerics.attention_rows import attention_of_rows, mask_of_rows
 from unicp.numerics.error_measures import coprime_stride, relative_error
 from unicp.numerics.principal_axes import Bases
 
@@ -54,20 +55,22 @@ class SlicedCall:
         """Attention at `width` channels of a head: (B, H, S, d) in the dtype of the query."""
         return self._attend(self._query, width, self._mask)
 
-    def errors(self, widths: Sequence[int], rows: int = ROWS) -> Tensor:
+    def errors(self, widths: Sequence[int], rows: int = ROWS, projection: Tensor | None = None) -> Tensor:
         """Relative error at each of `widths`, seen on at most `rows` queries: (len(widths), B).
 
         The error is rms(sliced - full) / rms(full), both over the probed rows, all heads and all channels of a
-        sample. The rows are evenly spread and always the same ones; they see all keys. Raises InputError for no widths.
+        sample; with a projection (the weight (D, H * d) of the linear layer that follows) of what it makes of them.
+        The rows are evenly spread and always the same ones; they see all keys. Raises InputError for no widths.
         """
         if not widths:
             raise InputError("a probe of sliced attention", "no widths", "name one or more")
         query, key, value = self._full
-        every = coprime_stride(query.shape[2], rows)
-        mask = _mask_rows(self._mask, query.shape[2], every)
-        true = F.scaled_dot_product_attention(query[:, :, ::every], key, value, attn_mask=mask, scale=self._scale)
-        probed = self._query[:, :, ::every]
-        return torch.stack([relative_error(self._attend(probed, width, mask), true) for width in widths])
+        spread = slice(None, None, coprime_stride(query.shape[2], rows))
+        mask = mask_of_rows(self._mask, query.shape[2], spread)
+        true = projected(attention_of_rows(query, key, value, spread, self._mask, self._scale), projection)
+        probed = self._query[:, :, spread]
+        sliced = (projected(self._attend(probed, width, mask), projection) for width in widths)
+        return torch.stack([relative_error(one, true) for one in sliced])
 
     def _attend(self, query: Tensor, width: int, mask: Tensor | None) -> Tensor:
         bases = self._bases.narrowed(width)
@@ -90,6 +93,16 @@ def sliced_attention(
     return SlicedCall(query, key, value, bases, width, attn_mask, scale).attend(width)
 
 
+def projected(attended: Tensor, projection: Tensor | None) -> Tensor:
+    """What a linear layer of weight (D, H * d) makes of the heads, without its bias: (B, H, S, d) -> (B, S, D).
+
+    Without a projection the heads stay as they are.
+    """
+    if projection is None:
+        return attended
+    return F.linear(attended.transpose(1, 2).flatten(2), projection.to(attended.dtype))
+
+
 def _check_fit(query: Tensor, key: Tensor, value: Tensor, bases: Bases) -> None:
     heads_and_width = tuple(bases.query.shape[:2])
     for name, x in (("queries", query), ("keys", key), ("values", value)):
@@ -107,12 +120,5 @@ def _project(x: Tensor, mean: Tensor | None, basis: Tensor) -> Tensor:
 
 def _lift(attended: Tensor, bases: Bases) -> Tensor:
     """Back to full width: (B, H, S, r) -> (B, H, S, d)."""
-    lifted = attended @ bases.value.to(attended.dtype).mT
+    lifted = attended @ bases.lift.to(attended.dtype).mT
     return lifted + bases.value_mean.to(attended.dtype)[:, None]
-
-
-def _mask_rows(attn_mask: Tensor | None, queries: int, every: int) -> Tensor | None:
-    """The mask of every `every`-th query; a mask that is the same for all queries stays as it is."""
-    if attn_mask is None or attn_mask.dim() < 2 or attn_mask.shape[-2] != queries:
-        return attn_mask
-    return attn_mask[..., ::every, :]

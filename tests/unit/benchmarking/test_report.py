@@ -66,6 +66,12 @@ def test_targets_are_counted_as_met_or_not(tmp_path):
     assert "| speedup>=2 | 1 | 0 | 2.00x | 20.0 dB | 20.0 dB |" in text and "balanced" not in text
 
 
+def test_a_file_of_plain_rows_may_hold_several_tables(tmp_path):
+    (tmp_path / "s.json").write_text('{"rows": [{"a": 0.12346}], "other": [{"b": "-"}]}', encoding="utf-8")
+    text = fill("<!-- table s: -->\n<!-- end -->\n<!-- table s::other -->\n<!-- end -->", tmp_path)
+    assert "| a |\n|---|\n| 0.1235 |" in text and "| b |\n|---|\n| - |" in text
+
+
 def test_a_table_without_rows_is_an_error(tmp_path):
     with pytest.raises(InputError):
         fill("<!-- table presets:unipc -->\n<!-- end -->", tmp_path)

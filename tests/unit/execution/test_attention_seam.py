@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -19,13 +19,13 @@ from tests.fake_models import noise
 from unicp.execution import attention_seam
 from unicp.execution.attention_seam import NOT_CAUGHT, TOO_SHORT, Choose, Costs, SliceOutcome, SliceState, run_sliced
 from unicp.models.finder import map_model
-from unicp.numerics.operation_counts import OperationCounter
-from unicp.settings import Slicing
+from unicp.numerics.operation_counts import OperationCounter, attention_operations
+from unicp.settings import Basis, Slicing
 
 HEADS, TOKENS, WIDTH = 2, 20, 16
 ANY_COST = -1e6
 MEASURED = Path(__file__).parents[3] / "docs" / "results" / "slice_speed.json"
-SLICING = Slicing(widths=(8, 16), min_saving=ANY_COST)
+SLICING = Slicing(widths=(8, 16), min_saving=ANY_COST, refresh=4)
 
 
 def attention(seed: int = 0, heads: int = HEADS, tokens: int = TOKENS, **options: Any) -> Tensor:
@@ -62,15 +62,15 @@ def fits(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Grows by one at each fit of bases."""
     done, fit = [], attention_seam.fit_bases
 
-    def counted(*args: Any) -> Any:
+    def counted(*args: Any, **options: Any) -> Any:
         done.append(1)
-        return fit(*args)
+        return fit(*args, **options)
 
     monkeypatch.setattr(attention_seam, "fit_bases", counted)
     return done
 
 
-@pytest.mark.parametrize("basis", ["pca", "centred_pca", "kq_svd"])
+@pytest.mark.parametrize("basis", get_args(Basis))
 def test_a_call_that_is_not_sliced_is_bit_equal_to_the_plain_module(basis):
     output, outcome = sliced(attention, always(None), slicing=Slicing(widths=(8,), basis=basis, min_saving=ANY_COST))
     assert torch.equal(output, attention())
@@ -88,7 +88,7 @@ def test_attention_that_a_guidance_perturbs_is_not_sliced():
     assert sliced(attention, always(8), state)[1].width == 8
 
 
-@pytest.mark.parametrize("basis", ["pca", "centred_pca", "kq_svd"])
+@pytest.mark.parametrize("basis", get_args(Basis))
 def test_full_width_equals_plain_attention_within_rounding_also_with_bases_of_other_inputs(basis):
     state = SliceState()
     for seed in (0, 5):
@@ -124,7 +124,7 @@ def test_bases_that_no_longer_serve_are_fitted_anew_in_the_same_call(fits):
     aged = sliced(turned, within(9.0), state)[1].error
     fresh = sliced(turned, within(9.0))[1].error
     assert fresh < aged / 2 and len(fits) == 2
-    half = Slicing(widths=(8,), min_saving=ANY_COST)
+    half = Slicing(widths=(8,), min_saving=ANY_COST, refresh=4)
     outcome = sliced(turned, within((fresh + aged) / 2), state, half)[1]
     assert (outcome.width, outcome.error) == (8, pytest.approx(fresh))
     assert len(fits) == 3
@@ -133,10 +133,9 @@ def test_bases_that_no_longer_serve_are_fitted_anew_in_the_same_call(fits):
 def test_what_was_far_from_good_enough_is_not_measured_at_every_call(fits):
     state = SliceState()
     spent = [
-        sliced(attention, within(1e-9), state, Slicing(widths=(8,), min_saving=ANY_COST, refresh=3))[1].saved
-        for _ in range(8)
+        sliced(attention, within(1e-9), state, Slicing(widths=(8,), min_saving=ANY_COST))[1].saved for _ in range(10)
     ]
-    assert [saved < 0 for saved in spent] == [True, False, False, False] * 2
+    assert [saved < 0 for saved in spent] == [True, False, False, False, False] * 2
     # A tolerance that would now do is tried at once.
     assert sliced(attention, within(9.0), state)[1].width == 8
 
@@ -225,15 +224,44 @@ def test_the_saved_operations_are_those_that_are_not_executed_but_for_the_fit(wi
     assert outcome.saved <= saved < outcome.saved + 0.02 * full.total
 
 
-def test_a_fit_is_paid_for_by_the_call_that_makes_it():
+@pytest.mark.parametrize("basis", get_args(Basis))
+def test_a_fit_is_paid_for_by_the_call_that_makes_it(basis):
     def call() -> Tensor:
         return attention(tokens=1000)
 
-    state = SliceState()
-    first = sliced(call, always(8), state)[1].saved
-    second = sliced(call, always(8), state)[1].saved
+    state, slicing = SliceState(), Slicing(widths=(8, 16), min_saving=ANY_COST, basis=basis, refresh=4)
+    first = sliced(call, always(8), state, slicing)[1].saved
+    second = sliced(call, always(8), state, slicing)[1].saved
     query, key, _ = (noise(part, 2, HEADS, 1000, WIDTH) for part in range(3))
-    assert second - first == Costs(query, key).fit > 0
+    assert second - first == Costs(query, key, basis).fit > 0
+    rows = attention_operations(2, HEADS, 128, 1000, WIDTH, WIDTH) if basis == "output_pca" else 0
+    assert Costs(query, key, basis).fit == Costs(query, key).fit + rows
+
+
+def test_the_error_is_that_after_the_projection_and_axes_are_fitted_to_it(fits):
+    # The projection sees one channel of each head.
+    weight = torch.zeros(3, HEADS * WIDTH)
+    weight[0, 5], weight[1, WIDTH + 2] = 1.0, 1.0
+
+    def told(basis: Basis, projection: Tensor | None) -> float:
+        slicing = Slicing(widths=(8,), min_saving=ANY_COST, basis=basis)
+        return run_sliced(attention, SliceState(), slicing, (8,), always(8), projection)[1].error
+
+    assert told("output_pca", weight) < 0.8 * told("output_pca", None)
+    assert told("kq_svd", weight) == told("kq_svd", None)
+    # A weight that is not where the queries are is left alone.
+    assert told("output_pca", weight.to("meta")) == told("output_pca", None)
+
+
+def test_what_measuring_after_the_projection_takes_is_counted():
+    weight = noise(9, 24, HEADS * WIDTH)
+    state, slicing = SliceState(), Slicing(widths=(8,), min_saving=ANY_COST, refresh=4)
+    for _ in range(2):
+        with OperationCounter() as executed:
+            outcome = run_sliced(lambda: attention(tokens=1000), state, slicing, (8,), always(8), weight)[1]
+    with OperationCounter() as full:
+        attention(tokens=1000)
+    assert outcome.saved <= full.total - executed.total < outcome.saved + 0.02 * full.total
 
 
 @pytest.mark.parametrize("name", tiny_models.NAMES)
@@ -266,10 +294,15 @@ def test_the_attention_of_every_family_is_caught_and_exact_at_full_width(name):
             del unit.module.forward
 
 
+# What the speeds were measured with, where the file does not say.
+WITH = {"basis": "kq_svd", "refresh": 4}
+
+
 @pytest.mark.parametrize("row", json.loads(MEASURED.read_text())["rows"])
 def test_widths_are_refused_where_they_were_measured_not_to_pay_and_taken_where_they_did(row):
     call = torch.empty(row["batch"], row["heads"], row["tokens"], row["width"])
-    share = Costs(call, call).share(row["sliced to"], Slicing().refresh)
+    measured = WITH | json.loads(MEASURED.read_text())
+    share = Costs(call, call, measured["basis"]).share(row["sliced to"], measured["refresh"])
     is_taken = share < 1 - Slicing().min_saving
     if row["highest"] < 1:
         assert not is_taken

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import pytest
@@ -51,8 +52,10 @@ def span(set_to: Settings, module: nn.Module | None = None, sliceable: bool = Tr
     return UnitSpan(unit, set_to, Controller(set_to), OutputStore(set_to))
 
 
-def run(unit: UnitSpan, step: int, hidden: Tensor, call: Any, samples: int = 1, **more: Any) -> Any:
-    at = Moment(0, step, "cond", 1000.0 - 10 * step, samples, 1.0 - 0.01 * step, 100)
+def run(
+    unit: UnitSpan, step: int, hidden: Tensor, call: Any, samples: int = 1, branch: str = "cond", **more: Any
+) -> Any:
+    at = Moment(0, step, branch, 1000.0 - 10 * step, samples, 1.0 - 0.01 * step, 100)
     return unit.run(at, {"step": float(step), "sigma": 1.0 - 0.01 * step}, call, hidden, 1, **more)
 
 
@@ -180,6 +183,25 @@ def test_attention_over_nan_does_not_raise_and_slicing_comes_back():
         outcome = run(unit, step, hidden, lambda hidden=hidden: module(hidden))
         kinds.append(outcome.decision.action)
     assert kinds == [Action.SLICE] * 2 + [Action.COMPUTE] + [Action.SLICE] * 3
+
+
+def test_each_branch_has_bases_of_its_own():
+    module, errors = Attention(), dict[tuple[str, int], float]()
+    unit = span(settings(tolerance=1e-9, slicing=Slicing(widths=(8,), tolerance=1e6, min_saving=-1e6)), module)
+    fall = 0.7 ** torch.arange(HEADS * WIDTH)
+    # What matters in one branch is what matters least in the other.
+    inputs = {branch: noise(0, 1, TOKENS, HEADS * WIDTH) * fade for branch, fade in (("a", fall), ("b", fall.flip(0)))}
+    for step in range(2):
+        for branch, hidden in inputs.items():
+            call = partial(module, hidden)
+            run(unit, step, hidden, call, branch=branch)
+            output = unit.compute(Moment(0, step, branch, 0.0, 1, 0.5, 100), call)[0]
+            errors[branch, step] = float((output - call()).norm() / call().norm())
+    assert max(errors.values()) < 0.2
+    one = unit.bytes
+    unit.reset()
+    run(unit, 0, inputs["a"], partial(module, inputs["a"]), branch="a")
+    assert 2 * unit.bytes == one
 
 
 def test_a_reset_forgets_the_bases():

@@ -181,6 +181,23 @@ def test_head_width_comes_from_the_projection_when_the_attention_does_not_say():
     assert (second.heads, second.sliceable, second.why_not) == (None, False, "its heads cannot be told")
 
 
+def test_the_output_projection_is_the_layer_after_attention_or_nothing():
+    model = tiny_models.build("wan")
+    unit = map_model(model).units[0]
+    weight = model.blocks[0].attn1.to_out[0].weight
+    found = unit.output_projection
+    assert found is not None and found.data_ptr() == weight.data_ptr() and not found.requires_grad
+    assert map_model(model).units[2].output_projection is None  # a feed-forward
+    # No weight of numbers, and none of another shape.
+    for layer in (nn.Identity(), nn.Linear(3, 3), nn.Linear(*reversed(weight.shape), device="meta")):
+        unit.module.to_out[0] = layer
+        assert unit.output_projection is None
+    quantised = nn.Linear(*reversed(weight.shape))
+    quantised.weight = nn.Parameter(torch.zeros(weight.shape, dtype=torch.int8), requires_grad=False)
+    unit.module.to_out[0] = quantised
+    assert unit.output_projection is None
+
+
 def test_only_cross_attention_to_the_text_has_text_keys():
     for name in tiny_models.NAMES:
         found = map_model(tiny_models.build(name))

@@ -1,0 +1,116 @@
+"""Slices in which each head has a width of its own: which widths, and attention that runs them in groups.
+
+Heads differ in rank, so a mean width may be shared out better than evenly. Heads of one width are one kernel call,
+hence at most three widths. Measured by the benchmark; the executor takes one width for all (docs/method.md, 3.2).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import combinations
+
+import torch
+from torch import Tensor
+
+from unicp.errors import InputError
+from unicp.numerics.principal_axes import Bases
+from unicp.numerics.sliced_attention import sliced_attention
+
+GROUPS = 3
+
+
+def predicted_errors(
+    query: Tensor, key: Tensor, output: Tensor, bases: Bases, widths: Sequence[int], scale: float | None = None
+) -> Tensor:
+    """Mean square that each head's output is expected to miss at each width: (H, len(widths)), from energies alone.
+
+    query, key: (B, H, S, d) as they enter attention; output: what it gives, (B, H, S, d). bases: of full width.
+    Directions that are left out of the values lose their energy in the output. Those left out of the scores change
+    them by a mean square s of what scores lose, which changes the output by about s times its energy about its mean
+    (to first order, where what is lost is independent of the key). Our derivation.
+    """
+    scale = 1.0 / math.sqrt(query.shape[-1]) if scale is None else scale
+    queries = _mean_squares(query @ bases.query)
+    keys = _mean_squares((key - bases.key_mean[:, None]) @ bases.key)
+    outputs = _mean_squares((output - bases.value_mean[:, None]) @ bases.value)
+    scores = scale**2 * queries * keys
+    return torch.stack([_left(outputs, w) + _left(scores, w) * outputs.sum(-1) for w in widths], dim=-1)
+
+
+def _mean_squares(coordinates: Tensor) -> Tensor:
+    return coordinates.square().mean(dim=(0, 2))
+
+
+def _left(energies: Tensor, width: int) -> Tensor:
+    return energies[:, width:].sum(-1)
+
+
+def choose_widths(
+    errors: Sequence[Sequence[float]], widths: Sequence[int], mean_width: float, groups: int = GROUPS
+) -> tuple[int, ...]:
+    """The width of each head, with the least sum of errors at a mean of at most mean_width and so many distinct ones.
+
+    errors: by head and by width, in the order of `widths`, which rise. Every set of at most `groups` widths is filled
+    from its narrowest by the largest gain per channel that still fits; the best set wins. Equal widths are sets too,
+    so the sum is never above theirs. Raises InputError where not even the narrowest width fits.
+    """
+    candidates = (
+        filled
+        for count in range(1, groups + 1)
+        for chosen in combinations(range(len(widths)), count)
+        if (filled := _filled(errors, widths, chosen, mean_width * len(errors))) is not None
+    )
+    best = min(candidates, key=lambda places: sum(row[place] for row, place in zip(errors, places)), default=None)
+    if best is None:
+        raise InputError(f"heads of a mean width {mean_width}", f"a narrowest width of {widths[0]}", "ask for more")
+    return tuple(widths[place] for place in best)
+
+
+def _filled(
+    errors: Sequence[Sequence[float]], widths: Sequence[int], chosen: Sequence[int], budget: float
+) -> list[int] | None:
+    """Place in `widths` of each head, of those in `chosen`; None where the narrowest is too wide."""
+    levels = [0] * len(errors)
+    left = budget - widths[chosen[0]] * len(errors)
+    if left < 0:
+        return None
+    while True:
+        steps = [
+            ((errors[head][chosen[level]] - errors[head][chosen[level + 1]]) / more, more, head)
+            for head, level in enumerate(levels)
+            if level + 1 < len(chosen) and (more := widths[chosen[level + 1]] - widths[chosen[level]]) <= left
+        ]
+        if not steps or max(steps)[0] <= 0:
+            return [chosen[level] for level in levels]
+        _, more, head = max(steps)
+        levels[head] += 1
+        left -= more
+
+
+def sliced_by_head(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    bases: Bases,
+    widths: Sequence[int],
+    *,
+    attn_mask: Tensor | None = None,
+    scale: float | None = None,
+) -> Tensor:
+    """`sliced_attention` with a width for each head, one call for all heads of a width: (B, H, S, d).
+
+    Raises InputError for another number of widths than heads, and where `sliced_attention` does.
+    """
+    if len(widths) != query.shape[1]:
+        raise InputError("widths by head", f"{len(widths)} widths for {query.shape[1]} heads", "give one for each")
+    output = torch.empty_like(query)
+    for width in sorted(set(widths)):
+        heads = [head for head, own in enumerate(widths) if own == width]
+        part = Bases(*(x[heads] for x in vars(bases).values()))
+        mask = attn_mask
+        if mask is not None and mask.dim() > 2 and mask.shape[-3] == len(widths):
+            mask = mask[..., heads, :, :]
+        inputs = query[:, heads], key[:, heads], value[:, heads]
+        output[:, heads] = sliced_attention(*inputs, part, width, attn_mask=mask, scale=scale)
+    return output

@@ -6,7 +6,7 @@ DESIGN 3.2: queries, keys and values are projected after norms and positions, at
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +16,8 @@ from unicp.errors import InputError
 from unicp.numerics.error_measures import coprime_stride, relative_error
 from unicp.numerics.principal_axes import Bases
 
+# (queries, keys, values, scale of the scores) -> attention, with the mask of the call.
+Kernel = Callable[[Tensor, Tensor, Tensor, float], Tensor]
 ROWS = 32  # queries that the error of a slice is measured on
 
 
@@ -25,7 +27,8 @@ class SlicedCall:
     query: (B, H, S, d), key and value: (B, H, S2, d). The softmax keeps the scale of the full width, 1/sqrt(d), unless
     `scale` is given; attn_mask is that of torch's scaled_dot_product_attention. At width d the result equals full
     attention but for rounding. Means are exact: softmax ignores a constant added to all keys, and its rows sum to
-    one. Projections are computed once, in the inputs' dtype; narrower widths are views of them.
+    one. Projections are computed once, in the inputs' dtype; narrower widths are views of them. `kernel` computes the
+    attention, None = torch's; errors are measured with torch's in any case.
 
     Raises InputError where shapes do not fit the bases, or the width is not within 1 to the width of the bases.
     Source: the paper's PCA-based slicing, our reading; centring and the score-optimal basis are ours and KQ-SVD's.
@@ -40,19 +43,24 @@ class SlicedCall:
         width: int,
         attn_mask: Tensor | None = None,
         scale: float | None = None,
+        kernel: Kernel | None = None,
     ):
         _check_fit(query, key, value, bases)
         self._full = query, key, value
         self._bases = bases.narrowed(width)
         self._mask = attn_mask
         self._scale = 1.0 / math.sqrt(query.shape[-1]) if scale is None else scale
+        self._kernel = kernel
         self._query = _project(query, None, self._bases.query)
         self._key = _project(key, self._bases.key_mean, self._bases.key)
         self._value = _project(value, self._bases.value_mean, self._bases.value)
 
     def attend(self, width: int) -> Tensor:
         """Attention at `width` channels of a head: (B, H, S, d) in the dtype of the query."""
-        return self._attend(self._query, width, self._mask)
+        if self._kernel is None:
+            return self._attend(self._query, width, self._mask)
+        parts = (x[..., :width] for x in (self._query, self._key, self._value))
+        return self._lifted(self._kernel(*parts, self._scale), width)
 
     def errors(self, widths: Sequence[int], rows: int = ROWS) -> Tensor:
         """Relative error at each of `widths`, seen on at most `rows` queries: (len(widths), B).
@@ -70,10 +78,11 @@ class SlicedCall:
         return torch.stack([relative_error(self._attend(probed, width, mask), true) for width in widths])
 
     def _attend(self, query: Tensor, width: int, mask: Tensor | None) -> Tensor:
-        bases = self._bases.narrowed(width)
         parts = (x[..., :width] for x in (query, self._key, self._value))
-        attended = F.scaled_dot_product_attention(*parts, attn_mask=mask, scale=self._scale)
-        return _lift(attended, bases).to(self._full[0].dtype)
+        return self._lifted(F.scaled_dot_product_attention(*parts, attn_mask=mask, scale=self._scale), width)
+
+    def _lifted(self, attended: Tensor, width: int) -> Tensor:
+        return _lift(attended, self._bases.narrowed(width)).to(self._full[0].dtype)
 
 
 def sliced_attention(

@@ -24,6 +24,7 @@ from unicp.numerics.operation_counts import OperationCounter
 
 _ARGUMENTS = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
 _PLAIN = ("query", "key", "value", "attn_mask", "scale")
+FLEX = "flex"
 SDPA = ""  # the backend of a module that calls scaled_dot_product_attention itself
 
 
@@ -53,23 +54,23 @@ class AttentionCall:
 
 def call_of(backend: str, function: Callable[..., Tensor], named: dict[str, Any]) -> AttentionCall:
     """The call of `function` with these arguments; a backend's tensors are (B, S, H, d)."""
-    parts = named["query"], named["key"], named["value"]
+    query, key, value = named["query"], named["key"], named["value"]
     mask, scale = named.get("attn_mask"), named.get("scale")
     if backend == SDPA:
 
         def compute(query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
             return function(**{**named, "query": query, "key": key, "value": value, "scale": scale})
 
-        return AttentionCall(*parts, mask, scale, compute, is_perturbed=is_perturbed())
+        return AttentionCall(query, key, value, mask, scale, compute, SDPA, is_perturbed())
 
-    def by_backend(query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
+    def compute_turned(query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
         turned = {"query": query.transpose(1, 2), "key": key.transpose(1, 2), "value": value.transpose(1, 2)}
         return function(**{**named, **turned, "scale": scale}).transpose(1, 2)
 
-    if mask is not None and mask.dim() == 2 and mask.shape == (parts[1].shape[0], parts[1].shape[1]):
+    if mask is not None and mask.dim() == 2 and mask.shape == key.shape[:2]:
         mask = mask[:, None, None, :]  # diffusers takes one row of keys for each sample
-    heads = (part.transpose(1, 2) for part in parts)
-    return AttentionCall(*heads, mask, scale, by_backend, backend, is_perturbed())
+    query, key, value = (part.transpose(1, 2) for part in (query, key, value))
+    return AttentionCall(query, key, value, mask, scale, compute_turned, backend, is_perturbed())
 
 
 def is_perturbed() -> bool:
@@ -155,7 +156,7 @@ class CompiledSeam:
 
     original: Callable[..., Any]
     attend: Attend
-    number: Tensor = field(default_factory=lambda: torch.tensor(next(_numbers)))
+    number: Tensor = field(default_factory=lambda: torch.tensor(next(_numbers), device="cpu"))
     is_on: bool = True
 
     def __post_init__(self) -> None:
@@ -176,8 +177,10 @@ class CompiledSeam:
 
     def _operator(self, backend: str, function: Callable[..., Tensor], named: dict[str, Any], first: bool) -> Tensor:
         query, key, value = named["query"], named["key"], named["value"]
-        if is_perturbed() or query.requires_grad or key.requires_grad or value.requires_grad:
-            # The operator has no derivative, and would hide the call from whoever stands in front of it.
+        differentiated = query.requires_grad or key.requires_grad or value.requires_grad
+        if is_perturbed() or differentiated or backend == FLEX:
+            # The operator has no derivative, and would hide the call from whoever stands in front of it, or from the
+            # compiler, without which flex attention is slow.
             output = function(**named)
             return output if backend == SDPA else output.transpose(1, 2)
         options = named.get("attn_mask"), named.get("scale"), self.number, backend, first

@@ -43,7 +43,7 @@ class Slices:
         span = self._units[unit.name]
         self.compiled.discard(unit.name)
         if not first:
-            self._refuse(span)
+            self._refuse(span, NOT_CAUGHT)
         if self.moment is None or self._recorder.is_counting:
             return call.full()
         return self.slice(self.moment, span, call)
@@ -52,7 +52,7 @@ class Slices:
         """After a computed call: says, once, of which compiled units no attention was seen."""
         unseen, self.compiled = sorted(self.compiled), set()
         for name in unseen:
-            self._refuse(self._units[name])
+            self._refuse(self._units[name], f"{NOT_CAUGHT}, inside compiled code (flex attention is none there)")
 
     def tell(self, span: UnitSpan) -> None:
         """Says why a unit could not be sliced, if it could not."""
@@ -60,6 +60,6 @@ class Slices:
             message = f"{span.unit.name} cannot be sliced: {span.refusal}; it runs at full width"
             self._recorder.warn("not_sliced", message)
 
-    def _refuse(self, span: UnitSpan) -> None:
-        span.refusal = NOT_CAUGHT
+    def _refuse(self, span: UnitSpan, refusal: str) -> None:
+        span.refusal = refusal
         self.tell(span)

@@ -6,7 +6,8 @@
 Random queries, keys and values: seconds depend on shapes alone. "kernel" is the attention call alone, on tensors of the
 reduced width: what no slice can beat. "attention" is that call with its projections and its lift; "all" adds what
 `Slicing` does around it, bases that serve four calls and the trial rows in each. Full and sliced calls alternate; each
-repeat gives one ratio: the median, and of "all" the range. "operations" is the gain of "all" in operations. Whether
+repeat gives one ratio: the median, and of "all" the range. With one thread on a CPU times are those that the thread
+ran, so that other jobs on the machine add nothing but what they take from its caches. "operations" is the gain of "all" in operations. Whether
 UniCP slices a call is decided by `Costs.share`, which counts small matrices more.
 """
 
@@ -106,11 +107,16 @@ def measure(
 
 
 def _seconds(call: Callable[[], Any], device: torch.device) -> float:
+    clock = time.thread_time if _clock(device) == "thread" else time.perf_counter
     _wait(device)
-    begin = time.perf_counter()
+    begin = clock()
     call()
     _wait(device)
-    return time.perf_counter() - begin
+    return clock() - begin
+
+
+def _clock(device: torch.device) -> str:
+    return "thread" if device.type == "cpu" and torch.get_num_threads() == 1 else "wall"
 
 
 def _wait(device: torch.device) -> None:
@@ -143,7 +149,12 @@ def main() -> None:
                         f"{name} {row[name]:.2f}x" for name in ("kernel", "attention", "all", "operations")
                     )
                     print(f"{tokens} tokens, {width} -> {row['sliced to']}: {gains}", flush=True)
-    record = {"repeats": options.repeats, "environment": environment_of(device, dtype), "rows": rows}
+    record = {
+        "repeats": options.repeats,
+        "clock": _clock(device),
+        "environment": environment_of(device, dtype),
+        "rows": rows,
+    }
     with replacing(options.out) as part:
         part.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 

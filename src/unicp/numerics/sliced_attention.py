@@ -51,15 +51,21 @@ class SlicedCall:
         self._mask = attn_mask
         self._scale = 1.0 / math.sqrt(query.shape[-1]) if scale is None else scale
         self._kernel = kernel
-        self._query = _project(query, None, self._bases.query)
-        self._key = _project(key, self._bases.key_mean, self._bases.key)
-        self._value = _project(value, self._bases.value_mean, self._bases.value)
+        # In half precision a mean that is larger than what varies would take its digits. Elsewhere means need no copy of
+        # keys and values: softmax does not see that of the keys, and that of the values is made up for after the lift.
+        self._centred = query.dtype in (torch.bfloat16, torch.float16)
+        if self._centred:
+            key, value = (_centred(x, mean) for x, mean in ((key, bases.key_mean), (value, bases.value_mean)))
+        self._query, self._key, self._value = (
+            x @ basis.to(x.dtype)
+            for x, basis in ((query, self._bases.query), (key, self._bases.key), (value, self._bases.value))
+        )
 
     def attend(self, width: int) -> Tensor:
         """Attention at `width` channels of a head: (B, H, S, d) in the dtype of the query."""
         if self._kernel is None:
             return self._attend(self._query, width, self._mask)
-        parts = (x[..., :width] for x in (self._query, self._key, self._value))
+        parts = self._query[..., :width], self._key[..., :width], self._value[..., :width]
         return self._lifted(self._kernel(*parts, self._scale), width)
 
     def errors(self, widths: Sequence[int], rows: int = ROWS) -> Tensor:
@@ -82,7 +88,13 @@ class SlicedCall:
         return self._lifted(F.scaled_dot_product_attention(*parts, attn_mask=mask, scale=self._scale), width)
 
     def _lifted(self, attended: Tensor, width: int) -> Tensor:
-        return _lift(attended, self._bases.narrowed(width)).to(self._full[0].dtype)
+        """Back to full width, the mean of the values added: (B, H, S, r) -> (B, H, S, d)."""
+        basis, mean = self._bases.narrowed(width).value, self._bases.value_mean
+        if not self._centred:
+            # What the basis holds of the mean was never taken off.
+            mean = mean - ((mean[:, :, None] * basis).sum(1, keepdim=True) * basis).sum(2)
+        lifted = attended @ basis.to(attended.dtype).mT
+        return lifted.add_(mean.to(attended.dtype)[:, None]).to(self._full[0].dtype)
 
 
 def sliced_attention(
@@ -107,17 +119,9 @@ def _check_fit(query: Tensor, key: Tensor, value: Tensor, bases: Bases) -> None:
             raise InputError("sliced attention", found, "fit bases on inputs of the same heads and width")
 
 
-def _project(x: Tensor, mean: Tensor | None, basis: Tensor) -> Tensor:
-    """(x - mean) basis: (B, H, S, d) -> (B, H, S, r), in the dtype of x."""
-    # Centring first: subtracting the projected mean afterwards would cancel large numbers in half precision.
-    centred = x if mean is None else x - mean.to(x.dtype)[:, None]
-    return centred @ basis.to(x.dtype)
-
-
-def _lift(attended: Tensor, bases: Bases) -> Tensor:
-    """Back to full width: (B, H, S, r) -> (B, H, S, d)."""
-    lifted = attended @ bases.value.to(attended.dtype).mT
-    return lifted + bases.value_mean.to(attended.dtype)[:, None]
+def _centred(x: Tensor, mean: Tensor) -> Tensor:
+    """x - mean: (B, H, S, d) of x and (H, d)."""
+    return x - mean.to(x.dtype)[:, None]
 
 
 def _mask_rows(attn_mask: Tensor | None, queries: int, every: int) -> Tensor | None:

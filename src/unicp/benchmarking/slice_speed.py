@@ -7,8 +7,8 @@ Random queries, keys and values: seconds depend on shapes alone. "kernel" is the
 reduced width: what no slice can beat. "attention" is that call with its projections and its lift; "all" adds what
 `Slicing` does around it, bases that serve four calls and the trial rows in each. Full and sliced calls alternate; each
 repeat gives one ratio: the median, and of "all" the range. With one thread on a CPU times are those that the thread
-ran, so that other jobs on the machine add nothing but what they take from its caches. "operations" is the gain of "all" in operations. Whether
-UniCP slices a call is decided by `Costs.share`, which counts small matrices more.
+ran, so that other jobs on the machine add nothing but what they take from its caches. "operations" is the gain of "all"
+in operations. Whether UniCP slices a call is decided by `Costs.share`, which counts small matrices more.
 """
 
 from __future__ import annotations

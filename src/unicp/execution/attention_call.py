@@ -79,8 +79,9 @@ def is_perturbed() -> bool:
     return any(not isinstance(mode, (DeviceContext, OperationCounter)) for mode in around)
 
 
-# (backend, function, arguments by name) -> the attention, (B, H, S, d).
-Handle = Callable[[str, Callable[..., Tensor], dict[str, Any]], Tensor]
+# (function, arguments by name) of scaled_dot_product_attention, or with the name of a backend as well -> the attention,
+# (B, H, S, d).
+Handle = Callable[..., Tensor]
 
 
 class Seam(TorchFunctionMode):
@@ -115,8 +116,9 @@ class Seam(TorchFunctionMode):
             self.calls += 1
         if handle is None or not plain:
             return function(**named)
-        output = handle(backend, function, named)
-        return output if backend == SDPA else output.transpose(1, 2)
+        if backend == SDPA:
+            return handle(function, named)
+        return handle(function, named, backend).transpose(1, 2)
 
 
 def _is_plain(backend: str, named: dict[str, Any]) -> bool:
@@ -169,10 +171,10 @@ class CompiledSeam:
         with Seam(self._first, self._other):
             return self.original(*args, **kwargs)
 
-    def _first(self, backend: str, function: Callable[..., Tensor], named: dict[str, Any]) -> Tensor:
+    def _first(self, function: Callable[..., Tensor], named: dict[str, Any], backend: str = SDPA) -> Tensor:
         return self._operator(backend, function, named, True)
 
-    def _other(self, backend: str, function: Callable[..., Tensor], named: dict[str, Any]) -> Tensor:
+    def _other(self, function: Callable[..., Tensor], named: dict[str, Any], backend: str = SDPA) -> Tensor:
         return self._operator(backend, function, named, False)
 
     def _operator(self, backend: str, function: Callable[..., Tensor], named: dict[str, Any], first: bool) -> Tensor:

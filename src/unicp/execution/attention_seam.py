@@ -80,7 +80,7 @@ def run_sliced(
     """Runs a module, its attention at the width that `choose` takes; its output, and what became of it."""
     found: list[SliceOutcome] = []
 
-    def handle(backend: str, function: Callable[..., Tensor], named: dict[str, Any]) -> Tensor:
+    def handle(function: Callable[..., Tensor], named: dict[str, Any], backend: str = SDPA) -> Tensor:
         output, outcome = attend(call_of(backend, function, named), state, slicing, widths, choose)
         found.append(outcome)
         return output

@@ -51,8 +51,8 @@ class SlicedCall:
         self._mask = attn_mask
         self._scale = 1.0 / math.sqrt(query.shape[-1]) if scale is None else scale
         self._kernel = kernel
-        # In half precision a mean that is larger than what varies would take its digits. Elsewhere means need no copy of
-        # keys and values: softmax does not see that of the keys, and that of the values is made up for after the lift.
+        # In half precision a mean larger than what varies would take its digits. Elsewhere keys and values need not be
+        # copied to take it off: softmax does not see that of the keys, and the lift makes up for that of the values.
         self._centred = query.dtype in (torch.bfloat16, torch.float16)
         if self._centred:
             key, value = (_centred(x, mean) for x, mean in ((key, bases.key_mean), (value, bases.value_mean)))

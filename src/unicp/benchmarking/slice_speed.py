@@ -77,11 +77,11 @@ def measure(
         gains: dict[str, list[float]] = {"kernel": [], "attention": [], "all": []}
         fulls = []
         for repeat in range(-1, repeats):  # the first is a warm-up
-            before = _seconds(full, device)
+            before = seconds_of(full, device)
             found = {
-                "kernel": _seconds(kernel, device),
-                "attention": _seconds(sliced, device),
-                "all": _seconds(everything, device) / slicing.refresh,
+                "kernel": seconds_of(kernel, device),
+                "attention": seconds_of(sliced, device),
+                "all": seconds_of(everything, device) / slicing.refresh,
             }
             if repeat >= 0:
                 fulls.append(before)
@@ -106,8 +106,9 @@ def measure(
     return rows
 
 
-def _seconds(call: Callable[[], Any], device: torch.device) -> float:
-    clock = time.thread_time if _clock(device) == "thread" else time.perf_counter
+def seconds_of(call: Callable[[], Any], device: torch.device) -> float:
+    """Seconds of one call, by the clock of `clock_of`."""
+    clock = time.thread_time if clock_of(device) == "thread" else time.perf_counter
     _wait(device)
     begin = clock()
     call()
@@ -115,7 +116,8 @@ def _seconds(call: Callable[[], Any], device: torch.device) -> float:
     return clock() - begin
 
 
-def _clock(device: torch.device) -> str:
+def clock_of(device: torch.device) -> str:
+    """Which clock times are taken by: "thread" = what this thread ran, where one thread does the work; else "wall"."""
     return "thread" if device.type == "cpu" and torch.get_num_threads() == 1 else "wall"
 
 
@@ -151,7 +153,7 @@ def main() -> None:
                     print(f"{tokens} tokens, {width} -> {row['sliced to']}: {gains}", flush=True)
     record = {
         "repeats": options.repeats,
-        "clock": _clock(device),
+        "clock": clock_of(device),
         "environment": environment_of(device, dtype),
         "rows": rows,
     }

@@ -37,7 +37,7 @@ from unicp.numerics.sliced_attention import ROWS
 from unicp.settings import Slicing
 
 SHARES = (0.25, 0.5)
-TOKENS = (256, 512, 1024, 2048, 4096)
+TOKENS = (256, 512, 1024, 2048)
 # (heads, channels of a head) of the shipped glyphs and of Wan 1.3B.
 HEADS = ((2, 64), (12, 128))
 

@@ -187,7 +187,7 @@ def _slice_units(runner: Runner, units: Sequence[Unit]) -> None:
         elif slices:
             put_seam(unit, runner.slices.attend)
             runner.slices.compiled.add(unit.name)
-    if slices:
+    if slices and units:
         see_backends(runner.map.transformer)
 
 

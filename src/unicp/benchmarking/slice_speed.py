@@ -140,7 +140,8 @@ def main() -> None:
     options = parser.parse_args()
     options.out.parent.mkdir(parents=True, exist_ok=True)
     device, dtype = torch.device(options.device), getattr(torch, options.dtype)
-    rows = []
+    rows: list[dict[str, Any]] = []
+    record = {"repeats": options.repeats, "clock": clock_of(device), "environment": environment_of(device, dtype)}
     with torch.no_grad():
         for width in options.width:
             for tokens in options.tokens:
@@ -151,14 +152,9 @@ def main() -> None:
                         f"{name} {row[name]:.2f}x" for name in ("kernel", "attention", "all", "operations")
                     )
                     print(f"{tokens} tokens, {width} -> {row['sliced to']}: {gains}", flush=True)
-    record = {
-        "repeats": options.repeats,
-        "clock": clock_of(device),
-        "environment": environment_of(device, dtype),
-        "rows": rows,
-    }
-    with replacing(options.out) as part:
-        part.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+                # After each shape, so that a run that is stopped keeps what it has.
+                with replacing(options.out) as part:
+                    part.write_text(json.dumps(record | {"rows": rows}, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -159,6 +159,7 @@ slices: $(READY_DEV) ## measure what attention at reduced width misses, and how 
 	for model in latte film; do OMP_NUM_THREADS=1 $(BIN)/python -m unicp.benchmarking.slice_errors --model $$model \
 	    --out docs/results/slices_$$model.json || exit 1; done
 	OMP_NUM_THREADS=1 $(BIN)/python -m unicp.benchmarking.slice_speed --repeats 9 --out docs/results/slice_speed.json
+	OMP_NUM_THREADS=1 $(BIN)/python -m unicp.benchmarking.folded_weights --out docs/results/folded_weights.json
 
 figures: $(READY_DEV) ## measure and draw the change of attention outputs over steps
 	$(BIN)/python -m unicp.benchmarking.attention_change --sampler unipc --prompts 16 --seeds 2 --out docs/results/attention_change.json --figure docs/img/u_shape.png

@@ -51,7 +51,9 @@ TABLE: dict[str, Row] = {
     # No torch: a plan can be made, printed and drawn where there is none.
     "planning": row("errors settings records files numerics control"),
     "execution": row(
-        "errors settings records numerics models control", "torch", {"execution/attachment.py": "diffusers"}
+        "errors settings records numerics models control",
+        "torch",
+        {"execution/attachment.py": "diffusers", "execution/attention_backends.py": "diffusers"},
     ),
     "reporting": row(
         "errors records files", "", {"reporting/figures.py": "matplotlib", "reporting/video.py": "av numpy PIL"}

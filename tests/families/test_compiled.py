@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,10 +11,13 @@ import torch
 from tests import tiny_models
 from tests.families.helpers import EXACT, check, denoise
 from unicp.errors import AttachmentError, UnsupportedModelError
+from unicp.models.finder import map_model
 from unicp.session import enable
-from unicp.settings import preset
+from unicp.settings import Slicing, preset
 
-SLICED = preset("paper", tolerance=0.5)
+FULL_WIDTH = Slicing(widths=(16,), min_saving=-1e6, tolerance=1e6)
+HALF = Slicing(widths=(8,), min_saving=-1e6, tolerance=1e6)
+COMPUTED = preset("balanced", first=99)  # nothing is served
 
 
 class Graphs:
@@ -39,20 +43,97 @@ def test_compiled_blocks(name, note):
     compiled = graphs.made
     check(model, name)
     assert graphs.made == compiled > 0, "UniCP made blocks compile again"
-    for span, slicing in (("block", {}), ("unit", {}), ("model", SLICED.slicing)):
-        asked = preset("balanced", span=span, **({"slicing": slicing} if slicing else {}))
+    for span in ("block", "unit"):
         with pytest.raises(
             UnsupportedModelError,
-            match='compiled blocks, inside which nothing can be served; do: use span "model" without',
+            match='compiled blocks, inside which nothing can be served; do: use span "model", with slicing or without',
         ):
-            enable(model, asked)
+            enable(model, preset("balanced", span=span))
     later: Any = tiny_models.build(name)
     with enable(later, EXACT):
         later.compile_repeated_blocks(backend=graphs, fullgraph=True)
         assert torch.equal(denoise(later, name), plain)
     assert graphs.made == compiled, "blocks compiled after `enable` were compiled one by one"
     what = "`compile_repeated_blocks`, before or after `enable`"
-    note(what, name, "works with span model: no graph break, no recompilation; other spans and slicing are refused")
+    note(what, name, "works with span model: no graph break, no recompilation; other spans are refused")
+
+
+def widths_of(session: Any) -> set[tuple[str, int | None]]:
+    return {(entry.action, entry.width) for entry in session.trace.entries if entry.unit != "model"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["wan", "flux", "ltx"])
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_slices_in_compiled_blocks(name, backend, note):
+    torch._dynamo.reset()
+    model: Any = tiny_models.build(name)
+    model.compile_repeated_blocks(backend=backend, fullgraph=True)
+    plain = denoise(model, name)
+    for exact in (EXACT, preset("balanced", tolerance=0.0, slicing=HALF)):
+        with enable(model, exact):
+            assert torch.equal(denoise(model, name), plain)
+    before = dict(model.named_modules()), set(vars(map_model(model).sliced_units[0].module))
+    with enable(model, replace(COMPUTED, slicing=FULL_WIDTH)) as session:
+        torch.testing.assert_close(denoise(model, name), plain, rtol=1e-3, atol=1e-4)
+    assert widths_of(session) == {("slice", 16)}
+    units = {entry.unit for entry in session.trace.entries} - {"model"}
+    assert units == {unit.name for unit in map_model(model).sliced_units}
+    assert not any("cannot be sliced" in warning for warning in session.trace.warnings)
+    with enable(model, replace(COMPUTED, slicing=HALF)) as session:
+        sliced = denoise(model, name)
+    assert widths_of(session) == {("slice", 8)} and not torch.equal(sliced, plain)
+    eager: Any = tiny_models.build(name)
+    with enable(eager, replace(COMPUTED, slicing=HALF)):
+        # The first call of a model that is not compiled counts operations, and is not sliced.
+        denoise(eager, name)
+        torch.testing.assert_close(denoise(eager, name), sliced, rtol=1e-3, atol=1e-4)
+    assert torch.equal(denoise(model, name), plain)
+    assert (dict(model.named_modules()), set(vars(map_model(model).sliced_units[0].module))) == before
+    note("slices in compiled blocks", name, "works with span model: one graph more for each kind of block, no break")
+
+
+@pytest.mark.slow
+def test_slices_cost_one_graph_for_each_kind_of_block_and_none_after_them():
+    graphs = Graphs()
+    model: Any = tiny_models.build("wan")
+    model.compile_repeated_blocks(backend=graphs, fullgraph=True)
+    plain = denoise(model, "wan", steps=3)
+    assert len(map_model(model).sliced_units) > 1
+    for _ in range(2):
+        with enable(model, replace(COMPUTED, slicing=HALF)):
+            denoise(model, "wan", steps=3)
+        assert torch.equal(denoise(model, "wan", steps=3), plain)
+    assert graphs.made == 2
+
+
+@pytest.mark.slow
+def test_blocks_compiled_while_slices_are_on_go_on_being_sliced():
+    graphs = Graphs()
+    model: Any = tiny_models.build("wan")
+    with enable(model, replace(COMPUTED, slicing=HALF)) as session:
+        before = denoise(model, "wan", steps=3)
+        before = denoise(model, "wan", steps=3)
+        session.trace.entries.clear()
+        model.compile_repeated_blocks(backend=graphs, fullgraph=True)
+        torch.testing.assert_close(denoise(model, "wan", steps=3), before, rtol=1e-3, atol=1e-4)
+    assert widths_of(session) == {("slice", 8)} and graphs.made == 1
+
+
+@pytest.mark.slow
+def test_an_attention_module_that_is_compiled_alone_is_sliced_and_one_without_a_plain_call_is_told():
+    torch._dynamo.reset()
+    model: Any = tiny_models.build("wan")
+    plain = denoise(model, "wan", steps=3)
+    first, second = (unit.module for unit in map_model(model).sliced_units)
+    first.compile(backend="eager", fullgraph=True)
+    second.compile(backend="eager")
+    second.processor = lambda attention, hidden, *rest: hidden
+    with enable(model, replace(COMPUTED, slicing=FULL_WIDTH)) as session:
+        denoise(model, "wan", steps=3)
+    assert {entry.unit for entry in session.trace.entries} == {"model", "blocks.0.attn1"}
+    assert any("blocks.1.attn1 cannot be sliced" in warning for warning in session.trace.warnings)
+    assert not torch.equal(denoise(model, "wan", steps=3), plain)  # the second is still without attention
 
 
 @pytest.mark.slow
@@ -65,7 +146,7 @@ def test_blocks_compiled_under_a_span_inside_them(span, note):
         model.compile_repeated_blocks(backend=graphs, fullgraph=True)
         output = denoise(model, "wan", steps=4)
     assert graphs.made == 1 and torch.equal(output, plain)
-    for line in (f"no {span} was reached", "nothing inside them is served, sliced or kept"):
+    for line in (f"no {span} was reached", "nothing inside them is served or kept"):
         assert any(line in warning for warning in session.trace.warnings)
     what = "`compile_repeated_blocks` after `enable` with span block or unit"
     note(what, "wan", "computed, with a warning: nothing is served; no graph break, no recompilation")

@@ -6,8 +6,9 @@
 Random queries, keys and values: seconds depend on shapes alone. "kernel" is the attention call alone, on tensors of the
 reduced width: what no slice can beat. "attention" is that call with its projections and its lift; "all" adds what
 `Slicing` does around it, bases that serve four calls and the trial rows in each. Full and sliced calls alternate; each
-repeat gives one ratio: the median, and of "all" the range. "operations" is the gain of "all" in operations. Whether
-UniCP slices a call is decided by `Costs.share`, which counts small matrices more.
+repeat gives one ratio: the median, and of "all" the range. With one thread on a CPU times are those that the thread
+ran, so that other jobs on the machine add nothing but what they take from its caches. "operations" is the gain of "all"
+in operations. Whether UniCP slices a call is decided by `Costs.share`, which counts small matrices more.
 """
 
 from __future__ import annotations
@@ -76,11 +77,11 @@ def measure(
         gains: dict[str, list[float]] = {"kernel": [], "attention": [], "all": []}
         fulls = []
         for repeat in range(-1, repeats):  # the first is a warm-up
-            before = _seconds(full, device)
+            before = seconds_of(full, device)
             found = {
-                "kernel": _seconds(kernel, device),
-                "attention": _seconds(sliced, device),
-                "all": _seconds(everything, device) / slicing.refresh,
+                "kernel": seconds_of(kernel, device),
+                "attention": seconds_of(sliced, device),
+                "all": seconds_of(everything, device) / slicing.refresh,
             }
             if repeat >= 0:
                 fulls.append(before)
@@ -105,12 +106,19 @@ def measure(
     return rows
 
 
-def _seconds(call: Callable[[], Any], device: torch.device) -> float:
+def seconds_of(call: Callable[[], Any], device: torch.device) -> float:
+    """Seconds of one call, by the clock of `clock_of`."""
+    clock = time.thread_time if clock_of(device) == "thread" else time.perf_counter
     _wait(device)
-    begin = time.perf_counter()
+    begin = clock()
     call()
     _wait(device)
-    return time.perf_counter() - begin
+    return clock() - begin
+
+
+def clock_of(device: torch.device) -> str:
+    """Which clock times are taken by: "thread" = what this thread ran, where one thread does the work; else "wall"."""
+    return "thread" if device.type == "cpu" and torch.get_num_threads() == 1 else "wall"
 
 
 def _wait(device: torch.device) -> None:
@@ -132,7 +140,9 @@ def main() -> None:
     options = parser.parse_args()
     options.out.parent.mkdir(parents=True, exist_ok=True)
     device, dtype = torch.device(options.device), getattr(torch, options.dtype)
-    rows = []
+    rows: list[dict[str, Any]] = []
+    record = {"repeats": options.repeats, "basis": Slicing().basis, "refresh": Slicing().refresh}
+    record |= {"clock": clock_of(device), "environment": environment_of(device, dtype)}
     with torch.no_grad():
         for width in options.width:
             for tokens in options.tokens:
@@ -143,10 +153,9 @@ def main() -> None:
                         f"{name} {row[name]:.2f}x" for name in ("kernel", "attention", "all", "operations")
                     )
                     print(f"{tokens} tokens, {width} -> {row['sliced to']}: {gains}", flush=True)
-    record = {"repeats": options.repeats, "basis": Slicing().basis, "refresh": Slicing().refresh}
-    record |= {"environment": environment_of(device, dtype), "rows": rows}
-    with replacing(options.out) as part:
-        part.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+                # After each shape, so that a run that is stopped keeps what it has.
+                with replacing(options.out) as part:
+                    part.write_text(json.dumps(record | {"rows": rows}, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
@@ -13,6 +13,8 @@ from diffusers.hooks.hooks import BaseState, StateManager
 from torch import nn
 
 from unicp.errors import AttachmentError, UnsupportedModelError
+from unicp.execution.attention_backends import leave_backends, see_backends
+from unicp.execution.compiled_units import compiled_blocks, compiled_parts, put_seam, take_seams
 from unicp.execution.runner import Runner
 from unicp.execution.text_keys import text_projections
 from unicp.models.finder import Unit
@@ -22,7 +24,7 @@ ROOT_HOOK = "unicp_model"
 BLOCK_HOOK = "unicp_block"
 UNIT_HOOK = "unicp_unit"
 TEXT_HOOK = "unicp_text_keys"
-_COMPILED_LATER = "blocks were compiled after UniCP was enabled: nothing inside them is served, sliced or kept"
+_COMPILED_LATER = "blocks were compiled after UniCP was enabled: nothing inside them is served or kept"
 HOOKS = (ROOT_HOOK, BLOCK_HOOK, UNIT_HOOK, TEXT_HOOK)
 
 
@@ -65,15 +67,17 @@ class _RootHook(_Hook):
         super().__init__()
         self.runner = runner
         self.contexts = _Contexts()
-        self._knows_compiled = bool(_compiled_blocks(runner))
+        self._compiled = len(compiled_blocks(runner.map))
 
     def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
         if torch.compiler.is_compiling():
             _refuse_compiled_call()
-        if not self._knows_compiled and _compiled_blocks(self.runner):
-            self._knows_compiled = True
+        if self._compiled != (compiled := len(compiled_blocks(self.runner.map))):
+            self._compiled = compiled
             # What hangs inside a compiled block makes it compile on its own, and is never called.
             _take_off(module, (BLOCK_HOOK, UNIT_HOOK, TEXT_HOOK))
+            if self.runner.settings.span == "model":
+                _slice_units(self.runner, self.runner.map.sliced_units)
             self.runner.recorder.warn("compiled", _COMPILED_LATER)
         forward = self.fn_ref.original_forward
         assert forward is not None
@@ -157,10 +161,9 @@ def attach(runner: Runner) -> None:
         if runner.settings.span != "model":
             for block in runner.map.blocks:
                 _register(block.module, _InnerHook(runner.block_call, block), BLOCK_HOOK)
-        for unit in _hooked_units(runner):
-            _register(unit.module, _InnerHook(runner.unit_call, unit), UNIT_HOOK)
+        _slice_units(runner, _hooked_units(runner))
         if runner.settings.text_keys_values:
-            compiled = {id(part) for block in _compiled_blocks(runner) for part in block.modules()}
+            compiled = compiled_parts(runner.map)
             for unit in runner.map.units:
                 # A hook inside a compiled block would make it compile again, and not be called.
                 if unit.text_keys and id(unit.module) not in compiled:
@@ -173,8 +176,25 @@ def attach(runner: Runner) -> None:
     _forget_child_registries(transformer)
 
 
+def _slice_units(runner: Runner, units: Sequence[Unit]) -> None:
+    """Puts a hook on each of these units, or where it is compiled the seam on its attention."""
+    compiled = compiled_parts(runner.map)
+    slices = runner.settings.slicing.widths and runner.settings.tolerance > 0
+    take_seams(runner.map.transformer)
+    for unit in units:
+        if id(unit.module) not in compiled:
+            _register(unit.module, _InnerHook(runner.unit_call, unit), UNIT_HOOK)
+        elif slices:
+            put_seam(unit, runner.slices.attend)
+            runner.slices.compiled.add(unit.name)
+    if slices and units:
+        see_backends(runner.map.transformer)
+
+
 def detach(transformer: nn.Module) -> None:
     """Takes off all of UniCP's hooks; without any, nothing happens. What the modules compute is as it was before."""
+    take_seams(transformer)
+    leave_backends(transformer)
     _take_off(transformer, HOOKS)
     _forget_child_registries(transformer)
 
@@ -237,11 +257,6 @@ def _forget_forward(module: nn.Module) -> None:
         del module.__dict__["forward"]
 
 
-def _compiled_blocks(runner: Runner) -> list[nn.Module]:
-    blocks = [block.module for block in runner.map.blocks]
-    return [block for block in blocks if getattr(block, "_compiled_call_impl", None) is not None]
-
-
 def _is_parallel(transformer: nn.Module) -> bool:
     """Whether processes share this model: by diffusers' own means, or with parameters that are parts (DTensor)."""
     if getattr(transformer, "_parallel_config", None) is not None:
@@ -259,14 +274,11 @@ def refuse_if_gathered(transformer: nn.Module) -> None:
 
 def _refuse_what_works_on_the_output_alone(runner: Runner) -> None:
     settings = runner.settings
-    if settings.span == "model" and not settings.slicing.widths:
-        return
-    found = ""
-    if _compiled_blocks(runner):
+    if settings.span != "model" and compiled_blocks(runner.map):
         found = "compiled blocks, inside which nothing can be served"
-    elif _is_parallel(runner.map.transformer):
+        raise UnsupportedModelError(f'span "{settings.span}"', found, 'use span "model", with slicing or without')
+    if (settings.span != "model" or settings.slicing.widths) and _is_parallel(runner.map.transformer):
         found = "a model that is parallel over processes, each of which would decide by its own share"
-    if found:
         asked = "sliced attention" if settings.span == "model" else f'span "{settings.span}"'
         raise UnsupportedModelError(asked, found, 'use span "model" without slicing')
 

@@ -1,8 +1,7 @@
 """PCAS at the attention call itself: after normalisation and rotary embedding, so that one mechanism fits every model.
 
-The seam is a torch function mode around the attention module; it catches `scaled_dot_product_attention`, which every
-native backend of diffusers ends in. A backend of its own kernels, or a compiled block, does not pass here: then
-the module runs as it is, and the unit is reported as not sliceable.
+The call comes from the seam (`attention_call`): in eager mode around the module, in compiled ones by an operator. A
+module whose attention does not pass the seam runs as it is, and the unit is reported as not sliceable.
 
 What a slice misses is measured in the very call that it would serve, on a few queries, before it is taken. So nothing
 needs to be known of earlier calls but the bases, and those are fitted anew as soon as they no longer serve.
@@ -16,21 +15,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
-from torch.utils._device import DeviceContext
 
 from unicp.errors import InputError
-from unicp.numerics.operation_counts import (
-    OperationCounter,
-    attention_operations,
-    linear_operations,
-    slice_fit_operations,
-)
+from unicp.execution.attention_call import SDPA, AttentionCall, Seam, call_of
+from unicp.numerics.operation_counts import attention_operations, linear_operations, slice_fit_operations
 from unicp.numerics.principal_axes import FIT_ROWS, FIT_TOKENS, Bases, fit_bases
 from unicp.numerics.sliced_attention import ROWS, SlicedCall
 from unicp.settings import Basis, Slicing
 
-_ARGUMENTS = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
 # (errors of the worst sample, costs as shares of the most that a slice may cost), both by width -> the width to take,
 # None = full.
 Choose = Callable[[Mapping[int, float], Mapping[int, float]], int | None]
@@ -72,44 +64,13 @@ class SliceOutcome:
     refusal: str = ""
 
 
-def _is_perturbed() -> bool:
-    """Whether somebody else stands in front of the attention call too, such as diffusers' perturbed-attention guidance.
-
-    Attention then gives something else than attention, which a sliced one would not.
-    """
-    modes = _get_current_function_mode_stack()
-    return any(not isinstance(mode, (DeviceContext, OperationCounter)) for mode in modes)
-
-
-class Seam(TorchFunctionMode):
-    """Hands the one attention call of a module to `handle`; counts calls."""
-
-    def __init__(self, handle: Callable[..., Tensor]):
-        super().__init__()
-        self._handle = handle
-        self.calls = 0
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        if func is not torch.nn.functional.scaled_dot_product_attention:
-            return func(*args, **kwargs)
-        self.calls += 1
-        named = {**dict(zip(_ARGUMENTS, args)), **kwargs}
-        plain = not named.get("is_causal") and not named.get("dropout_p") and not named.get("enable_gqa")
-        if self.calls > 1 or not plain:
-            self.calls += 1
-            return func(*args, **kwargs)
-        return self._handle(func, named)
-
-
 HOPE = 0.7  # of an error that was too large, what it may have become
 PATIENCE = 4  # calls that such an error is not measured in
 # How many times longer than attention bases and the probe take for an operation: their matrices are small. It tells
 # apart what pays from what does not in docs/results/slice_speed.json, measured on a CPU.
 SMALL = 3.0
-NOT_CAUGHT = "its attention does not end in one plain scaled_dot_product_attention"
+NOT_CAUGHT = "its attention is not one plain call that the seam can see"
+_REFUSALS = (RuntimeError, ValueError, TypeError, AssertionError)
 TOO_SHORT = "too few tokens: no width would save enough"
 
 
@@ -127,11 +88,8 @@ def run_sliced(
     """
     found: list[SliceOutcome] = []
 
-    def handle(func: Callable[..., Tensor], named: dict[str, Any]) -> Tensor:
-        if _is_perturbed():
-            output, outcome = func(**named), SliceOutcome()
-        else:
-            output, outcome = _attend(func, named, state, slicing, widths, choose, projection)
+    def handle(function: Callable[..., Tensor], named: dict[str, Any], backend: str = SDPA) -> Tensor:
+        output, outcome = attend(call_of(backend, function, named), state, slicing, widths, choose, projection)
         found.append(outcome)
         return output
 
@@ -144,17 +102,18 @@ def run_sliced(
     return output, found[0]
 
 
-def _attend(
-    func: Callable[..., Tensor],
-    named: dict[str, Any],
+def attend(
+    call: AttentionCall,
     state: SliceState,
     slicing: Slicing,
     widths: Sequence[int],
     choose: Choose,
-    projection: Tensor | None,
+    projection: Tensor | None = None,
 ) -> tuple[Tensor, SliceOutcome]:
-    query, key, value = named["query"], named["key"], named["value"]
-    mask, scale = named.get("attn_mask"), named.get("scale")
+    """One attention call at the width that `choose` takes, and what became of it. projection: as for `run_sliced`."""
+    if call.is_perturbed:
+        return call.full(), SliceOutcome()
+    query, key, value = call.query, call.key, call.value
     # Offloaded weights may lie elsewhere until their own layer is called.
     if projection is None or slicing.basis != "output_pca" or projection.device != query.device:
         projection = None
@@ -162,36 +121,46 @@ def _attend(
     shares = {width: costs.share(width, slicing.refresh) / (1 - slicing.min_saving) for width in widths}
     shares = {width: share for width, share in shares.items() if share < 1}
     if not shares:
-        return func(**named), SliceOutcome(refusal=TOO_SHORT)
+        return call.full(), SliceOutcome(refusal=TOO_SHORT)
     paying = list(shares)
     # Errors change little from call to call: measuring them again is put off while they would have to fall by much.
     hoped = {width: HOPE * error for width, error in state.refused.items() if width in shares}
     if hoped and state.waited < PATIENCE and choose(hoped, shares) is None:
         state.waited += 1
-        return func(**named), SliceOutcome()
+        return call.full(), SliceOutcome()
     spent, is_fresh, errors = 0, False, dict[int, float]()
     while not is_fresh:
         if spent or state.bases is None or not _fits(state.bases, query, key) or state.age >= slicing.refresh:
             try:
                 state.bases = fit_bases(
-                    query, key, value, slicing.basis, projection=projection, attn_mask=mask, scale=scale
+                    query, key, value, slicing.basis, projection=projection, attn_mask=call.mask, scale=call.scale
                 )
                 state.age, is_fresh = 0, True
             except InputError:
                 # Values that are not finite have no principal axes: computed, and told where outputs are checked.
                 state.bases = None
-                return func(**named), SliceOutcome(saved=-spent)
+                return call.full(), SliceOutcome(saved=-spent)
             spent += costs.fit
-        sliced = SlicedCall(query, key, value, state.bases, max(paying), mask, scale)
+        widest = max(paying)
+        sliced = SlicedCall(query, key, value, state.bases, widest, call.mask, call.scale, call.kernel)
         spent += costs.probe(paying)
         errors = dict(zip(paying, sliced.errors(paying, projection=projection).amax(dim=1).tolist()))
         width = choose(errors, shares)
         if width is not None:
+            try:
+                output = sliced.attend(width)
+            except _REFUSALS as error:
+                if call.backend == SDPA or isinstance(error, torch.OutOfMemoryError):
+                    raise
+                # Kernels of their own take heads of certain widths only.
+                told = str(error).strip().partition("\n")[0] or type(error).__name__
+                refusal = f"attention backend {call.backend} takes no heads of {width} channels ({told})"
+                return call.full(), SliceOutcome(saved=-spent, refusal=refusal)
             state.age, state.refused, state.waited = state.age + 1, {}, 0
             saved = costs.full - costs.attend(width) - spent
-            return sliced.attend(width), SliceOutcome(width, errors[width], saved)
+            return output, SliceOutcome(width, errors[width], saved)
     state.refused, state.waited = errors, 0
-    return func(**named), SliceOutcome(saved=-spent)
+    return call.full(), SliceOutcome(saved=-spent)
 
 
 def _fits(bases: Bases, query: Tensor, key: Tensor) -> bool:

@@ -93,7 +93,7 @@ class Recorder:
         seconds: float = 0.0,
         saved: int = 0,
     ) -> None:
-        """Adds an entry to the call under way. saved: operations that a slice saved."""
+        """Adds an entry to the call under way. saved: operations that a slice saved, if operations are counted."""
         assert self._moment is not None
         moment = self._moment
         entry = Entry(
@@ -112,7 +112,7 @@ class Recorder:
             seconds=seconds,
         )
         self._entries.append(entry)
-        self._saved.append(saved)
+        self._saved.append(saved if self._counts else 0)
 
     def note_text(self, name: str) -> None:
         """Notes that this projection of the text was served from the store in the call under way."""

@@ -22,6 +22,7 @@ from unicp.execution.model_call import CallReader, OutputForm, Tensors, read_out
 from unicp.execution.model_span import ModelSpan, errors_as_lists
 from unicp.execution.recorder import MODEL, STACK, Recorder
 from unicp.execution.sampler_memory import SamplerMemory
+from unicp.execution.slices import Slices
 from unicp.execution.store import OutputStore
 from unicp.execution.text_keys import TextKeys
 from unicp.execution.trajectory import Trajectory
@@ -68,6 +69,7 @@ class Runner:
         self._sliced = {unit.name for unit in model_map.sliced_units} if settings.slicing.widths else set[str]()
         self._spans = (self.model_span, self.stack, *self.blocks.values(), *self.units.values())
         self.recorder = Recorder(trace, model_map)
+        self.slices = Slices(self.units, self.recorder)
         self._block_calls = {block.name: BlockCall(block) for block in model_map.blocks}
         self.owner: Any = None  # the session, set once its hooks are on
         self.planner: Planner | None = None
@@ -106,7 +108,7 @@ class Runner:
                 self.reset()
                 raise
             finally:
-                self._now = None
+                self._now = self.slices.moment = None
 
     def _call(self, forward: Forward, args: Arguments, kwargs: Keywords, context: Any) -> Any:
         started = time.perf_counter()
@@ -128,6 +130,7 @@ class Runner:
         self._now = _Call(moment, self.model_span.position(moment))
         self.recorder.begin(moment, given.shapes)
         if self.span == "model":
+            self.slices.moment = moment
             output = self._whole(self._now, forward, args, kwargs, samples)
         else:
             self._reached = False
@@ -197,6 +200,7 @@ class Runner:
             decision = Decision(Action.COMPUTE, decision.tolerance, "output kind", decision.predicted)
         self._tell_sampler(now, False)
         output = self.recorder.execute(forward, args, kwargs)
+        self.slices.tell_unseen()
         read = read_output(output)
         errors = None
         if read is None or any(tensor.shape[:1] != samples[0].shape[:1] for tensor in read[1]):
@@ -281,30 +285,15 @@ class Runner:
             return self._one_unit(now, span, call, _first_tensor(args, kwargs))
         # A unit that a whole block or stack covers has no entry of its own, so it is not sliced.
         if self.span in ("model", "unit") and unit.name in self._sliced and not self.recorder.is_counting:
-            return self._slice(now, span, call)
+            return self.slices.slice(now.moment, span, call)
         return call()
-
-    def _slice(self, now: _Call, span: UnitSpan, call: Callable[[], Any]) -> Any:
-        """A unit that is computed, at the width that is enough."""
-        started = time.perf_counter()
-        outcome = span.slice(now.moment, call)
-        self._say_if_refused(span)
-        if outcome.decision.action is Action.SLICE or outcome.saved:
-            seconds = time.perf_counter() - started
-            self.recorder.note(span.unit.name, outcome.decision, outcome.measured, None, seconds, outcome.saved)
-        return outcome.output
-
-    def _say_if_refused(self, span: UnitSpan) -> None:
-        if span.refusal:
-            message = f"{span.unit.name} cannot be sliced: {span.refusal}; it runs at full width"
-            self.recorder.warn("not_sliced", message)
 
     def _one_unit(self, now: _Call, span: UnitSpan, call: Callable[[], Any], entering: Tensor | None) -> Any:
         started = time.perf_counter()
         # The call in which operations are counted must be a full one.
         may_slice = not self.recorder.is_counting
         outcome = span.run(now.moment, now.position, call, entering, self._branches, may_slice)
-        self._say_if_refused(span)
+        self.slices.tell(span)
         self._over_budget |= not outcome.fits
         self._count_non_finite(outcome.non_finite or _has_non_finite(outcome.measured))
         seconds = time.perf_counter() - started

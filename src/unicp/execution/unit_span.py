@@ -11,7 +11,8 @@ from torch import Tensor
 
 from unicp.control.controller import Controller, Question
 from unicp.control.windows import Candidate, ErrorWindow, Position
-from unicp.execution.attention_seam import NOT_CAUGHT, SliceOutcome, SliceState, run_sliced
+from unicp.execution.attention_call import AttentionCall
+from unicp.execution.attention_seam import TOO_SHORT, SliceOutcome, SliceState, attend, run_sliced
 from unicp.execution.store import OutputStore
 from unicp.models.finder import Unit
 from unicp.numerics.error_measures import all_finite, relative_error, strided_sample
@@ -105,8 +106,8 @@ class UnitSpan:
         measured, fits = self._computed(state, moment, position, output, probe, drift, branches)
         return UnitOutcome(decision, output, measured, fits, non_finite, sliced.saved)
 
-    def slice(self, moment: Moment, call: Callable[[], Any]) -> UnitOutcome:
-        """One call that is not served, at the width that is enough."""
+    def slice(self, moment: Moment, call: Callable[[], Any] | AttentionCall) -> UnitOutcome:
+        """One call that is not served, or the attention in it, at the width that is enough."""
         output, sliced = self.compute(moment, call)
         tolerance = self.controller.slice_tolerance(moment)
         if sliced.width is None:
@@ -114,17 +115,18 @@ class UnitSpan:
         decision = Decision(Action.SLICE, tolerance, "within", None, sliced.width)
         return UnitOutcome(decision, output, [sliced.error], saved=sliced.saved)
 
-    def compute(self, moment: Moment, call: Callable[[], Any]) -> tuple[Any, SliceOutcome]:
-        """Runs the unit, its attention at the width that the controller chooses from what is measured in this call."""
-        if not self.widths or self.refusal == NOT_CAUGHT or self.settings.tolerance == 0:
-            return call(), SliceOutcome()
+    def compute(self, moment: Moment, call: Callable[[], Any] | AttentionCall) -> tuple[Any, SliceOutcome]:
+        """Runs the unit, or its attention alone, at the width that the controller chooses from what it measures."""
+        if not self.widths or self.refusal not in ("", TOO_SHORT) or self.settings.tolerance == 0:
+            return (call.full() if isinstance(call, AttentionCall) else call()), SliceOutcome()
 
         def choose(errors: Mapping[int, float], costs: Mapping[int, float]) -> int | None:
             return self.controller.choose_width(moment, errors, costs)
 
-        projection = self.unit.output_projection
+        run = attend if isinstance(call, AttentionCall) else run_sliced
         state = self._slices.setdefault(moment.branch, SliceState())
-        output, outcome = run_sliced(call, state, self.settings.slicing, self.widths, choose, projection)
+        slicing, projection = self.settings.slicing, self.unit.output_projection
+        output, outcome = run(call, state, slicing, self.widths, choose, projection)  # type: ignore[arg-type]
         self.refusal = outcome.refusal
         return output, outcome
 

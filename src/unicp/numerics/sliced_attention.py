@@ -6,7 +6,7 @@ DESIGN 3.2: queries, keys and values are projected after norms and positions, at
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +17,8 @@ from unicp.numerics.attention_rows import attention_of_rows, mask_of_rows
 from unicp.numerics.error_measures import coprime_stride, relative_error
 from unicp.numerics.principal_axes import Bases
 
+# (queries, keys, values, scale of the scores) -> attention, with the mask of the call.
+Kernel = Callable[[Tensor, Tensor, Tensor, float], Tensor]
 ROWS = 32  # queries that the error of a slice is measured on
 
 
@@ -26,7 +28,8 @@ class SlicedCall:
     query: (B, H, S, d), key and value: (B, H, S2, d). The softmax keeps the scale of the full width, 1/sqrt(d), unless
     `scale` is given; attn_mask is that of torch's scaled_dot_product_attention. At width d the result equals full
     attention but for rounding. Means are exact: softmax ignores a constant added to all keys, and its rows sum to
-    one. Projections are computed once, in the inputs' dtype; narrower widths are views of them.
+    one. Projections are computed once, in the inputs' dtype; narrower widths are views of them. `kernel` computes the
+    attention, None = torch's; errors are measured with torch's in any case.
 
     Raises InputError where shapes do not fit the bases, or the width is not within 1 to the width of the bases.
     Source: the paper's PCA-based slicing, our reading; centring and the score-optimal basis are ours and KQ-SVD's.
@@ -41,19 +44,30 @@ class SlicedCall:
         width: int,
         attn_mask: Tensor | None = None,
         scale: float | None = None,
+        kernel: Kernel | None = None,
     ):
         _check_fit(query, key, value, bases)
         self._full = query, key, value
         self._bases = bases.narrowed(width)
         self._mask = attn_mask
         self._scale = 1.0 / math.sqrt(query.shape[-1]) if scale is None else scale
-        self._query = _project(query, None, self._bases.query)
-        self._key = _project(key, self._bases.key_mean, self._bases.key)
-        self._value = _project(value, self._bases.value_mean, self._bases.value)
+        self._kernel = kernel
+        # In half precision a mean larger than what varies would take its digits. Elsewhere keys and values need not be
+        # copied to take it off: softmax does not see that of the keys, and the lift makes up for that of the values.
+        self._centred = query.dtype in (torch.bfloat16, torch.float16)
+        if self._centred:
+            key, value = (_centred(x, mean) for x, mean in ((key, bases.key_mean), (value, bases.value_mean)))
+        self._query, self._key, self._value = (
+            x @ basis.to(x.dtype)
+            for x, basis in ((query, self._bases.query), (key, self._bases.key), (value, self._bases.value))
+        )
 
     def attend(self, width: int) -> Tensor:
         """Attention at `width` channels of a head: (B, H, S, d) in the dtype of the query."""
-        return self._attend(self._query, width, self._mask)
+        if self._kernel is None:
+            return self._attend(self._query, width, self._mask)
+        parts = self._query[..., :width], self._key[..., :width], self._value[..., :width]
+        return self._lifted(self._kernel(*parts, self._scale), width)
 
     def errors(self, widths: Sequence[int], rows: int = ROWS, projection: Tensor | None = None) -> Tensor:
         """Relative error at each of `widths`, seen on at most `rows` queries: (len(widths), B).
@@ -73,10 +87,17 @@ class SlicedCall:
         return torch.stack([relative_error(one, true) for one in sliced])
 
     def _attend(self, query: Tensor, width: int, mask: Tensor | None) -> Tensor:
-        bases = self._bases.narrowed(width)
         parts = (x[..., :width] for x in (query, self._key, self._value))
-        attended = F.scaled_dot_product_attention(*parts, attn_mask=mask, scale=self._scale)
-        return _lift(attended, bases).to(self._full[0].dtype)
+        return self._lifted(F.scaled_dot_product_attention(*parts, attn_mask=mask, scale=self._scale), width)
+
+    def _lifted(self, attended: Tensor, width: int) -> Tensor:
+        """Back to full width, the mean of the values added: (B, H, S, r) -> (B, H, S, d)."""
+        bases, mean = self._bases.narrowed(width), self._bases.value_mean
+        if not self._centred:
+            # What the basis holds of the mean was never taken off.
+            mean = mean - ((mean[:, :, None] * bases.value).sum(1, keepdim=True) * bases.lift).sum(2)
+        lifted = attended @ bases.lift.to(attended.dtype).mT
+        return lifted.add_(mean.to(attended.dtype)[:, None]).to(self._full[0].dtype)
 
 
 def sliced_attention(
@@ -111,14 +132,6 @@ def _check_fit(query: Tensor, key: Tensor, value: Tensor, bases: Bases) -> None:
             raise InputError("sliced attention", found, "fit bases on inputs of the same heads and width")
 
 
-def _project(x: Tensor, mean: Tensor | None, basis: Tensor) -> Tensor:
-    """(x - mean) basis: (B, H, S, d) -> (B, H, S, r), in the dtype of x."""
-    # Centring first: subtracting the projected mean afterwards would cancel large numbers in half precision.
-    centred = x if mean is None else x - mean.to(x.dtype)[:, None]
-    return centred @ basis.to(x.dtype)
-
-
-def _lift(attended: Tensor, bases: Bases) -> Tensor:
-    """Back to full width: (B, H, S, r) -> (B, H, S, d)."""
-    lifted = attended @ bases.lift.to(attended.dtype).mT
-    return lifted + bases.value_mean.to(attended.dtype)[:, None]
+def _centred(x: Tensor, mean: Tensor) -> Tensor:
+    """x - mean: (B, H, S, d) of x and (H, d)."""
+    return x - mean.to(x.dtype)[:, None]

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, get_args
 
 import pytest
@@ -95,6 +96,29 @@ def test_half_precision_stays_half_and_close(dtype: torch.dtype, kind: BasisKind
     full = F.scaled_dot_product_attention(q.float(), k.float(), v.float())
     assert sliced.dtype == dtype
     assert relative_error(sliced.float(), full).max() < 10 * torch.finfo(dtype).eps
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_in_half_precision_a_large_mean_costs_no_more_digits_than_in_full_attention(dtype: torch.dtype):
+    q, k, v = (x.to(dtype) for x in (inputs()[0], inputs()[1] + 30.0, inputs()[2] + 30.0))
+    true = F.scaled_dot_product_attention(q.double(), k.double(), v.double())
+    size = (true - true.mean(2, keepdim=True)).norm()
+    full = (F.scaled_dot_product_attention(q, k, v).double() - true).norm() / size
+    sliced = (sliced_attention(q, k, v, fit_bases(q, k, v, "kq_svd"), WIDTH).double() - true).norm() / size
+    assert sliced < 1.5 * full
+
+
+@pytest.mark.parametrize("kind", ["kq_svd", "output_pca"])
+@pytest.mark.parametrize("width", [4, WIDTH])
+def test_means_change_nothing_but_the_mean_of_the_result(kind: BasisKind, width: int):
+    """With oblique axes of the values too, which differ on the way down and up."""
+    q, k, v = inputs()
+    weight = torch.randn(40, 3 * WIDTH, generator=torch.Generator().manual_seed(1))
+    bases = fit_bases(q, k, v, kind, projection=weight if kind == "output_pca" else None)
+    assert torch.equal(bases.value, bases.lift) == (kind == "kq_svd")
+    plain = sliced_attention(q, k, v, bases, width)
+    moved = replace(bases, key_mean=bases.key_mean - 4.0, value_mean=bases.value_mean + 5.0)
+    torch.testing.assert_close(sliced_attention(q, k - 4.0, v + 5.0, moved, width), plain + 5.0, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -93,7 +93,8 @@ def _peers() -> Suite:
         with_preset("balanced", tolerance=1000.0, max_reach=reach, max_window=most)
         for reach, most in ((1.25, 8), (1.5, 8), (2.0, 8), (3.0, 8), (3.0, 12))
     ]
-    planned = [with_target(f"speedup>={x}") for x in ("1.3", "1.4", "1.5", "1.75", "2", "2.5", "3", "3.4", "4")]
+    speeds = ("1.3", "1.4", "1.5", "1.6", "1.7", "1.85", "2", "2.2", "2.5", "3", "3.4", "4")
+    planned = [with_target(f"speedup>={x}") for x in speeds]
     planned += [with_target(f"psnr>={x}") for x in (40, 35, 30, 25)]
     windows = [fixed_window(n) for n in (2, 3, 4, 5)]
     fewer = [fewer_steps(n) for n in (20, 15, 12, 10, 8, 7)]

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from unicp.control.tolerance import IMPACT, NARROWEST, impact, step_tolerance, usual_width
+from unicp.control.tolerance import IMPACT, LATE, NARROWEST, impact, step_tolerance, usual_width
 from unicp.numerics.noise_levels import NoiseLevel
 from unicp.records import Moment
 
@@ -78,12 +78,17 @@ def test_a_timestep_outside_the_usual_range_still_gives_a_tolerance(timestep):
     assert step_tolerance(0.1, "impact", moment(None, timestep)) > 0
 
 
-@pytest.mark.parametrize("sigma", [0.1, 0.5, 0.9])
-def test_a_step_twice_as_wide_as_usual_may_err_half_as_much(sigma):
+@pytest.mark.parametrize("sigma", [0.0, 0.1, 0.29])
+def test_a_late_step_twice_as_wide_as_usual_may_err_half_as_much(sigma):
     usual = step_tolerance(0.1, "impact", moment(sigma))
     assert step_tolerance(0.1, "impact", moment(sigma, width=usual_width(sigma))) == pytest.approx(usual)
     assert step_tolerance(0.1, "impact", moment(sigma, width=2 * usual_width(sigma))) == pytest.approx(usual / 2)
     assert step_tolerance(0.1, "uniform", moment(sigma, width=2 * usual_width(sigma))) == 0.1
+
+
+@pytest.mark.parametrize("sigma", [LATE + 0.01, 0.9])
+def test_before_that_widths_do_not_count(sigma):
+    assert step_tolerance(0.1, "impact", moment(sigma, width=5.0)) == step_tolerance(0.1, "impact", moment(sigma))
 
 
 def test_the_usual_widths_are_those_of_flow_matching_with_a_shift_of_three():
@@ -98,5 +103,5 @@ def test_the_usual_widths_are_those_of_flow_matching_with_a_shift_of_three():
 
 
 def test_a_step_that_goes_nowhere_has_a_finite_tolerance():
-    allowed = step_tolerance(0.1, "impact", moment(0.5, width=0.0))
-    assert allowed == step_tolerance(0.1, "impact", moment(0.5, width=NARROWEST)) < math.inf
+    allowed = step_tolerance(0.1, "impact", moment(0.2, width=0.0))
+    assert allowed == step_tolerance(0.1, "impact", moment(0.2, width=NARROWEST)) < math.inf

@@ -68,7 +68,7 @@ HOPE = 0.7  # of an error that was too large, what it may have become
 PATIENCE = 4  # calls that such an error is not measured in
 # How many times longer than attention bases and the probe take for an operation: their matrices are small. It tells
 # apart what pays from what does not in docs/results/slice_speed.json, measured on a CPU.
-SMALL = 3.0
+SMALL = 4.0
 NOT_CAUGHT = "its attention is not one plain call that the seam can see"
 _REFUSALS = (RuntimeError, ValueError, TypeError, AssertionError)
 TOO_SHORT = "too few tokens: no width would save enough"

@@ -46,7 +46,7 @@ def made(
     probes = [
         Probe(prompt, step, 0.1, 0.05, psnr=_psnr(0.1 * 0.5 * (sigmas[step] - sigmas[step + 1])))
         for prompt in ("a", "b")
-        for step in (4, 8, steps - 1)
+        for step in (4, min(8, steps - 2), steps - 1)
     ]
     if trials is None:
         trials = [

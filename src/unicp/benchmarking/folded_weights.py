@@ -6,8 +6,8 @@ A whole self-attention is timed, with its four linear layers (no norms, no posit
 all rows), random weights and inputs. "sliced" is what UniCP does: values are projected by the model, sliced, attended
 and lifted. "folded" projects them by W_v·B and takes the lift into W_o, as B'·W_o, for B the axes of the values
 of a head; queries and keys are sliced as ever, since norms and positions stand behind their weights. Both have all that
-they need for four calls: bases and, for "folded", both weights made once, errors measured in each call. Values of full
-width are nowhere made then: the trial rows average the inputs, and project the averages.
+they need for four calls: bases ("kq_svd") and, for "folded", both weights made once, errors measured in each call.
+Values of full width are nowhere made then: the trial rows average the inputs, and project the averages.
 
 Gains are in time against the plain module, medians of alternating repeats; "operations" counts the whole module.
 """
@@ -37,6 +37,7 @@ from unicp.numerics.sliced_attention import ROWS
 from unicp.settings import Slicing
 
 SHARES = (0.25, 0.5)
+CALLS = 4  # that bases and weights serve; with a fit in every call folding would have to pay for its weights each time
 TOKENS = (256, 512, 1024, 2048)
 # (heads, channels of a head) of the shipped glyphs and of Wan 1.3B.
 HEADS = ((2, 64), (12, 128))
@@ -137,7 +138,7 @@ def measure(tokens: int, heads: int, channels: int, share: float, repeats: int) 
     generator, model = torch.Generator().manual_seed(0), heads * channels
     query, key, value, out = (torch.randn(model, model, generator=generator) / math.sqrt(model) for _ in range(4))
     module, hidden = Module(heads, query, key, value, out), torch.randn(1, tokens, model, generator=generator)
-    slicing = Slicing(widths=(share,), min_saving=-1e6, tolerance=1e6)
+    slicing = Slicing(widths=(share,), min_saving=-1e6, tolerance=1e6, basis="kq_svd", refresh=CALLS)
     width, calls = slicing.widths_for(channels)[0], slicing.refresh
     state, device = SliceState(), hidden.device
 

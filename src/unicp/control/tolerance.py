@@ -36,7 +36,7 @@ SERVING_POWER = 1.5
 # No step counts as narrower: where the noise level hardly falls at all, anything would be allowed.
 NARROWEST = 0.02
 # Noise level from which on the width of a step counts. Before it later steps decide what becomes of an error: with
-# widths counted everywhere, Latte's narrow first steps were served, and clips at 2.5x lost 3 dB.
+# widths counted everywhere, Latte's narrow first steps were served, and clips at 2.5x lost 3 dB (rows not kept).
 LATE = 0.3
 
 

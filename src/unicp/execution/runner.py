@@ -35,7 +35,7 @@ from unicp.settings import Settings, SpanKind
 
 COARSER: dict[SpanKind, SpanKind] = {"unit": "block", "block": "stack", "stack": "model"}
 Forward = Callable[..., Any]
-# (noise schedule, branches, shape of the sample) of a run -> the plan it follows, None = the online rule.
+# (noise schedule, step under way, branches, shape of the sample) of a run -> the plan it follows, None = online rule.
 Planner = Callable[[NoiseSchedule | None, int, int, tuple[int, ...]], Course]
 Arguments = tuple[Any, ...]
 Keywords = dict[str, Any]

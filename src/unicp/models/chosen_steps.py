@@ -33,13 +33,20 @@ def can_choose(scheduler: Any) -> bool:
 class ShortenedRuns:
     """Stands in for the `set_timesteps` of a scheduler until it is removed, and shortens the runs that it sets.
 
-    choose: see `Choose`. took: told of what a run was shortened to, once the scheduler is set to it. What cannot be
-    done is not: chosen steps of a scheduler whose steps are evenly spaced, and another number of evenly spaced
-    steps where the pipeline names its own noise levels. A copy of the scheduler gets its own `set_timesteps`.
+    choose: see `Choose`. took: told of what a run was shortened to, once the scheduler is set to it. whole: how many
+    steps runs have before they are shortened, None = as many as they ask for. What cannot be done is not: chosen steps
+    of a scheduler whose steps are evenly spaced, and another number of evenly spaced steps where the pipeline names its
+    own noise levels. A copy of the scheduler gets its own `set_timesteps`.
     """
 
-    def __init__(self, scheduler: Any, choose: Choose, took: Callable[[Fewer], None] = lambda _: None):
-        self._scheduler, self._choose, self._took = scheduler, choose, took
+    def __init__(
+        self,
+        scheduler: Any,
+        choose: Choose,
+        took: Callable[[Fewer], None] = lambda _: None,
+        whole: int | None = None,
+    ):
+        self._scheduler, self._choose, self._took, self._whole = scheduler, choose, took, whole
         self._own, self._before = scheduler.set_timesteps, vars(scheduler).get("set_timesteps")
         self._is_on = True
         # Pipelines look at the signature. What the other holds, which may be one like this, stays its own.
@@ -57,7 +64,10 @@ class ShortenedRuns:
 
     def __call__(self, *args: Any, **kwargs: Any) -> None:
         """Arguments as the scheduler's own `set_timesteps` takes them."""
-        self._own(*args, **kwargs)
+        if self._whole is None:
+            self._own(*args, **kwargs)
+        else:
+            self._set(self._whole, args, kwargs)
         wish = self._choose() if self._is_on else None
         if wish is None:
             return
@@ -66,12 +76,15 @@ class ShortenedRuns:
                 return
             _take(self._scheduler, wish.chosen)
         elif kwargs.get("sigmas") is None and kwargs.get("timesteps") is None and len(args) <= 2:
-            # The number is the first argument of every scheduler, the device the second.
-            rest = {name: value for name, value in kwargs.items() if name != "num_inference_steps"}
-            self._own(wish.steps, *args[1:], **rest)
+            self._set(wish.steps, args, kwargs)
         else:
             return
         self._took(wish)
+
+    def _set(self, steps: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """The scheduler's own call with another number of steps: the first argument of every scheduler."""
+        rest = {name: value for name, value in kwargs.items() if name != "num_inference_steps"}
+        self._own(steps, *args[1:], **rest)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         return MethodType(type(self._scheduler).set_timesteps, memo.get(id(self._scheduler), self._scheduler))
@@ -85,22 +98,12 @@ def only_steps(scheduler: Any, steps: int, chosen: Sequence[int]) -> Iterator[No
     """
     if not can_choose(scheduler):
         raise InputError("chosen steps", f"a {type(scheduler).__name__}, whose steps are evenly spaced", "use a preset")
-    own, before = scheduler.set_timesteps, vars(scheduler).get("set_timesteps")
-
-    @functools.wraps(own)
-    def set_timesteps(*args: Any, **kwargs: Any) -> None:
-        kwargs.pop("num_inference_steps", None)
-        own(steps, *args[1:], **kwargs)
-        _take(scheduler, chosen)
-
-    scheduler.set_timesteps = set_timesteps
+    fewer = Fewer(len(chosen), tuple(chosen))
+    runs = ShortenedRuns(scheduler, lambda: fewer, whole=steps)
     try:
         yield
     finally:
-        if before is None:
-            vars(scheduler).pop("set_timesteps", None)
-        else:
-            scheduler.set_timesteps = before
+        runs.remove()
 
 
 def _take(scheduler: Any, chosen: Sequence[int]) -> None:

@@ -39,7 +39,7 @@ from unicp.planning.profile import (
     WindowProbe,
     save_profile,
 )
-from unicp.planning.solver import plan_to_try
+from unicp.planning.solver import Choice, best_choices, plan_to_try
 from unicp.settings import preset
 
 LEAST_STEPS = 8
@@ -93,6 +93,7 @@ class Calibration:
         about = {"model": vars(self.fingerprint), "steps": steps, "prompts": self.prompts, "arguments": given}
         self.notes = Notes.open(out, about)
         self._levels: tuple[NoiseLevel, ...] = ()
+        self._choices: dict[str, dict[int, Choice]] = {}
 
     def _way(self, prompt: str) -> Candidate:
         return probed_way(Recording(**self.notes.known[f"recording {prompt}"]))
@@ -228,8 +229,7 @@ class Calibration:
         kind = "trial" if guarded else "trial unguarded"
         key = f"{kind} {share:.3f} {reference.prompt}"
         if key not in self.notes.known:
-            count = round(share * self.runs.steps)
-            plan, change = plan_to_try(self._profile([], []), self._levels, count, reference.prompt, guarded)
+            plan, change = self._plan_to_try(reference.prompt, round(share * self.runs.steps), guarded)
             outcome, trace = self._served(reference, plan, plan.computed)
             made = {entry.step for entry in trace.entries if entry.action == "compute"}
             served = [entry.seconds for entry in trace.entries if entry.action != "compute"]
@@ -266,7 +266,7 @@ class Calibration:
 
     def _fewer_placed(self, reference: Reference, seed: int, steps: int) -> None:
         """A plain run at the noise levels that a plan would compute, solved without this prompt."""
-        plan, change = plan_to_try(self._profile([], []), self._levels, steps, reference.prompt)
+        plan, change = self._plan_to_try(reference.prompt, steps)
         # Of short runs two lengths may have the same plan.
         key = f"fewer placed {len(plan.computed)} {reference.prompt}"
         if key not in self.notes.known:
@@ -274,6 +274,13 @@ class Calibration:
                 outcome = self.runs.run(reference.prompt, seed, len(plan.computed))
             quality = psnr(reference.outcome.frames, outcome.frames).total
             self.notes.add(key, FewerSteps(reference.prompt, len(plan.computed), quality, plan.computed, change))
+
+    def _plan_to_try(self, prompt: str, count: int, guarded: bool = True) -> tuple[Plan, float]:
+        """Of this many steps, solved without this prompt: once for all numbers of steps, when all probes are known."""
+        profile = self._profile([], [])
+        if prompt not in self._choices:
+            self._choices[prompt] = best_choices(profile, self._levels, prompt)
+        return plan_to_try(profile, self._levels, self._choices[prompt], count, guarded)
 
     def _known(self, kind: type) -> list[Any]:
         start = {

@@ -323,14 +323,13 @@ def levels_of(profile: Profile, steps: int) -> list[NoiseLevel]:
 
 
 def plan_to_try(
-    profile: Profile, levels: Sequence[NoiseLevel], count: int, without: str, guarded: bool = True
+    profile: Profile, levels: Sequence[NoiseLevel], choices: dict[int, Choice], count: int, guarded: bool = True
 ) -> tuple[Plan, float]:
     """The best plan that computes `count` steps, or the nearest possible number, for a run that nothing is known of.
 
-    And the change of the clip that is predicted of it. without: a prompt that is to be tried as a new one. guarded:
-    whether its guard may spend as much as the plan is predicted to, or nothing.
+    And the change of the clip that is predicted of it. choices: the best, without the prompt that is to be tried as a
+    new one. guarded: whether its guard may spend as much as the plan is predicted to, or nothing.
     """
-    choices = best_choices(profile, levels, without)
     choice = choices[min(choices, key=lambda one: (abs(one - count), one))]
     solver, computed = Solver(profile, levels), len(choice.path.computed)
     allowance, most = (choice.path.loss, solver.steps) if guarded else (0.0, computed)

@@ -156,7 +156,9 @@ def test_a_speed_that_only_fewer_steps_have():
 
 def test_a_plan_to_try_leaves_its_own_prompt_out():
     profile, levels = made(), flow_levels()
-    from_b, from_a = (plan_to_try(profile, levels, 8, prompt)[0] for prompt in ("a", "b"))
+    from_b, from_a = (
+        plan_to_try(profile, levels, best_choices(profile, levels, prompt), 8)[0] for prompt in ("a", "b")
+    )
     # Prompt b has twice the curvature, so four times the squared error.
     assert from_b.allowance == pytest.approx(4 * from_a.allowance)
     assert len(from_a.computed) == 8
@@ -226,6 +228,7 @@ def test_trials_of_the_online_rule_tell_of_their_own_number_of_steps_only():
 
 
 def test_a_plan_to_try_without_a_guard_computes_no_more_than_it_plans():
-    plan, change = plan_to_try(made(), flow_levels(), 8, "a", guarded=False)
+    choices = best_choices(made(), flow_levels(), "a")
+    plan, change = plan_to_try(made(), flow_levels(), choices, 8, guarded=False)
     assert plan.allowance == 0 and plan.most == len(plan.computed) == 8
-    assert change**2 == pytest.approx(plan_to_try(made(), flow_levels(), 8, "a")[0].allowance)
+    assert change**2 == pytest.approx(plan_to_try(made(), flow_levels(), choices, 8)[0].allowance)

@@ -108,18 +108,14 @@ class Session:
         schedule = schedule_of(self._runners[0].map.family, scheduler)
         if schedule is None:
             return
-        asked: list[Plan] = []
 
         def choose() -> Fewer | None:
             levels = schedule.levels()
             plan = None if levels is None else planner.shorten(levels)
-            if plan is None or plan.fewer is None:
-                return None
-            asked[:] = [plan]
-            return Fewer(plan.fewer, tuple(plan.fewer_computed))
+            return None if plan is None or plan.fewer is None else Fewer(plan.fewer, tuple(plan.fewer_computed))
 
         def took(_: Fewer) -> None:
-            planner.shortened(asked[0], schedule.levels() or ())
+            planner.shortened(schedule.levels() or ())
 
         self._shortening = ShortenedRuns(scheduler, choose, took)
 

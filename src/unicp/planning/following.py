@@ -33,7 +33,7 @@ class RunPlanner:
         self._source, self.caution, self._say, self._knows_seconds = source, caution, say, knows_seconds
         self._solved: dict[tuple[float, ...], Plan] = {}
         self._said: set[str] = set()
-        self._shortened: tuple[Plan, list[NoiseLevel]] | None = None
+        self._shortened: tuple[Plan, list[NoiseLevel] | None] | None = None
         self.plan: Plan | None = source if isinstance(source, Plan) else None
 
     def shorten(self, levels: Levels) -> Plan | None:
@@ -43,11 +43,15 @@ class RunPlanner:
         """
         self._shortened = None
         plan = self.solve(levels)
-        return plan if plan.fewer is not None and plan.fits(levels[:-1]) else None
+        if plan.fewer is None or not plan.fits(levels[:-1]):
+            return None
+        self._shortened = plan, None
+        return plan
 
-    def shortened(self, plan: Plan, levels: Levels) -> None:
-        """The run was shortened as this plan says: these are its levels now."""
-        self._shortened = plan, list(levels)
+    def shortened(self, levels: Levels) -> None:
+        """The run was shortened as the plan says: these are its levels now."""
+        assert self._shortened is not None
+        self._shortened = self._shortened[0], list(levels)
 
     def left_out(self, levels: Levels | None) -> int:
         """How many steps of the run at these levels were left out when it was set, 0 for none."""

@@ -84,7 +84,7 @@ def shortened(target: str = "speedup>=2", **changes) -> RunPlanner:
     own = planner(target, fewer=FEWER, **changes)
     plan = own.shorten(flow_levels())
     assert plan is not None and plan.fewer == 6
-    own.shortened(plan, flow_levels(6))
+    own.shortened(flow_levels(6))
     return own
 
 

@@ -6,8 +6,9 @@
 A table stands between `<!-- table NAME -->` and `<!-- end -->`. NAME is a file of docs/results without its suffix,
 after a colon the sampler, and behind it ":equal" for the rivals at the operations that each setting of UniCP saves,
 ":margins" or ":margins-seconds" for UniCP beside the best peer at each speed-up, ":met" for how often targets were met,
-":need" for what they spent beside the least that any setting of UniCP got by with on the same clip. Of a JSON file it
-is the list "rows", or after two colons another one ("slices::projected").
+":need" for what they spent beside the least that any setting of UniCP got by with on the same clip, ":best" for long
+sweeps of peers, without the settings that others of the same peer beat. Of a JSON file it is the list "rows", or after
+two colons another one ("slices::projected").
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import argparse
 import json
 import re
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +25,7 @@ from typing import Any
 
 from unicp.benchmarking.html.comparison import COSTS, SPEEDS, WORTHS, fidelity_at, sweeps
 from unicp.benchmarking.html.parts import CHOSEN, is_ours, is_peer, split
-from unicp.benchmarking.rows import PLANNED, Row, read_rows
+from unicp.benchmarking.rows import PLAIN, PLANNED, Row, read_rows
 from unicp.benchmarking.statistics import Group, at_speed, frontier, group_rows, markdown
 from unicp.errors import InputError
 from unicp.planning.targets import parse_target
@@ -31,6 +33,7 @@ from unicp.planning.targets import parse_target
 DOCUMENTS = ("README.md", "docs/results.md", "docs/planning.md")
 RESULTS = Path("docs/results")
 RIVALS = ("fixed window", "fewer steps")
+LEAST = 1.005  # a saving that a table shows as more than 1.00x
 _BLOCK = re.compile(r"<!-- table (\S+) -->\n.*?<!-- end -->", re.DOTALL)
 
 
@@ -46,7 +49,7 @@ def _table(name: str, results: Path) -> str:
         groups = _ordered(group_rows(rows))
         if kind.startswith("margins"):
             return margins(rows, "seconds" if kind.endswith("seconds") else "operations")
-        kinds = {"equal": equal_operations, "met": targets_met, "need": targets_need}
+        kinds = {"equal": equal_operations, "met": targets_met, "need": targets_need, "best": best_settings}
         return kinds.get(kind, markdown)(groups)
     path = results / f"{stem}.json"
     if not path.is_file():
@@ -149,6 +152,38 @@ def targets_need(groups: list[Group]) -> str:
         cells = f"{len(spent)} | {met} | {saved:.2f}x | {best:.2f}x | {sum(spent) / sum(need) - 1:+.0%}"
         lines.append(f"| {group.setting} | {cells} |")
     return "\n".join(lines)
+
+
+def best_settings(groups: list[Group]) -> str:
+    """All settings of UniCP, and of other methods those that save something and that no other setting beats.
+
+    A setting is left out where another of its method saves as much with the same mean PSNR or more. Below the table it
+    says which methods cannot run and why, and how many settings saved nothing.
+    """
+    shown, idle, unable = [], Counter[str](), dict[str, str]()
+    for group in groups:
+        if group.reason:
+            unable.setdefault(group.method, group.reason)
+        elif group.method == "UniCP":
+            shown.append(group)
+        elif group.operations < LEAST:
+            idle[group.method] += group.method != PLAIN
+        else:
+            rivals = [other for other in groups if other.method == group.method and not other.reason]
+            if not any(_beats(rivals[place], group, place < rivals.index(group)) for place in range(len(rivals))):
+                shown.append(group)
+    lines = [markdown(shown)]
+    if +idle:
+        counted = (f"{method} ({count})" for method, count in (+idle).items())
+        lines.append(f"Settings that saved nothing: {', '.join(counted)}.")
+    lines += [f"{method} cannot run: {reason}." for method, reason in unable.items()]
+    return "\n\n".join(lines)
+
+
+def _beats(one: Group, other: Group, alike: bool) -> bool:
+    """Whether a setting saves as much and is as good as another. alike: what counts where they are equal in both."""
+    mine, its = (one.operations, one.mean("psnr")), (other.operations, other.mean("psnr"))
+    return alike if mine == its else mine[0] >= its[0] and mine[1] >= its[1]
 
 
 def _on_clips_of(group: Group, groups: list[Group], method: str) -> list[Group]:

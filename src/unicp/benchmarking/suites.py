@@ -184,8 +184,7 @@ def _slices() -> Suite:
     methods += [with_preset(name) for name in ("quality", "balanced", "fast")]
     both = Slicing(widths=(0.25, 0.5, 0.75), tolerance=0.03)
     methods.append(unicp_method("balanced, slices within 0.03", dataclasses.replace(preset("balanced"), slicing=both)))
-    families = ("diffusers FirstBlockCache", "diffusers TaylorSeer", "diffusers MagCache", "cache-dit DBCache + Taylor")
-    peers = [method for method in (*diffusers_methods(), *cache_dit_methods()) if method.family in families]
+    peers = (*diffusers_methods(), *cache_dit_methods())
     methods = (*methods, *(fewer_steps(n) for n in (7, 6, 5, 4, 3)), *peers)
     return Suite(methods, "slices of attention beside caches, for runs of 4 to 8 steps (--steps)", prompts=8, seeds=1)
 

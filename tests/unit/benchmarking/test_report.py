@@ -66,6 +66,19 @@ def test_targets_are_counted_as_met_or_not(tmp_path):
     assert "| speedup>=2 | 1 | 0 | 2.00x | 20.0 dB | 20.0 dB |" in text and "balanced" not in text
 
 
+def test_a_long_sweep_of_peers_keeps_the_settings_that_no_other_of_the_method_beats(tmp_path):
+    rows = [("UniCP", "a", 40.0, 100), ("UniCP", "b", 30.0, 50), ("UniCP", "c", 20.0, 60)]
+    rows += [("other", "1", 35.0, 50), ("other", "2", 34.0, 50), ("other", "3", 35.0, 50), ("other", "4", 36.0, 60)]
+    rows += [("idle", "1", 100.0, 100), ("idle", "2", 100.0, 100), ("other", "0", 100.0, 100)]
+    for method, setting, psnr, operations in rows:
+        append_row(tmp_path / "t.jsonl", row(setting, psnr, method=method, operations=operations))
+    append_row(tmp_path / "t.jsonl", row("x", method="stuck", reason="no such block", fidelity={}))
+    text = fill("<!-- table t:unipc:best -->\n<!-- end -->", tmp_path)
+    named = [line.split(" | ")[0].removeprefix("| ") for line in text.splitlines() if line.startswith("| ")]
+    assert named == ["method", "UniCP a", "UniCP c", "UniCP b", "other 4", "other 1"]
+    assert "Settings that saved nothing: idle (2), other (1)." in text and "stuck cannot run: no such block." in text
+
+
 def test_a_file_of_plain_rows_may_hold_several_tables(tmp_path):
     (tmp_path / "s.json").write_text('{"rows": [{"a": 0.12346}], "other": [{"b": "-"}]}', encoding="utf-8")
     text = fill("<!-- table s: -->\n<!-- end -->\n<!-- table s::other -->\n<!-- end -->", tmp_path)

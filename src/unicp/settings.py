@@ -23,6 +23,9 @@ ErrorScale = Literal["stream", "own"]
 Basis = Literal["pca", "centred_pca", "kq_svd", "output_pca"]
 StoreDtype = Literal["same", "float32", "bfloat16", "float16"]
 
+# Farthest that a forecast may reach because much error is allowed (`Settings.reach_limit`).
+MOST_REACH = 3.0
+
 ATTENTION_ROLES: tuple[Role, ...] = ("self", "spatial", "temporal", "joint", "cross")
 
 
@@ -127,7 +130,8 @@ class Slicing:
 class Settings:
     """What may be served instead of computed, and how much error that may cause.
 
-    tolerance: largest sum of predicted errors over the steps that one window serves, at a step of average impact.
+    tolerance: largest sum of predicted errors over the steps that one window serves, at a step of average impact; where
+        the sampler is mended and the tolerance small, errors from the second step on count up to twice.
         An error is the root mean square of (served - true) over all positions of a sample, relative to the root mean
         square of the true output (`error_scale="own"`) or of the residual stream it is added to ("stream"; for spans
         "stack" and "block", the others have no stream at hand and use their own size). 0 serves nothing: bit-equal.
@@ -142,7 +146,8 @@ class Settings:
         final latent (to the power 1.5 where outputs are served), "uniform" does not.
     max_window: most steps in a row that stored outputs may serve.
     max_reach: farthest a forecast may reach beyond its newer point, in distances between its two points (steps). The
-        noise of the points grows with it; 1 makes windows widen by one step at a time.
+        noise of the points grows with it; 1 makes windows widen by one step at a time. None = 1, or the tolerance where
+        that is larger, up to 3 (`reach_limit`).
     every: a fixed window instead of an error-aware one: compute every so many steps, whatever the error. None = off.
         It is the baseline that error-aware windows must beat.
     computed_steps: a fixed schedule: compute exactly these steps, counted from 0, and the first ones that a forecast
@@ -167,7 +172,7 @@ class Settings:
     weighting: Weighting = "impact"
     error_scale: ErrorScale = "stream"
     max_window: int = 4
-    max_reach: float = 1.0
+    max_reach: float | None = None
     every: int | None = None
     computed_steps: tuple[int, ...] | None = None
     first: int = 2
@@ -193,7 +198,8 @@ class Settings:
         _check_choice("weighting", self.weighting, get_args(Weighting))
         _check_choice("error_scale", self.error_scale, get_args(ErrorScale))
         _check_integer("max_window", self.max_window, 1)
-        _check_number("max_reach", self.max_reach)
+        if self.max_reach is not None:
+            _check_number("max_reach", self.max_reach)
         if self.every is not None:
             _check_integer("every", self.every, 1)
         if self.computed_steps is not None:
@@ -211,6 +217,11 @@ class Settings:
             _check_integer("store_bytes", self.store_bytes, 0)
         if not isinstance(self.slicing, Slicing):
             raise SettingsError(f"slicing={self.slicing!r}", "not a Slicing", "pass unicp.Slicing(widths=(32,))")
+
+    @property
+    def reach_limit(self) -> float:
+        """`max_reach`, or what the tolerance makes of it: who allows much error may have wide windows."""
+        return max(1.0, min(self.tolerance, MOST_REACH)) if self.max_reach is None else self.max_reach
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as written into traces; `from_dict` reads them back."""
@@ -249,7 +260,7 @@ PRESETS: dict[str, Settings] = {
     ),
     "quality": replace(_MODEL_SPAN, tolerance=0.08),
     "balanced": replace(_MODEL_SPAN, tolerance=0.2),
-    "fast": replace(_MODEL_SPAN, tolerance=10.0, max_window=4),
+    "fast": replace(_MODEL_SPAN, tolerance=10.0, max_window=4, max_reach=1.0),
 }
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from unicp.control.guard import Guard
 from unicp.control.shift import FULL, Option, cheapest_within_tolerance
-from unicp.control.tolerance import SERVING_POWER, step_tolerance
+from unicp.control.tolerance import SERVING_POWER, later_steps_count, step_tolerance
 from unicp.control.windows import Candidate, ErrorWindow, Position
 from unicp.records import Action, Decision, Moment
 from unicp.settings import Settings, preset
@@ -92,7 +92,7 @@ class Controller:
             return "window" if window.served >= settings.every - 1 else ""
         if window.served >= settings.max_window:
             return "window"
-        if window.reach(question.position) > settings.max_reach:
+        if window.reach(question.position) > settings.reach_limit:
             return "reach"
         return ""
 
@@ -107,15 +107,22 @@ class Controller:
         if not refusal:
             candidate, errors = window.predict(question.position, question.drift)
             predicted = tuple(errors)
-            worst = window.spent + max(errors, default=0.0)
+            later = self._later
+            worst = window.total(max(errors, default=0.0), later)
             # Tolerance 0 serves nothing, even where the prediction is 0.
             if tolerance > 0:
                 options.append(Option(serve, 0.0, 0.0 if self._is_fixed else worst, tolerance))
-            calm = max(window.predict(question.position)[1], default=0.0)
-            refusal = "spike" if window.spent + calm <= tolerance < worst else "tolerance"
+            calm = window.total(max(window.predict(question.position)[1], default=0.0), later)
+            refusal = "spike" if calm <= tolerance < worst else "tolerance"
         if cheapest_within_tolerance(options) is FULL:
             return Decision(Action.COMPUTE, tolerance, refusal, predicted), None
         return Decision(serve, tolerance, "within", predicted), candidate
+
+    @property
+    def _later(self) -> float:
+        """How many times errors count from the second step of a window on, where the sampler is mended after one."""
+        is_mended = self.settings.mend_sampler and self.settings.span in ("model", "stack")
+        return later_steps_count(self._rule.tolerance) if is_mended else 1.0
 
     @property
     def _is_fixed(self) -> bool:

@@ -38,7 +38,8 @@ class Candidate:
 class ErrorWindow:
     """Learns from measurements, predicts errors per sample. Holds floats only.
 
-    candidates: ways to serve. order: 0 reuse, 1 forecast from two points.
+    candidates: ways to serve. order: 0 reuse, 1 forecast from two points. errors: predicted for the steps served since
+    the last computation (worst sample).
     """
 
     candidates: tuple[Candidate, ...]
@@ -46,8 +47,18 @@ class ErrorWindow:
     points: list[Position] = field(default_factory=list)
     factors: dict[Candidate, list[float]] = field(default_factory=dict)
     drift_rate: list[float] | None = None
-    served: int = 0
-    spent: float = 0.0
+    errors: list[float] = field(default_factory=list)
+
+    @property
+    def served(self) -> int:
+        """How many steps in a row stored outputs have served."""
+        return len(self.errors)
+
+    def total(self, error: float, later: float = 1.0) -> float:
+        """Predicted errors of the open window with one more step of this error; from its second step on they count
+        `later` times."""
+        first, *rest = *self.errors, error
+        return first + later * math.fsum(rest)
 
     @property
     def ready(self) -> bool:
@@ -119,7 +130,7 @@ class ErrorWindow:
             if distance > 0:
                 self.drift_rate = [value / distance for value in drift]
         self.points = [*self.points, position][-(self.order + 1) :]
-        self.served, self.spent = 0, 0.0
+        self.errors = []
 
     def _learn(self, candidate: Candidate, growth: float, values: Sequence[float]) -> None:
         if not all(math.isfinite(value) for value in values) or growth <= 0:
@@ -135,10 +146,9 @@ class ErrorWindow:
             new = [max(n, SMOOTHING * n + (1 - SMOOTHING) * o) for n, o in zip(new, old)]
         self.factors[candidate] = new
 
-    def serve(self, weighted_error: float) -> None:
+    def serve(self, error: float) -> None:
         """Notes that stored outputs served one more step, at this predicted error (worst sample)."""
-        self.served += 1
-        self.spent += weighted_error
+        self.errors.append(error)
 
 
 def _spike(seen: float, announced: float) -> float:

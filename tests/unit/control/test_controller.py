@@ -132,6 +132,23 @@ def test_a_window_serves_no_more_steps_than_allowed():
     assert decide(controller, window, question(6)).why == "window"
 
 
+@pytest.mark.parametrize(
+    ("changes", "done"),
+    [
+        # Predicted 0.025 a step: 0.025, 0.05, 0.075 for three steps in a row. Two are 0.075, or 0.125 with the second
+        # counted twice, beyond the tolerance of 0.1.
+        ({}, "ccscscsc"),
+        ({"mend_sampler": False}, "ccsscssc"),
+        ({"span": "unit"}, "ccsscssc"),
+        # Four times as much is allowed: errors count once. 0.1 + 0.2 are within 0.4, 0.6 is not.
+        ({"tolerance": 0.4, "factor": 4}, "ccsscssc"),
+    ],
+)
+def test_where_little_is_allowed_a_window_of_several_steps_counts_more_than_one_that_is_mended(changes, done):
+    factor = changes.pop("factor", 1)
+    assert actions(Controller(settings(**changes)), 8, 0.025 * factor) == done
+
+
 @pytest.mark.parametrize(("max_reach", "why"), [(0.5, "reach"), (1.0, "within"), (1.5, "within")])
 def test_a_forecast_reaches_no_farther_than_allowed(max_reach, why):
     controller = Controller(settings(order=1, tolerance=1e9, max_reach=max_reach))

@@ -8,7 +8,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from unicp.control.tolerance import IMPACT, LATE, NARROWEST, impact, step_tolerance, usual_width
+from unicp.control.tolerance import (
+    IMPACT,
+    LATE,
+    NARROWEST,
+    impact,
+    later_steps_count,
+    step_tolerance,
+    usual_width,
+)
 from unicp.numerics.noise_levels import NoiseLevel
 from unicp.records import Moment
 
@@ -24,6 +32,13 @@ def moment(sigma: float | None, timestep: float = 500.0, width: float | None = N
 )
 def test_impact_is_linear_between_points_and_flat_outside(sigma, expected):
     assert impact(sigma, CURVE) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("tolerance", "count"), [(0.0, 2.0), (0.01, 2.0), (0.1, 2.0), (0.2, 1.5), (0.4, 1.0), (10.0, 1.0)]
+)
+def test_later_steps_of_a_window_count_twice_where_little_is_allowed_and_once_where_much_is(tolerance, count):
+    assert later_steps_count(tolerance) == pytest.approx(count)
 
 
 def test_a_curve_of_one_point_is_constant():

@@ -197,9 +197,9 @@ def test_served_and_spent_add_up_and_are_reset_by_a_computation():
     window = reuse()
     window.serve(0.1)
     window.serve(0.2)
-    assert (window.served, window.spent) == (2, pytest.approx(0.3))
+    assert (window.served, window.total(0.1), window.total(0.1, 2.0)) == (2, pytest.approx(0.4), pytest.approx(0.7))
     window.observe(at(4), {STEP: [0.1]})
-    assert (window.served, window.spent) == (0, 0.0)
+    assert (window.served, window.total(0.1, 2.0)) == (0, 0.1)
 
 
 def test_only_as_many_points_are_kept_as_a_forecast_needs():

@@ -13,7 +13,7 @@ import os
 import platform
 import subprocess
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib import metadata
@@ -24,15 +24,12 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
-from unicp.benchmarking.methods import Bench, CannotRunError, Method, plain
-from unicp.benchmarking.rows import Row, append_row, read_rows
+from unicp.benchmarking.methods import Bench, Method
 from unicp.models.loading import check_frames, generation_defaults, load_pipeline, sampler
 from unicp.numerics.operation_counts import OperationCounter
 
 PACKAGES = ("unicp", "torch", "diffusers", "transformers", "cache-dit")
 WARM_UP_STEPS = 2
-Fidelity = Callable[["Clip", "Clip", str], dict[str, float]]
-Say = Callable[[str], None]
 
 
 @dataclass
@@ -137,87 +134,6 @@ class Harness:
         """One clip under a method, which is taken off again. Raises CannotRunError."""
         with method.attach(self.bench):
             return self.run(case, method.steps or self.steps)
-
-
-def measure_case(
-    harness: Harness,
-    suite: str,
-    model: str,
-    methods: Iterable[Method],
-    case: Case,
-    out: Path,
-    fidelity: Fidelity,
-    say: Say,
-    keep: Callable[[Row, Clip], None] | None = None,
-) -> None:
-    """All methods on one prompt and seed that have no row in `out` yet, the plain run first.
-
-    fidelity: numbers of a clip against the plain one and the prompt. keep: called with every clip that was made.
-    """
-    known = {row.key for row in read_rows(out)}
-    methods = [plain(), *(m for m in methods if m.family != plain().family)]
-    missing = [m for m in methods if (model, harness.sampler, m.family, m.setting, case.prompt, case.seed) not in known]
-    if not missing:
-        return
-    harness.warm_up(case.prompt)
-    reference = harness.run_method(plain(), case)
-    for method in missing:
-        row, clip = _measure(harness, suite, model, method, case, reference, fidelity)
-        append_row(out, row)
-        if keep is not None and clip is not None:
-            keep(row, clip)
-        say(_line(row))
-
-
-def _measure(
-    harness: Harness, suite: str, model: str, method: Method, case: Case, reference: Clip, fidelity: Fidelity
-) -> tuple[Row, Clip | None]:
-    steps = method.steps or harness.steps
-    about: dict[str, Any] = {
-        "suite": suite,
-        "model": model,
-        "sampler": harness.sampler,
-        "method": method.family,
-        "setting": method.setting,
-        "prompt": case.prompt,
-        "seed": case.seed,
-        "steps": steps,
-        "environment": harness.environment,
-    }
-    try:
-        if method.prepare is not None:
-            method.prepare(harness.bench)
-        clip = reference if method.family == plain().family else harness.run_method(method, case)
-    except CannotRunError as error:
-        return Row(**about, reason=str(error)), None
-    except Exception as error:  # a peer that crashes is a result, not the end of the sweep
-        if method.family.startswith(("UniCP", "fixed window")):
-            raise
-        return Row(**about, reason=f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"), None
-    full_step = reference.operations / max(1, len(reference.step_operations))
-    row = Row(
-        **about,
-        operations=clip.operations,
-        full_operations=reference.operations,
-        seconds=clip.seconds,
-        plain_seconds=reference.seconds,
-        model_seconds=clip.model_seconds,
-        plain_model_seconds=reference.model_seconds,
-        peak_bytes=clip.peak_bytes,
-        plain_peak_bytes=reference.peak_bytes,
-        cache_bytes=max(0, clip.alive_bytes - reference.alive_bytes),
-        work=[round(n / full_step, 3) for n in clip.step_operations],
-        fidelity=fidelity(clip, reference, case.prompt),
-    )
-    return row, clip
-
-
-def _line(row: Row) -> str:
-    start = f"{row.sampler} {row.prompt} #{row.seed} {row.name}: "
-    if not row.measured:
-        return f"{start}cannot run: {row.reason}"
-    saved, psnr = row.full_operations / max(1, row.operations), row.fidelity.get("psnr", float("nan"))
-    return f"{start}{saved:.2f}x {psnr:.1f} dB {row.seconds:.1f} s"
 
 
 class _Watch:

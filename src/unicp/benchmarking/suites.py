@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
+from unicp.benchmarking.measuring import PLAIN_EVERY
 from unicp.benchmarking.methods import (
     Method,
     fewer_steps,
@@ -35,13 +36,17 @@ _FILM_SPLITS = {"table": slice(0, 16), "tuning": slice(16, 22), "calibration": s
 
 @dataclass(frozen=True)
 class Suite:
-    """Methods and how many prompts, seeds and frames they are measured on; frames None = the model's own."""
+    """Methods and how many prompts, seeds and frames they are measured on.
+
+    frames: None = the model's own. plain_every: the plain run is timed again before so many methods each.
+    """
 
     methods: tuple[Method, ...]
     about: str
     prompts: int = 16
     seeds: int = 2
     frames: int | None = None
+    plain_every: int = PLAIN_EVERY
 
 
 def prompts_of(split: str, model: str = DEFAULT) -> tuple[str, ...]:
@@ -65,6 +70,7 @@ def suite(name: str) -> Suite:
         "ablation": _ablation,
         "paper": _paper,
         "slices": _slices,
+        "seconds": _seconds,
     }
     if name not in known:
         raise InputError(f"suite {name!r}", f"the suites {', '.join(known)}", "name one of them")
@@ -126,6 +132,27 @@ _STRONG = {
     "cache-dit DBPrune": ("threshold 0.03", "threshold 0.06"),
 }
 _WHOLE = ("UniCP", "UniCP planned", "fewer steps, placed", "fixed window", "diffusers SeaCache", "diffusers MagCache")
+
+
+# Of every method the setting that saves about two times the operations of 30 steps on the test-beds.
+_AT_TWO = {
+    "UniCP": ("balanced tolerance 0.15",),
+    "UniCP planned": ("speedup>=1.85",),
+    "fixed window": ("2",),
+    "fewer steps": ("15",),
+    "global schedule": ("reuse 50 %", "forecast 50 %"),
+    "diffusers SeaCache": ("threshold 0.25 skips 2",),
+    "diffusers MagCache": ("threshold 0.06 skips 3",),
+    "diffusers TaylorSeer": ("order 1 interval 2",),
+    "diffusers FirstBlockCache": ("threshold 0.1",),
+    "cache-dit DBCache + Taylor": ("F1 threshold 0.12",),
+}
+
+
+def _seconds() -> Suite:
+    methods = tuple(method for method in _peers().methods if method.setting in _AT_TWO.get(method.family, ()))
+    about = "methods at about twice fewer operations, each beside a plain run of its own"
+    return Suite(methods, about, prompts=2, seeds=1, plain_every=1)
 
 
 def _rivals() -> Suite:

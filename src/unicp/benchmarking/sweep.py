@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from unicp.benchmarking.clip_metrics import FAST, measure_clip
-from unicp.benchmarking.harness import Case, Clip, Harness, measure_case
+from unicp.benchmarking.harness import Case, Clip, Harness
+from unicp.benchmarking.measuring import PLAIN_EVERY, measure_case
 from unicp.benchmarking.methods import Method
 from unicp.benchmarking.rows import PLAIN, Row, read_rows
 from unicp.benchmarking.suites import prompts_of
@@ -39,6 +40,7 @@ class Sweep:
     metrics: str = ALL_METRICS
     clips: Path | None = None
     profile: Path | None = None
+    plain_every: int = PLAIN_EVERY
 
 
 def run(sweep: Sweep, say: Callable[[str], None]) -> None:
@@ -60,7 +62,9 @@ def run(sweep: Sweep, say: Callable[[str], None]) -> None:
     for index, prompt in enumerate(sweep.prompts):
         for seed in range(sweep.seeds):
             case = Case(prompt, 1000 * seed + index)
-            measure_case(harness, sweep.suite, sweep.model, methods, case, sweep.out, fidelity, say, keep)
+            measure_case(
+                harness, sweep.suite, sweep.model, methods, case, sweep.out, fidelity, say, keep, sweep.plain_every
+            )
 
 
 class Fidelity:

@@ -78,9 +78,7 @@ def bench(
     check_model(folder)
     name = model if model in suites.models() else Path(model).name
     methods = [parse_method(text, list(chosen.methods)) for text in method] if method else list(chosen.methods)
-    texts = (
-        options.read_prompts("--prompts-file", prompts_file) if prompts_file is not None else _prompts_of(split, name)
-    )
+    texts = _prompts_of(split, name, prompts_file)
     plan = sweep.Sweep(
         suite=suite,
         model=name,
@@ -95,6 +93,7 @@ def bench(
         metrics=sweep.FAST_METRICS if fast_metrics else sweep.ALL_METRICS,
         clips=clips,
         profile=profile,
+        plain_every=chosen.plain_every,
     )
     _run(plan, chosen.about)
 
@@ -158,9 +157,11 @@ def _first(texts: tuple[str, ...], asked: int | None, usual: int) -> tuple[str, 
     return texts[: usual if asked is None else asked]
 
 
-def _prompts_of(split: str, model: str) -> tuple[str, ...]:
+def _prompts_of(split: str, model: str, file: Path | None) -> tuple[str, ...]:
     from unicp.benchmarking import suites
 
+    if file is not None:
+        return options.read_prompts("--prompts-file", file)
     if split not in suites.SPLITS:
         raise InputError(f"--split {split!r}", f"the splits {', '.join(suites.SPLITS)}", "name one of them")
     return suites.prompts_of(split, model)

@@ -11,7 +11,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from tests import tiny_pipeline
 from tests.made_profiles import made
-from unicp.benchmarking.harness import Case, Harness, _alive_bytes, measure_case
+from unicp.benchmarking.harness import Case, Harness, _alive_bytes
+from unicp.benchmarking.measuring import measure_case
 from unicp.benchmarking.methods import CannotRunError, Method, fewer_steps, plain, with_preset, with_target
 from unicp.benchmarking.rows import read_rows
 from unicp.benchmarking.suites import models, prompts_of, suite
@@ -90,6 +91,28 @@ def test_a_sweep_goes_on_where_it_was_and_measures_nothing_twice(harness, tmp_pa
     assert len(read_rows(out)) == 3
     measure_case(harness, "test", "tiny", [fewer_steps(4), fewer_steps(2)], CASE, out, psnr, seen.append)
     assert len(seen) == 1
+
+
+def test_the_plain_run_is_timed_again_between_methods_and_tells_what_was_left_behind(harness, tmp_path):
+    bias = harness.pipe.transformer.proj_out.bias
+    before = bias.detach().clone()
+
+    @contextmanager
+    def leak(bench):
+        with torch.no_grad():
+            bias.add_(1.0)
+        yield
+
+    said, out = [], tmp_path / "rows.jsonl"
+    methods = [fewer_steps(4), Method("leaky", "1", leak), fewer_steps(2)]
+    try:
+        measure_case(harness, "test", "tiny", methods, CASE, out, psnr, said.append, plain_every=1)
+    finally:
+        bias.data.copy_(before)
+    warned = [line for line in said if line.startswith("warning")]
+    assert len(warned) == 1 and warned[0].endswith("left something behind: leaky 1")
+    rows = read_rows(out)
+    assert len({row.plain_seconds for row in rows}) == len(rows) == 4
 
 
 def test_a_peer_that_fails_is_a_row_with_the_reason_and_ours_that_fails_is_an_error(harness, tmp_path):

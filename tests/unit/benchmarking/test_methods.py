@@ -4,7 +4,7 @@ from unicp.benchmarking.methods import parse_method
 from unicp.benchmarking.suites import SPLITS, prompts_of, suite
 from unicp.errors import InputError, UniCPError
 
-SUITES = ("presets", "quick", "peers", "rivals", "ablation", "paper", "slices")
+SUITES = ("presets", "quick", "peers", "rivals", "ablation", "paper", "slices", "seconds")
 
 
 @pytest.mark.parametrize("name", SUITES)

@@ -240,10 +240,13 @@ def test_slices_are_weighed_by_the_impact_of_their_step():
 
 def test_an_online_rule_of_a_plan_decides_until_it_is_taken_off():
     controller = Controller(settings(order=1, tolerance=0.0, max_window=1, first=9))
-    controller.follow(OnlineRule(10.0, Candidate("output", "step")))
+    controller.follow(OnlineRule(1.0, Candidate("output", "step")))
     assert controller.guard is None and controller.candidate == STEP
     # The rule of `balanced`: four steps first, windows widen by one step at a time.
     assert actions(controller, 14, 0.0) == "ccccscsscssscs"
+    # At a tolerance of 2 they reach twice as far: 2, then 6 after a gap of three steps.
+    controller.follow(OnlineRule(2.0, Candidate("output", "step")))
+    assert actions(controller, 14, 0.0) == "ccccsscssssssc"
     controller.follow(None)
     assert controller.candidate is None and actions(controller, 14, 0.0) == "c" * 14
 

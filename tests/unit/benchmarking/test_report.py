@@ -100,8 +100,16 @@ def test_the_tables_in_the_documents_are_those_that_were_measured():
 def test_what_a_target_spent_is_beside_the_least_that_met_it_on_the_same_clip(tmp_path):
     rows = [("UniCP planned", "psnr>=35", 50.0, 60, "a"), ("UniCP planned", "psnr>=35", 30.0, 60, "b")]
     rows += [("UniCP", "x", 36.0, 40, "a"), ("UniCP", "y", 34.0, 20, "a"), ("UniCP", "z", 20.0, 20, "b")]
-    for method, setting, psnr, operations, prompt in [*rows, ("other", "1", 90.0, 10, "a")]:
+    rows += [("UniCP", "w", 50.0, 50, "a"), ("UniCP", "w", 35.0, 50, "b"), ("other", "1", 90.0, 10, "a")]
+    for method, setting, psnr, operations, prompt in rows:
         append_row(tmp_path / "t.jsonl", row(setting, psnr, method=method, prompt=prompt, operations=operations))
     text = fill("<!-- table t:unipc:need -->\n<!-- end -->", tmp_path)
-    # 0.6 of the operations each; 0.4 would have done for the first clip, nothing but a plain run for the second.
-    assert "| psnr>=35 | 2 | 1 | 1.67x | 1.43x | -14% |" in text
+    # 0.6 of the operations each. "w" meets it on both with 0.5; 0.4 would have done for the first clip.
+    assert "| psnr>=35 | 2 | 1 | 1.67x | 2.00x | +20% | 2.22x | +33% |" in text
+
+
+def test_a_target_that_nothing_met_would_have_needed_a_plain_run(tmp_path):
+    for prompt, psnr in (("a", 36.0), ("b", 30.0)):
+        append_row(tmp_path / "t.jsonl", row("psnr>=35", psnr, method="UniCP planned", prompt=prompt, operations=60))
+    text = fill("<!-- table t:unipc:need -->\n<!-- end -->", tmp_path)
+    assert "| psnr>=35 | 2 | 1 | 1.67x | 1.00x | -40% | 1.25x | -25% |" in text

@@ -185,7 +185,7 @@ def best_settings(groups: list[Group]) -> str:
     if +idle:
         counted = (f"{method} ({count})" for method, count in (+idle).items())
         lines.append(f"Settings that saved nothing: {', '.join(counted)}.")
-    lines += [f"{method} cannot run: {reason}." for method, reason in unable.items()]
+    lines += [f"{method} cannot run: {reason.rstrip('.')}." for method, reason in unable.items()]
     return "\n\n".join(lines)
 
 

@@ -7,6 +7,7 @@ seen while the presets were tuned, so tables begin after them.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
@@ -203,6 +204,10 @@ def _slices() -> Suite:
     for share in (0.75, 0.5, 0.25):
         slicing = Slicing(widths=(share,), tolerance=100.0)
         methods.append(unicp_method(f"slices of {share}", dataclasses.replace(off, slicing=slicing)))
+    for share, basis in itertools.product((0.5, 0.25), get_args(Basis)):
+        if basis != Slicing().basis:
+            slicing = Slicing(widths=(share,), tolerance=100.0, basis=basis)
+            methods.append(unicp_method(f"slices of {share}, {basis}", dataclasses.replace(off, slicing=slicing)))
     for tolerance in (0.015, 0.03, 0.06, 0.12):
         slicing = Slicing(widths=(0.25, 0.5, 0.75), tolerance=tolerance)
         methods.append(unicp_method(f"slices within {tolerance}", dataclasses.replace(off, slicing=slicing)))

@@ -23,9 +23,6 @@ ErrorScale = Literal["stream", "own"]
 Basis = Literal["pca", "centred_pca", "kq_svd", "output_pca"]
 StoreDtype = Literal["same", "float32", "bfloat16", "float16"]
 
-# Farthest that a forecast may reach because much error is allowed (`Settings.reach_limit`).
-MOST_REACH = 3.0
-
 ATTENTION_ROLES: tuple[Role, ...] = ("self", "spatial", "temporal", "joint", "cross")
 
 
@@ -146,8 +143,7 @@ class Settings:
         final latent (to the power 1.5 where outputs are served), "uniform" does not.
     max_window: most steps in a row that stored outputs may serve.
     max_reach: farthest a forecast may reach beyond its newer point, in distances between its two points (steps). The
-        noise of the points grows with it; 1 makes windows widen by one step at a time. None = 1, or the tolerance where
-        that is larger, up to 3 (`reach_limit`).
+        noise of the points grows with it; 1 makes windows widen by one step at a time.
     every: a fixed window instead of an error-aware one: compute every so many steps, whatever the error. None = off.
         It is the baseline that error-aware windows must beat.
     computed_steps: a fixed schedule: compute exactly these steps, counted from 0, and the first ones that a forecast
@@ -172,7 +168,7 @@ class Settings:
     weighting: Weighting = "impact"
     error_scale: ErrorScale = "stream"
     max_window: int = 4
-    max_reach: float | None = None
+    max_reach: float = 1.0
     every: int | None = None
     computed_steps: tuple[int, ...] | None = None
     first: int = 2
@@ -198,8 +194,7 @@ class Settings:
         _check_choice("weighting", self.weighting, get_args(Weighting))
         _check_choice("error_scale", self.error_scale, get_args(ErrorScale))
         _check_integer("max_window", self.max_window, 1)
-        if self.max_reach is not None:
-            _check_number("max_reach", self.max_reach)
+        _check_number("max_reach", self.max_reach)
         if self.every is not None:
             _check_integer("every", self.every, 1)
         if self.computed_steps is not None:
@@ -217,11 +212,6 @@ class Settings:
             _check_integer("store_bytes", self.store_bytes, 0)
         if not isinstance(self.slicing, Slicing):
             raise SettingsError(f"slicing={self.slicing!r}", "not a Slicing", "pass unicp.Slicing(widths=(32,))")
-
-    @property
-    def reach_limit(self) -> float:
-        """`max_reach`, or what the tolerance makes of it: who allows much error may have wide windows."""
-        return max(1.0, min(self.tolerance, MOST_REACH)) if self.max_reach is None else self.max_reach
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as written into traces; `from_dict` reads them back."""
@@ -260,7 +250,7 @@ PRESETS: dict[str, Settings] = {
     ),
     "quality": replace(_MODEL_SPAN, tolerance=0.08),
     "balanced": replace(_MODEL_SPAN, tolerance=0.2),
-    "fast": replace(_MODEL_SPAN, tolerance=10.0, max_window=4, max_reach=1.0),
+    "fast": replace(_MODEL_SPAN, tolerance=10.0, max_window=4),
 }
 
 

@@ -201,7 +201,7 @@ valid_settings = st.builds(
     weighting=st.sampled_from(["impact", "uniform"]),
     error_scale=st.sampled_from(["stream", "own"]),
     max_window=st.integers(1, 50),
-    max_reach=st.one_of(st.none(), numbers),
+    max_reach=numbers,
     every=st.one_of(st.none(), st.integers(1, 9)),
     first=st.integers(1, 9),
     last=st.integers(0, 9),
@@ -223,11 +223,3 @@ def test_what_is_written_down_reads_back_the_same(settings):
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_preset_reads_back_the_same(name):
     assert Settings.from_dict(json.loads(json.dumps(preset(name).to_dict()))) == preset(name)
-
-
-@pytest.mark.parametrize(
-    ("tolerance", "max_reach", "limit"),
-    [(0.0, None, 1.0), (1.0, None, 1.0), (2.5, None, 2.5), (1000.0, None, 3.0), (2.5, 1.0, 1.0), (0.1, 9.0, 9.0)],
-)
-def test_forecasts_reach_as_far_as_the_tolerance_is_large_unless_it_is_said(tolerance, max_reach, limit):
-    assert Settings(tolerance=tolerance, max_reach=max_reach).reach_limit == limit

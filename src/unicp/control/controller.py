@@ -92,7 +92,7 @@ class Controller:
             return "window" if window.served >= settings.every - 1 else ""
         if window.served >= settings.max_window:
             return "window"
-        if window.reach(question.position) > settings.reach_limit:
+        if window.reach(question.position) > settings.max_reach:
             return "reach"
         return ""
 

@@ -22,10 +22,6 @@ NEAREST = 4  # recorded levels that one between them is read off from
 Shares = Mapping[str, float]
 # A level this many recorded steps after the last one is still read off; farther ones are not covered.
 BEYOND = 1.0
-# The measured impact counts to this power. A probe is one small error in a clip that is else exact; in a plan an early
-# error also spoils the forecasts after it, as `SERVING_POWER` says of the built-in curve. By trial on tuning prompts of
-# three test-beds, see docs/planning.md.
-IMPACT_POWER = 1.25
 
 
 @dataclass(frozen=True)
@@ -106,15 +102,17 @@ def covers(profile: Profile, level: NoiseLevel) -> bool:
 def impact_curve(profile: Profile, shares: Shares = MappingProxyType({})) -> list[tuple[float, float]]:
     """(noise level, change of the clip per relative error and per unit of noise level), levels rising.
 
-    Geometric mean over prompts. Per unit of noise level, because an error acts as long as its step is.
+    Mean over prompts: the change that is to be expected. (The geometric mean is that of a usual prompt; early errors do
+    several times more to some prompts than to others, and its plans on the film served too early.) Per unit of noise
+    level, because an error acts as long as its step is.
     """
     sigmas = [level.sigma for level in profile.levels]
     by_step: dict[int, list[tuple[float, float]]] = {}
     for probe in profile.probes:
         width, share = sigmas[probe.step] - sigmas[probe.step + 1], shares.get(probe.prompt, 1.0)
         if share > 0:
-            by_step.setdefault(probe.step, []).append((math.log(probe.change / probe.error / width), share))
-    return sorted((sigmas[step], math.exp(_mean(*zip(*found)))) for step, found in by_step.items())
+            by_step.setdefault(probe.step, []).append((probe.change / probe.error / width, share))
+    return sorted((sigmas[step], _mean(*zip(*found))) for step, found in by_step.items())
 
 
 def of_prompt(profile: Profile, prompt: str) -> Shares:
@@ -152,12 +150,9 @@ def step_weights(
 ) -> list[float]:
     """Change of the clip per relative error at each step; inf where the step cannot be served.
 
-    levels: of the steps, and the one after the last. The impact counts to `IMPACT_POWER`, in units of its geometric
-    mean over the probed levels, so that weights stay about as large as was measured.
+    levels: of the steps, and the one after the last.
     """
-    measured, weights = impact_curve(profile, shares), []
-    usual = math.exp(math.fsum(math.log(y) for _, y in measured) / len(measured))
-    curve = [(sigma, usual * (y / usual) ** IMPACT_POWER) for sigma, y in measured]
+    curve, weights = impact_curve(profile, shares), []
     for level, following in zip(levels, levels[1:]):
         fits = covers(profile, level) and servable(candidate, profile.fingerprint.prediction, level)
         width = abs(level.sigma - following.sigma)

@@ -26,12 +26,13 @@ from unicp.planning.plain_runs import PlainRun, Tried, plain_runs
 from unicp.planning.plan import Curves, Plan
 from unicp.planning.profile import Profile, Recording
 from unicp.planning.targets import Target
-from unicp.settings import MOST_REACH
 
 CANDIDATES = tuple(Candidate(q, a) for q in ("noise", "output", "clean") for a in ("log_snr", "sigma", "step"))
 # Impact was measured with errors of one way to forecast: another must be predicted to change the clip so many times
 # less to be taken (2 dB). With UniPC the output over the log-SNR was predicted to do a little better, and did worse.
 LEAD = 1.26
+# Reach of forecasts where so few steps may be computed that those of `MAX_REACH` do not come to the end of the run.
+FAR_REACH = 3.0
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,7 @@ def _choices(
 def _paths(schedule: Schedule, rule: WindowLoss) -> dict[int, StepPath]:
     """Paths of short reach, and for fewer steps than those come to the end of the run with, of far reach."""
     near = best_paths(schedule.steps, schedule.change, rule=rule)
-    far = best_paths(schedule.steps, schedule.change, max_reach=MOST_REACH, rule=rule)
+    far = best_paths(schedule.steps, schedule.change, max_reach=FAR_REACH, rule=rule)
     return {**{count: path for count, path in far.items() if count < min(near)}, **near}
 
 

@@ -89,6 +89,17 @@ def test_impact_is_per_unit_of_noise_level():
     assert finer[20] + finer[21] == pytest.approx(weights[10], rel=0.05)
 
 
+def test_impact_is_the_mean_over_prompts_and_shares_say_how_much_each_counts():
+    profile = made()
+    probe = profile.probes[0]
+    # 20 dB more is a tenth of the change. Of one step: changes of 1 and 0.1 of what the made profile says.
+    pair = [replace(probe, prompt="a"), replace(probe, prompt="b", psnr=probe.psnr + 20)]
+    ((_, usual),) = impact_curve(replace(profile, probes=pair[:1]))
+    ((_, both),) = impact_curve(replace(profile, probes=pair))
+    ((_, mostly),) = impact_curve(replace(profile, probes=pair), {"a": 3.0, "b": 1.0})
+    assert (both, mostly) == (pytest.approx(0.55 * usual), pytest.approx(0.775 * usual))
+
+
 def windowed(*windows: tuple[int, int, float]):
     """A profile with windows (first, length, how many times the change that the impact of their steps adds up to)."""
     profile = made()

@@ -24,7 +24,7 @@ TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARA
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 .PHONY: help setup setup-dev demo test check format-check lint types format train train-latte train-film bench models versions targets \
-	film peers parts parts-others report few-steps impact overhead slices figures clean
+	film peers seconds parts parts-others report few-steps impact overhead slices figures clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -108,6 +108,12 @@ peers: $(READY_DEV) ## measure every other accelerator beside UniCP on the test-
 	    --fast-metrics --out docs/results/peers_short.jsonl || exit 1; done
 	OMP_NUM_THREADS=1 $(BIN)/unicp bench rivals --model film --prompts 2 --out docs/results/peers_film.jsonl
 	OMP_NUM_THREADS=1 $(BIN)/unicp bench rivals --model latte --prompts 3 --out docs/results/peers_latte.jsonl
+	$(BIN)/python -m unicp.benchmarking.report
+
+seconds: $(READY_DEV) ## measure seconds at about half the operations, each method beside a plain run of its own
+	OMP_NUM_THREADS=1 $(BIN)/unicp bench seconds --frames 9 --fast-metrics --out docs/results/seconds_glyphs.jsonl
+	for model in latte film; do OMP_NUM_THREADS=1 $(BIN)/unicp bench seconds --model $$model --fast-metrics \
+	    --out docs/results/seconds_$$model.jsonl || exit 1; done
 	$(BIN)/python -m unicp.benchmarking.report
 
 parts: $(READY_DEV) ## measure the parts of the method and the paper's claims, on short clips (continues)

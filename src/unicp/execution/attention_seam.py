@@ -71,6 +71,7 @@ PATIENCE = 4  # calls that such an error is not measured in
 SMALL = 4.0
 NOT_CAUGHT = "its attention is not one plain call that the seam can see"
 _REFUSALS = (RuntimeError, ValueError, TypeError, AssertionError)
+GROUPED = "its keys have other heads than its queries"
 TOO_SHORT = "too few tokens: no width would save enough"
 
 
@@ -114,6 +115,8 @@ def attend(
     if call.is_perturbed:
         return call.full(), SliceOutcome()
     query, key, value = call.query, call.key, call.value
+    if not query.shape[1] == key.shape[1] == value.shape[1]:
+        return call.full(), SliceOutcome(refusal=GROUPED)
     # Offloaded weights may lie elsewhere until their own layer is called.
     if projection is None or slicing.basis != "output_pca" or projection.device != query.device:
         projection = None

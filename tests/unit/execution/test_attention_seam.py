@@ -17,7 +17,16 @@ from torch import Tensor
 from tests import tiny_models
 from tests.fake_models import noise
 from unicp.execution import attention_seam
-from unicp.execution.attention_seam import NOT_CAUGHT, TOO_SHORT, Choose, Costs, SliceOutcome, SliceState, run_sliced
+from unicp.execution.attention_seam import (
+    GROUPED,
+    NOT_CAUGHT,
+    TOO_SHORT,
+    Choose,
+    Costs,
+    SliceOutcome,
+    SliceState,
+    run_sliced,
+)
 from unicp.models.finder import map_model
 from unicp.numerics.operation_counts import OperationCounter, attention_operations
 from unicp.settings import Basis, Slicing
@@ -31,6 +40,18 @@ SLICING = Slicing(widths=(8, 16), min_saving=ANY_COST, refresh=4)
 def attention(seed: int = 0, heads: int = HEADS, tokens: int = TOKENS, **options: Any) -> Tensor:
     query, key, value = (noise(seed + part, 2, heads, tokens, WIDTH) for part in range(3))
     return F.scaled_dot_product_attention(query, key, value, **options)
+
+
+def grouped(**options: Any) -> Tensor:
+    """Twice as many heads of queries as of keys and values."""
+    query, key, value = (noise(part, 2, heads, TOKENS, WIDTH) for part, heads in enumerate((4, 2, 2)))
+    return F.scaled_dot_product_attention(query, key, value, enable_gqa=True, **options)
+
+
+def shared() -> Tensor:
+    """One head of keys and values for all of queries."""
+    query, key, value = (noise(part, 2, heads, TOKENS, WIDTH) for part, heads in enumerate((4, 1, 1)))
+    return F.scaled_dot_product_attention(query, key, value)
 
 
 def falling(powers: Tensor) -> Tensor:
@@ -154,6 +175,7 @@ def test_a_mask_reaches_the_sliced_attention():
         (lambda: torch.ones(3), "no attention call"),
         (lambda: attention(is_causal=True), "causal"),
         (lambda: attention(is_causal=True) + attention(5), "causal first"),
+        (grouped, "grouped queries"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -163,6 +185,12 @@ def test_what_is_not_one_plain_attention_call_is_told_and_computed_plainly(modul
     assert torch.equal(output, module()), name
     assert outcome == SliceOutcome(refusal=NOT_CAUGHT)
     assert state.bases is None
+
+
+def test_heads_that_share_keys_are_told_and_computed_plainly():
+    output, outcome = sliced(shared, always(8))
+    assert torch.equal(output, shared())
+    assert outcome == SliceOutcome(refusal=GROUPED)
 
 
 def test_of_two_attention_calls_the_second_is_computed_plainly_and_the_unit_refused():

@@ -115,16 +115,14 @@ def attend(
     if call.is_perturbed:
         return call.full(), SliceOutcome()
     query, key, value = call.query, call.key, call.value
-    if not query.shape[1] == key.shape[1] == value.shape[1]:
-        return call.full(), SliceOutcome(refusal=GROUPED)
     # Offloaded weights may lie elsewhere until their own layer is called.
     if projection is None or slicing.basis != "output_pca" or projection.device != query.device:
         projection = None
     costs = Costs(query, key, slicing.basis, 0 if projection is None else len(projection))
     shares = {width: costs.share(width, slicing.refresh) / (1 - slicing.min_saving) for width in widths}
     shares = {width: share for width, share in shares.items() if share < 1}
-    if not shares:
-        return call.full(), SliceOutcome(refusal=TOO_SHORT)
+    if not shares or len({x.shape[1] for x in (query, key, value)}) > 1:
+        return call.full(), SliceOutcome(refusal=GROUPED if shares else TOO_SHORT)
     paying = list(shares)
     # Errors change little from call to call: measuring them again is put off while they would have to fall by much.
     hoped = {width: HOPE * error for width, error in state.refused.items() if width in shares}

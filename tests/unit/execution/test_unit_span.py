@@ -43,6 +43,7 @@ def settings(**changes: Any) -> Settings:
         "last": 0,
         "max_window": 2,
         "max_reach": 9,
+        "span": "unit",
     }
     return Settings(**(plain | changes))
 

@@ -141,19 +141,18 @@ def targets_need(groups: list[Group]) -> str:
         if group.method != PLANNED or group.reason or not group.setting.startswith("psnr"):
             continue
         least = parse_target(group.setting).value
-        clips = {(row.prompt, row.seed): row for row in group.rows}
         met = sum(row.fidelity["psnr"] >= least for row in group.rows)
-        alike = [
-            [row for row in one.rows if (row.prompt, row.seed) in clips and row.fidelity["psnr"] >= least]
-            for one in ours
-        ]
-        one = min((_spent(rows) for rows in alike if len(rows) == len(clips)), default=1.0)
-        each = [
-            min([1.0, *(_spent([r]) for rows in alike for r in rows if r.prompt == p and r.seed == s)])
-            for p, s in clips
-        ]
-        spent, best = _spent(group.rows), sum(each) / len(each)
-        cells = f"{len(clips)} | {met} | {1 / spent:.2f}x | {1 / one:.2f}x | {spent / one - 1:+.0%}"
+        fastest = {(row.prompt, row.seed): 1.0 for row in group.rows}
+        one = 1.0
+        for other in ours:
+            found = [r for r in other.rows if (r.prompt, r.seed) in fastest and r.fidelity["psnr"] >= least]
+            for row in found:
+                clip = row.prompt, row.seed
+                fastest[clip] = min(fastest[clip], _spent([row]))
+            if len(found) == len(fastest):
+                one = min(one, _spent(found))
+        spent, best = _spent(group.rows), sum(fastest.values()) / len(fastest)
+        cells = f"{len(fastest)} | {met} | {1 / spent:.2f}x | {1 / one:.2f}x | {spent / one - 1:+.0%}"
         lines.append(f"| {group.setting} | {cells} | {1 / best:.2f}x | {spent / best - 1:+.0%} |")
     return "\n".join(lines)
 
@@ -170,29 +169,31 @@ def best_settings(groups: list[Group]) -> str:
     says which methods cannot run and why, and how many settings saved nothing.
     """
     shown, idle, unable = [], Counter[str](), dict[str, str]()
+    fronts = {method: set(_front(groups, method)) for method in {group.method for group in groups}}
     for group in groups:
+        place = group.operations, group.mean("psnr")
+        if group.method == PLAIN:
+            continue
         if group.reason:
             unable.setdefault(group.method, group.reason)
         elif group.method == "UniCP":
             shown.append(group)
         elif group.operations < LEAST:
-            idle[group.method] += group.method != PLAIN
-        else:
-            rivals = [other for other in groups if other.method == group.method and not other.reason]
-            if not any(_beats(rivals[place], group, place < rivals.index(group)) for place in range(len(rivals))):
-                shown.append(group)
+            idle[group.method] += 1
+        elif place in fronts[group.method]:
+            fronts[group.method].remove(place)  # one of those that are alike is enough
+            shown.append(group)
     lines = [markdown(shown)]
-    if +idle:
-        counted = (f"{method} ({count})" for method, count in (+idle).items())
+    if idle:
+        counted = (f"{method} ({count})" for method, count in idle.items())
         lines.append(f"Settings that saved nothing: {', '.join(counted)}.")
     lines += [f"{method} cannot run: {reason.rstrip('.')}." for method, reason in unable.items()]
     return "\n\n".join(lines)
 
 
-def _beats(one: Group, other: Group, alike: bool) -> bool:
-    """Whether a setting saves as much and is as good as another. alike: what counts where they are equal in both."""
-    mine, its = (one.operations, one.mean("psnr")), (other.operations, other.mean("psnr"))
-    return alike if mine == its else mine[0] >= its[0] and mine[1] >= its[1]
+def _front(groups: list[Group], method: str) -> list[tuple[float, float]]:
+    alike = (group for group in groups if group.method == method)
+    return frontier(alike, lambda group: group.operations, lambda group: group.mean("psnr"))
 
 
 def _on_clips_of(group: Group, groups: list[Group], method: str) -> list[Group]:

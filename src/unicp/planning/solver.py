@@ -105,7 +105,7 @@ def _choices(
 
 
 def _paths(schedule: Schedule, rule: WindowLoss) -> dict[int, StepPath]:
-    """Paths of short reach, and for fewer steps than those come to the end of the run with, of far reach."""
+    """Paths of short reach, and for fewer steps than those can do with, of far reach."""
     near = best_paths(schedule.steps, schedule.change, rule=rule)
     far = best_paths(schedule.steps, schedule.change, max_reach=FAR_REACH, rule=rule)
     return {**{count: path for count, path in far.items() if count < min(near)}, **near}

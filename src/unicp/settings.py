@@ -128,7 +128,8 @@ class Settings:
     """What may be served instead of computed, and how much error that may cause.
 
     tolerance: largest sum of predicted errors over the steps that one window serves, at a step of average impact; where
-        the sampler is mended and the tolerance small, errors from the second step on count up to twice.
+        the sampler is mended and the tolerance small, errors from the second step of a window on count up to twice, and
+        those of the last two steps of a run up to twice again.
         An error is the root mean square of (served - true) over all positions of a sample, relative to the root mean
         square of the true output (`error_scale="own"`) or of the residual stream it is added to ("stream"; for spans
         "stack" and "block", the others have no stream at hand and use their own size). 0 serves nothing: bit-equal.

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from unicp.control.guard import Guard
 from unicp.control.shift import FULL, Option, cheapest_within_tolerance
-from unicp.control.tolerance import SERVING_POWER, later_steps_count, step_tolerance
+from unicp.control.tolerance import LAST_STEPS, SERVING_POWER, step_tolerance, unmended_count
 from unicp.control.windows import Candidate, ErrorWindow, Position
 from unicp.records import Action, Decision, Moment
 from unicp.settings import Settings, preset
@@ -98,7 +98,7 @@ class Controller:
 
     def decide(self, window: ErrorWindow, question: Question) -> tuple[Decision, Candidate | None]:
         """The cheapest action within the tolerance of this step, and the way to serve if it is to be served."""
-        tolerance = step_tolerance(self._rule.tolerance, self._rule.weighting, question.moment, SERVING_POWER)
+        tolerance = self.serving_tolerance(question.moment)
         refusal = self.may_serve(window, question)
         options: list[Option] = []
         candidate: Candidate | None = None
@@ -107,22 +107,27 @@ class Controller:
         if not refusal:
             candidate, errors = window.predict(question.position, question.drift)
             predicted = tuple(errors)
-            later = self._later
-            worst = window.total(max(errors, default=0.0), later)
+            worst = window.total(max(errors, default=0.0), self._unmended)
             # Tolerance 0 serves nothing, even where the prediction is 0.
             if tolerance > 0:
                 options.append(Option(serve, 0.0, 0.0 if self._is_fixed else worst, tolerance))
-            calm = window.total(max(window.predict(question.position)[1], default=0.0), later)
+            calm = window.total(max(window.predict(question.position)[1], default=0.0), self._unmended)
             refusal = "spike" if calm <= tolerance < worst else "tolerance"
         if cheapest_within_tolerance(options) is FULL:
             return Decision(Action.COMPUTE, tolerance, refusal, predicted), None
         return Decision(serve, tolerance, "within", predicted), candidate
 
+    def serving_tolerance(self, moment: Moment) -> float:
+        """Largest total of predicted errors of a window that serves this step; smaller at the last steps of a run."""
+        tolerance = step_tolerance(self._rule.tolerance, self._rule.weighting, moment, SERVING_POWER)
+        is_end = moment.steps is not None and moment.step >= moment.steps - LAST_STEPS
+        return tolerance / self._unmended if is_end else tolerance
+
     @property
-    def _later(self) -> float:
-        """How many times errors count from the second step of a window on, where the sampler is mended after one."""
+    def _unmended(self) -> float:
+        """How many times errors count that the sampler is not mended for, where it is mended at all."""
         is_mended = self.settings.mend_sampler and self.settings.span in ("model", "stack")
-        return later_steps_count(self._rule.tolerance) if is_mended else 1.0
+        return unmended_count(self._rule.tolerance) if is_mended else 1.0
 
     @property
     def _is_fixed(self) -> bool:

@@ -38,17 +38,20 @@ NARROWEST = 0.02
 # Noise level from which on the width of a step counts. Before it later steps decide what becomes of an error: with
 # widths counted everywhere, Latte's narrow first steps were served, and clips at 2.5x lost 3 dB (rows not kept).
 LATE = 0.3
-# After a single served step the sampler undoes what its forecast did (docs/method.md, 3.6), after several it cannot:
-# where little error is allowed, those after the first count so many times, and once where much is.
-LATER_STEPS = 2.0
+# After a single served step the sampler undoes what its forecast did (docs/method.md, 3.6). After several it cannot,
+# and at the end of a run no computed step follows. Where little error is allowed, errors from the second step of a
+# window on count so many times, those of the last steps as well, and once where much is allowed.
+UNMENDED = 2.0
 LITTLE, MUCH = 0.1, 0.4
+# How many steps at the end of a run are followed by too few computed ones to undo anything.
+LAST_STEPS = 2
 
 
-def later_steps_count(tolerance: float) -> float:
-    """How many times errors count from the second step of a window on (ours); straight in log(tolerance) between."""
+def unmended_count(tolerance: float) -> float:
+    """How many times errors count that the sampler is not mended for (ours); straight in log(tolerance) between."""
     if tolerance <= LITTLE:
-        return LATER_STEPS
-    return between([(math.log(LITTLE), LATER_STEPS), (math.log(MUCH), 1.0)], math.log(tolerance))
+        return UNMENDED
+    return between([(math.log(LITTLE), UNMENDED), (math.log(MUCH), 1.0)], math.log(tolerance))
 
 
 def impact(sigma: float, curve: Sequence[tuple[float, float]] = IMPACT) -> float:

@@ -10,7 +10,7 @@ from unicp.errors import FileFormatError
 from unicp.files import load_record, save_record
 from unicp.numerics.noise_levels import NoiseLevel, coefficients
 
-PROFILE_TYPE, PROFILE_VERSION = "unicp.profile", 6
+PROFILE_TYPE, PROFILE_VERSION = "unicp.profile", 7
 
 
 @dataclass(frozen=True)

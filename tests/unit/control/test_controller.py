@@ -149,6 +149,27 @@ def test_where_little_is_allowed_a_window_of_several_steps_counts_more_than_one_
     assert actions(Controller(settings(**changes)), 8, 0.025 * factor) == done
 
 
+@pytest.mark.parametrize(
+    ("step", "steps", "changes", "allowed"),
+    [
+        (17, 20, {}, 0.1),
+        (18, 20, {}, 0.05),
+        (19, 20, {}, 0.05),
+        (19, None, {}, 0.1),
+        (19, 20, {"mend_sampler": False}, 0.1),
+        (19, 20, {"span": "unit"}, 0.1),
+        (19, 20, {"span": "stack"}, 0.05),
+        (19, 20, {"tolerance": 0.2}, 0.2 / 1.5),
+        (19, 20, {"tolerance": 0.4}, 0.4),
+    ],
+)
+def test_at_the_last_two_steps_half_as_much_is_allowed_where_little_is(step, steps, changes, allowed):
+    controller = Controller(settings(last=0, **changes))
+    for error, why in ((0.99 * allowed, "within"), (1.01 * allowed, "tolerance")):
+        decision = decide(controller, learnt(controller, error), Question(moment(step, steps), {"step": 4.0}))
+        assert (decision.why, decision.tolerance) == (why, pytest.approx(allowed))
+
+
 @pytest.mark.parametrize(("max_reach", "why"), [(0.5, "reach"), (1.0, "within"), (1.5, "within")])
 def test_a_forecast_reaches_no_farther_than_allowed(max_reach, why):
     controller = Controller(settings(order=1, tolerance=1e9, max_reach=max_reach))

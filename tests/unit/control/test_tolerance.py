@@ -13,8 +13,8 @@ from unicp.control.tolerance import (
     LATE,
     NARROWEST,
     impact,
-    later_steps_count,
     step_tolerance,
+    unmended_count,
     usual_width,
 )
 from unicp.numerics.noise_levels import NoiseLevel
@@ -37,8 +37,8 @@ def test_impact_is_linear_between_points_and_flat_outside(sigma, expected):
 @pytest.mark.parametrize(
     ("tolerance", "count"), [(0.0, 2.0), (0.01, 2.0), (0.1, 2.0), (0.2, 1.5), (0.4, 1.0), (10.0, 1.0)]
 )
-def test_later_steps_of_a_window_count_twice_where_little_is_allowed_and_once_where_much_is(tolerance, count):
-    assert later_steps_count(tolerance) == pytest.approx(count)
+def test_errors_that_are_not_mended_count_twice_where_little_is_allowed_and_once_where_much_is(tolerance, count):
+    assert unmended_count(tolerance) == pytest.approx(count)
 
 
 def test_a_curve_of_one_point_is_constant():

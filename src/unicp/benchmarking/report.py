@@ -4,11 +4,16 @@
     python -m unicp.benchmarking.report --check    # exit code 1 if a table differs from its rows
 
 A table stands between `<!-- table NAME -->` and `<!-- end -->`. NAME is a file of docs/results without its suffix,
-after a colon the sampler, and behind it ":equal" for the rivals at the operations that each setting of UniCP saves,
-":margins" or ":margins-seconds" for UniCP beside the best peer at each speed-up, ":met" for how often targets were met,
-":need" for what they spent beside the least that any setting of UniCP got by with on the same clip, ":best" for long
-sweeps of peers, without the settings that others of the same peer beat. Of a JSON file it is the list "rows", or after
-two colons another one ("slices::projected").
+after a colon the sampler, and behind another one
+
+    equal            the rivals at the operations that each setting of UniCP saves
+    margins          UniCP beside the best peer at each speed-up; "margins-seconds" by seconds, "margins-METRIC" of
+                     another metric than PSNR
+    faster           the same at each fidelity
+    met, need        how often targets were met, and what they spent beside the least that was possible
+    best             long sweeps of peers, without the settings that others of the same peer beat
+
+Of a JSON file it is the list "rows", or after two colons another one ("slices::projected").
 """
 
 from __future__ import annotations
@@ -18,13 +23,13 @@ import json
 import re
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from unicp.benchmarking.html.comparison import COSTS, SPEEDS, WORTHS, fidelity_at, sweeps
-from unicp.benchmarking.html.parts import CHOSEN, is_ours, is_peer, split
+from unicp.benchmarking.html.parts import is_ours
+from unicp.benchmarking.margins import faster, margins
 from unicp.benchmarking.rows import PLAIN, PLANNED, Row, read_rows
 from unicp.benchmarking.statistics import Group, at_speed, frontier, group_rows, markdown
 from unicp.errors import InputError
@@ -48,7 +53,9 @@ def _table(name: str, results: Path) -> str:
     if rows:
         groups = _ordered(group_rows(rows))
         if kind.startswith("margins"):
-            return margins(rows, "seconds" if kind.endswith("seconds") else "operations")
+            return margins(rows, kind.removeprefix("margins").removeprefix("-"))
+        if kind == "faster":
+            return faster(rows)
         kinds = {"equal": equal_operations, "met": targets_met, "need": targets_need, "best": best_settings}
         return kinds.get(kind, markdown)(groups)
     path = results / f"{stem}.json"
@@ -72,42 +79,6 @@ def equal_operations(groups: list[Group]) -> str:
             others = (_rival(_on_clips_of(group, groups, name), group.operations) for name in RIVALS)
             lines.append(f"| {group.name} | {group.operations:.2f}x | {own} | {' | '.join(others)} |")
     return "\n".join(lines)
-
-
-def margins(rows: list[Row], cost: str) -> str:
-    """The families of UniCP beside the best peer of all at each speed-up, as a Markdown table.
-
-    cost: "operations" or "seconds" saved. The fidelity of each is read off its own sweep, linear between settings; a
-    dash where no setting goes so far. The best peer of the mean and of the worst tenth may be two.
-    """
-    (part,) = split(rows)
-    found = {worth: sweeps(part, COSTS[cost], number) for worth, number in WORTHS.items()}
-    ours = [name for name in part.families if is_ours(name) or name == CHOSEN]
-    names = [*ours, "best peer", "which (mean; worst tenth)", "UniCP over it"]
-    lines = [f"| {cost} saved | {' | '.join(names)} |", "|" + "---|" * (1 + len(names))]
-    for speed in SPEEDS:
-        values = {w: {name: fidelity_at(points, speed) for name, points in found[w].items()} for w in WORTHS}
-        peers = {w: _best(values[w], is_peer) for w in WORTHS}
-        best = {w: _best(values[w], is_ours) for w in WORTHS}
-        cells = [_pair(values[w][name] for w in WORTHS) for name in ours]
-        cells += [_pair(peers[w][1] for w in WORTHS), "; ".join(dict.fromkeys(peers[w][0] for w in WORTHS))]
-        cells.append(_pair((_minus(best[w][1], peers[w][1]) for w in WORTHS), "+.1f"))
-        lines.append(f"| {speed:g}x | {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
-def _best(values: Mapping[str, float | None], is_wanted: Callable[[str], bool]) -> tuple[str, float | None]:
-    known = [(value, name) for name, value in values.items() if value is not None and is_wanted(name)]
-    value, name = max(known, key=lambda pair: pair[0]) if known else (None, "-")
-    return name, value
-
-
-def _minus(one: float | None, other: float | None) -> float | None:
-    return None if one is None or other is None else one - other
-
-
-def _pair(values: Iterable[float | None], form: str = ".1f") -> str:
-    return " / ".join("-" if value is None else f"{value:{form}}" for value in values) + " dB"
 
 
 def targets_met(groups: list[Group]) -> str:

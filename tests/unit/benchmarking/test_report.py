@@ -55,6 +55,33 @@ def test_steps_that_a_plan_chose_are_shown_and_are_no_peer(tmp_path):
     assert "| 2x | 40.0 / 40.0 dB | 44.0 / 44.0 dB | 35.0 / 35.0 dB | other | +5.0 / +5.0 dB |" in text
 
 
+def test_at_equal_fidelity_speeds_are_read_off_the_sweeps(tmp_path):
+    rows = [("UniCP", "a", 40.0, 50), ("UniCP", "b", 30.0, 25), ("UniCP planned", "c", 41.0, 80)]
+    rows += [("other", "1", 44.0, 80), ("other", "2", 36.0, 50), ("fixed window", "2", 45.0, 10)]
+    for method, setting, psnr, operations in rows:
+        append_row(tmp_path / "p.jsonl", row(setting, psnr, method=method, operations=operations))
+    text = fill("<!-- table p:unipc:faster -->\n<!-- end -->", tmp_path)
+    assert "| PSNR kept | UniCP | UniCP planned | best peer | which (mean; worst tenth) | UniCP over it |" in text
+    # UniCP: 2x at 40 dB, 4x at 30 dB. The other: 1.25x at 44 dB, 2x at 36 dB, so 1.625x at 40 dB.
+    assert "| 40 dB | 2.00x / 2.00x | 1.25x / 1.25x | 1.62x / 1.62x | other | 1.23x / 1.23x |" in text
+    assert "| 35 dB | 3.00x / 3.00x | 1.25x / 1.25x | 2.00x / 2.00x | other | 1.50x / 1.50x |" in text
+    assert "| 45 dB | - / - | - / - | - / - | - | - / - |" in text
+
+
+def test_margins_of_another_metric_are_its_own(tmp_path):
+    for method, vmaf, prompt in (
+        ("UniCP", 90.0, "a"),
+        ("UniCP", 80.0, "b"),
+        ("other", 86.0, "a"),
+        ("other", 84.0, "b"),
+    ):
+        fidelity = {"psnr": 30.0, "vmaf": vmaf}
+        append_row(tmp_path / "p.jsonl", row("1", method=method, operations=50, prompt=prompt, fidelity=fidelity))
+    text = fill("<!-- table p:unipc:margins-vmaf -->\n<!-- end -->", tmp_path)
+    assert "| vmaf, operations saved | UniCP | best peer |" in text
+    assert "| 2x | 85.0 / 80.0 | 85.0 / 84.0 | other | +0.0 / -4.0 |" in text
+
+
 def test_targets_are_counted_as_met_or_not(tmp_path):
     rows = [("psnr>=35", psnr, prompt) for psnr, prompt in ((34.9, "a"), (35.0, "b"), (50.0, "c"))]
     for setting, psnr, prompt in [*rows, ("speedup>=2", 20.0, "a"), ("balanced", 60.0, "a")]:

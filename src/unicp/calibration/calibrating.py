@@ -57,6 +57,8 @@ WINDOWS = ((0.4, 0.1), (0.65, 0.1), (0.83, 0.17))
 # Cost of all runs of one prompt in plain runs, about; for the estimate only.
 PLAIN_RUNS = 17.4
 POWER = 2.0
+# Notes that are of no run of their own.
+BESIDE = ("about", "facts ", "served ", "over ")
 Say = Callable[[str], None]
 
 
@@ -118,7 +120,7 @@ class Calibration:
         step = sum(tape.seconds) / 2
         rest = max(0.0, outcome.seconds - sum(tape.seconds))
         runs = len(self.prompts) * _runs_of_prompt(len(PROBED), len(self._placed))
-        left = max(0.0, 1 - (len(self.notes.known) - 1) / runs)
+        left = max(0.0, 1 - sum(not key.startswith(BESIDE) for key in self.notes.known) / runs)
         return left * (len(self.prompts) * PLAIN_RUNS * step * self.runs.steps + runs * rest)
 
     def run(self) -> Profile:
@@ -166,26 +168,31 @@ class Calibration:
         if len(tape.calls) != self.runs.steps or any(len(step) != branches for step in tape.calls):
             found = f"{len(tape.calls)} steps instead of {self.runs.steps}, or not always as many calls"
             raise InputError("to calibrate this pipeline", found, "use a scheduler with one call a step and branch")
+        reference = Reference(prompt, seed, outcome, tape)
         if f"recording {prompt}" not in self.notes.known:
             recording = recording_of(prompt, tape.calls, self._levels[:-1], self.runs.schedule.prediction)
-            facts = {"shape": list(tape.calls[0][0][0].shape), "branches": branches}
-            steps = [sum(tape.seconds[i : i + branches]) for i in range(0, len(tape.seconds), branches)]
-            facts["seconds"] = {"computed": statistics.median(steps), "rest": outcome.seconds - sum(tape.seconds)}
+            seconds = {"computed": reference.step_seconds, "rest": reference.rest_seconds}
+            facts = {"shape": list(tape.calls[0][0][0].shape), "branches": branches, "seconds": seconds}
             self.notes.add(f"facts {prompt}", facts)
             self.notes.add(f"recording {prompt}", recording)
         tape.forget_samples()
-        return Reference(prompt, seed, outcome, tape)
+        return reference
 
     def _served(
-        self, reference: Reference, plan: Plan | unicp.Settings, computed: Sequence[int]
+        self, reference: Reference, plan: Plan | unicp.Settings, computed: Sequence[int], key: str = ""
     ) -> tuple[Outcome, Any]:
-        """A run of the prompt under a plan or settings; the first steps, computed in any case, are played."""
+        """A run of the prompt under a plan or settings; the first steps, computed in any case, are played.
+
+        key: of a trial; how many times its seconds are what the plain run says of them is noted under it.
+        """
         steps = self.runs.steps
         first = next((step for step in range(steps) if step not in computed), steps)
         with reference.tape.playing(first):
             options: dict[str, Any] = {"plan": plan} if isinstance(plan, Plan) else {"settings": plan}
             with unicp.enable(self.runs.pipe, **options) as session:
                 outcome = self.runs.run(reference.prompt, reference.seed)
+        if key:
+            self.notes.add(f"over {key}", outcome.seconds / reference.seconds_of(session.trace, first))
         return outcome, session.trace
 
     def _probe(self, reference: Reference, step: int) -> None:
@@ -230,7 +237,7 @@ class Calibration:
         key = f"{kind} {share:.3f} {reference.prompt}"
         if key not in self.notes.known:
             plan, change = self._plan_to_try(reference.prompt, round(share * self.runs.steps), guarded)
-            outcome, trace = self._served(reference, plan, plan.computed)
+            outcome, trace = self._served(reference, plan, plan.computed, key)
             made = {entry.step for entry in trace.entries if entry.action == "compute"}
             served = [entry.seconds for entry in trace.entries if entry.action != "compute"]
             quality = psnr(reference.outcome.frames, outcome.frames).total
@@ -247,7 +254,7 @@ class Calibration:
         key = f"online {tolerance:g} {reference.prompt}"
         if key not in self.notes.known:
             settings = preset("balanced", tolerance=tolerance)
-            outcome, trace = self._served(reference, settings, range(settings.first))
+            outcome, trace = self._served(reference, settings, range(settings.first), key)
             made = {entry.step for entry in trace.entries if entry.action == "compute"}
             quality = psnr(reference.outcome.frames, outcome.frames).total
             self.notes.add(key, OnlineTrial(reference.prompt, tolerance, len(made), quality))
@@ -306,10 +313,12 @@ class Calibration:
         facts = [value for key, value in known.items() if key.startswith("facts ")]
         branches = facts[0]["branches"]
         served = [value for key, value in known.items() if key.startswith("served ")]
+        over = sorted(value for key, value in known.items() if key.startswith("over "))
         seconds = Seconds(
             statistics.median(one["seconds"]["computed"] for one in facts),
             branches * statistics.median(served) if served else 0.0,
             statistics.median(one["seconds"]["rest"] for one in facts),
+            max(1.0, over[math.ceil(0.95 * len(over)) - 1]) if over else 1.0,
         )
         return Profile(
             Fingerprint(**{**vars(self.fingerprint), "branches": branches}),

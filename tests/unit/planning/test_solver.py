@@ -85,6 +85,18 @@ def test_seconds_are_met():
     assert plan.seconds is not None and plan.seconds <= 12 < made_solver.seconds(len(plan.computed) + 1)
 
 
+@pytest.mark.parametrize("target", ["speedup>=1.5", "seconds<=12"])
+def test_what_runs_take_beyond_their_steps_is_left_room_for(target):
+    own = solver(seconds=Seconds(1.0, 0.05, 0.5, over=1.25))
+    count = len(own.plan(parse_target(target)).computed)
+
+    def is_met(computed: int) -> bool:
+        longest = 1.25 * own.seconds(computed)
+        return own.seconds(STEPS) / longest >= 1.5 if target == "speedup>=1.5" else longest <= 12
+
+    assert is_met(count) and not is_met(count + 1)
+
+
 def test_seconds_of_another_size_are_not_promised():
     other = Solver(made(), flow_levels(), knows_seconds=False)
     with pytest.raises(InputError, match="calibrate at this size"):

@@ -313,12 +313,12 @@ class Calibration:
         facts = [value for key, value in known.items() if key.startswith("facts ")]
         branches = facts[0]["branches"]
         served = [value for key, value in known.items() if key.startswith("served ")]
-        over = sorted(value for key, value in known.items() if key.startswith("over "))
+        over = [value for key, value in known.items() if key.startswith("over ")]
         seconds = Seconds(
             statistics.median(one["seconds"]["computed"] for one in facts),
             branches * statistics.median(served) if served else 0.0,
             statistics.median(one["seconds"]["rest"] for one in facts),
-            max(1.0, over[math.ceil(0.95 * len(over)) - 1]) if over else 1.0,
+            max(1.0, statistics.median(over)) if over else 1.0,
         )
         return Profile(
             Fingerprint(**{**vars(self.fingerprint), "branches": branches}),

@@ -136,8 +136,7 @@ class FewerSteps:
 class Seconds:
     """Wall time on the device of the calibration: of a computed and of a served step, and of all the rest of a run.
 
-    over: how many times that 95 % of the runs that were tried took at most. What UniCP itself costs is in it, and how
-    much runs differ.
+    over: how many times that runs under UniCP took, median over trials, at least 1: what UniCP itself costs.
     """
 
     computed: float

@@ -58,7 +58,7 @@ WINDOWS = ((0.4, 0.1), (0.65, 0.1), (0.83, 0.17))
 PLAIN_RUNS = 17.4
 POWER = 2.0
 # Notes that are of no run of their own.
-BESIDE = ("about", "facts ", "served ", "over ")
+BESIDE = ("about", "facts ", "served ", "added ")
 Say = Callable[[str], None]
 
 
@@ -168,31 +168,31 @@ class Calibration:
         if len(tape.calls) != self.runs.steps or any(len(step) != branches for step in tape.calls):
             found = f"{len(tape.calls)} steps instead of {self.runs.steps}, or not always as many calls"
             raise InputError("to calibrate this pipeline", found, "use a scheduler with one call a step and branch")
-        reference = Reference(prompt, seed, outcome, tape)
         if f"recording {prompt}" not in self.notes.known:
             recording = recording_of(prompt, tape.calls, self._levels[:-1], self.runs.schedule.prediction)
-            seconds = {"computed": reference.step_seconds, "rest": reference.rest_seconds}
-            facts = {"shape": list(tape.calls[0][0][0].shape), "branches": branches, "seconds": seconds}
+            facts = {"shape": list(tape.calls[0][0][0].shape), "branches": branches}
+            steps = [sum(tape.seconds[i : i + branches]) for i in range(0, len(tape.seconds), branches)]
+            facts["seconds"] = {"computed": statistics.median(steps), "rest": outcome.seconds - sum(tape.seconds)}
             self.notes.add(f"facts {prompt}", facts)
             self.notes.add(f"recording {prompt}", recording)
         tape.forget_samples()
-        return reference
+        return Reference(prompt, seed, outcome, tape)
 
     def _served(
         self, reference: Reference, plan: Plan | unicp.Settings, computed: Sequence[int], key: str = ""
     ) -> tuple[Outcome, Any]:
         """A run of the prompt under a plan or settings; the first steps, computed in any case, are played.
 
-        key: of a trial; how many times its seconds are what the plain run says of them is noted under it.
+        key: of a trial; what UniCP cost in it is noted under it, as a share of its computed steps.
         """
-        steps = self.runs.steps
-        first = next((step for step in range(steps) if step not in computed), steps)
+        first = next((step for step in range(self.runs.steps) if step not in computed), self.runs.steps)
         with reference.tape.playing(first):
             options: dict[str, Any] = {"plan": plan} if isinstance(plan, Plan) else {"settings": plan}
             with unicp.enable(self.runs.pipe, **options) as session:
                 outcome = self.runs.run(reference.prompt, reference.seed)
         if key:
-            self.notes.add(f"over {key}", outcome.seconds / reference.seconds_of(session.trace, first))
+            own = sum(e.seconds for e in session.trace.entries if e.action == "compute" and e.step >= first)
+            self.notes.add(f"added {key}", own / reference.tape.played_on - 1 if reference.tape.played_on else 0.0)
         return outcome, session.trace
 
     def _probe(self, reference: Reference, step: int) -> None:
@@ -313,12 +313,12 @@ class Calibration:
         facts = [value for key, value in known.items() if key.startswith("facts ")]
         branches = facts[0]["branches"]
         served = [value for key, value in known.items() if key.startswith("served ")]
-        over = [value for key, value in known.items() if key.startswith("over ")]
+        added = [value for key, value in known.items() if key.startswith("added ")]
         seconds = Seconds(
             statistics.median(one["seconds"]["computed"] for one in facts),
             branches * statistics.median(served) if served else 0.0,
             statistics.median(one["seconds"]["rest"] for one in facts),
-            max(1.0, statistics.median(over)) if over else 1.0,
+            max(0.0, statistics.median(added)) if added else 0.0,
         )
         return Profile(
             Fingerprint(**{**vars(self.fingerprint), "branches": branches}),

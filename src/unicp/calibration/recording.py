@@ -27,7 +27,8 @@ class Tape:
 
     sample_name: of the argument that is the sample. calls: by step and branch, (sample, output) of the plain
     run. seconds: of its calls, in order. A step is a run of calls with one timestep. Played outputs are those very
-    tensors, so that a run that differs from some step on costs only what comes after.
+    tensors, so that a run that differs from some step on costs only what comes after. played_on: seconds of the calls
+    that were computed after the played ones.
     """
 
     def __init__(self, transformer: Any, sample_name: str):
@@ -36,6 +37,7 @@ class Tape:
         self._forward: Any = None
         self.calls: list[list[tuple[Tensor, Tensor]]] = []
         self.seconds: list[float] = []
+        self.played_on = 0.0
         self._form: OutputForm | None = None
         self._recording, self._played = False, 0
         self._step, self._branch, self._time = -1, 0, float("nan")
@@ -50,6 +52,7 @@ class Tape:
     @contextmanager
     def playing(self, steps: int) -> Iterator[None]:
         """The run in this block is equal to the recorded one for this many steps."""
+        self.played_on = 0.0
         with self._installed(False, steps):
             yield
 
@@ -82,9 +85,12 @@ class Tape:
         if self._step < self._played:
             assert self._form is not None
             return self._form.fill((self.calls[self._step][branch][1].clone(),))
-        return self._forward(*args, **kwargs)
+        output, _, seconds = self._timed(args, kwargs)
+        self.played_on += seconds
+        return output
 
-    def _record(self, sample: Tensor, branch: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _timed(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Tensor, float]:
+        """The output as the transformer gives it, its one tensor, and the seconds that the call took."""
         begin = time.perf_counter()
         output = self._forward(*args, **kwargs)
         read = read_output(output)
@@ -93,7 +99,11 @@ class Tape:
         self._form, (tensor,) = read
         # Read back, so that a device that works ahead is waited for.
         float(tensor.flatten()[0])
-        self.seconds.append(time.perf_counter() - begin)
+        return output, tensor, time.perf_counter() - begin
+
+    def _record(self, sample: Tensor, branch: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        output, tensor, seconds = self._timed(args, kwargs)
+        self.seconds.append(seconds)
         if branch == 0:
             self.calls.append([])
         self.calls[-1].append((sample.clone(), tensor.clone()))

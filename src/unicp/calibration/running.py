@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -17,7 +16,6 @@ from unicp.errors import InputError
 from unicp.models.finder import ModelMap, map_model, transformers_of
 from unicp.models.noise import NoiseSchedule, read_schedule
 from unicp.numerics.noise_levels import NoiseLevel
-from unicp.records import Trace
 
 
 @dataclass
@@ -99,26 +97,6 @@ class Reference:
     seed: int
     outcome: Outcome
     tape: Tape
-
-    @property
-    def step_seconds(self) -> float:
-        """Of a step, all its calls together; the median."""
-        seconds, branches = self.tape.seconds, len(self.tape.calls[0])
-        return statistics.median(sum(seconds[i : i + branches]) for i in range(0, len(seconds), branches))
-
-    @property
-    def rest_seconds(self) -> float:
-        """Of all the rest of the run."""
-        return self.outcome.seconds - sum(self.tape.seconds)
-
-    def seconds_of(self, trace: Trace, first: int) -> float:
-        """What an accelerated run should take by this one: the rest, the steps it computed and what serving took.
-
-        first: so many steps were played.
-        """
-        made = {entry.step for entry in trace.entries if entry.action == "compute" and entry.step >= first}
-        served = sum(entry.seconds for entry in trace.entries if entry.action != "compute")
-        return self.rest_seconds + len(made) * self.step_seconds + served
 
 
 def _refusal(found: str, do: str) -> InputError:

@@ -136,13 +136,13 @@ class FewerSteps:
 class Seconds:
     """Wall time on the device of the calibration: of a computed and of a served step, and of all the rest of a run.
 
-    over: how many times that runs under UniCP took, median over trials, at least 1: what UniCP itself costs.
+    added: what UniCP itself costs, as a share of each computed step; median over trials, at least 0.
     """
 
     computed: float
     served: float
     rest: float
-    over: float = 1.0
+    added: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -235,7 +235,7 @@ def _problem(profile: Profile) -> str:
     if any(one.computed and not _is_part(one.computed, one.steps, steps) for one in profile.fewer):
         return "fewer steps that are not of the run"
     seconds = profile.seconds
-    if not 1 <= profile.power <= 2 or not seconds.computed > 0 or not 1 <= seconds.over < math.inf:
+    if not 1 <= profile.power <= 2 or not seconds.computed > 0 or not 0 <= seconds.added < math.inf:
         return "a power that is not from 1 to 2, or seconds that are not positive"
     return _unknown_names(profile)
 

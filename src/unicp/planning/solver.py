@@ -162,9 +162,9 @@ class Solver:
         return len(self.levels) - 1
 
     def seconds(self, computed: float) -> float:
-        """Seconds of a clip with this many computed steps."""
+        """Seconds of a clip with this many computed steps, under UniCP."""
         cost = self.profile.seconds
-        return cost.rest + computed * cost.computed + (self.steps - computed) * cost.served
+        return cost.rest + computed * cost.computed * (1 + cost.added) + (self.steps - computed) * cost.served
 
     def speed_up(self, computed: float) -> float:
         """How many times faster than the plain run."""
@@ -214,13 +214,12 @@ class Solver:
         return _promising(plan, known.line.psnr(tolerance))
 
     def _is_fast_enough(self, target: Target, computed: int) -> bool:
-        over = self.profile.seconds.over
         if target.kind == "speedup":
-            return self.speed_up(computed) / over >= target.value
+            return self.speed_up(computed) >= target.value
         if not self.knows_seconds:
             found = "no profile made on this device at the size of this run"
             raise InputError(f"target {target}", found, "calibrate at this size, or name a speedup")
-        return self.seconds(computed) * over <= target.value
+        return self.seconds(computed) <= target.value
 
     def made(self, target: str, choice: Choice, allowance: float, most: int, expected: float) -> Plan:
         """A plan of a choice, without a prediction of its PSNR; arguments as the fields of `Plan`."""
@@ -287,20 +286,18 @@ class Solver:
         return replace(plan, fewer=run.steps, fewer_computed=list(run.chosen))
 
     def _is_plain_fast_enough(self, target: Target, steps: int) -> bool:
-        cost = self.profile.seconds
         if target.kind == "speedup":
-            return self._plain_speed_up(steps) / cost.over >= target.value
-        return (cost.rest + steps * cost.computed) * cost.over <= target.value
+            return self._plain_speed_up(steps) >= target.value
+        return self.profile.seconds.rest + steps * self.profile.seconds.computed <= target.value
 
     def _only_plain(self, target: Target, choices: dict[int, Choice]) -> Plan:
         """No plan is fast enough: a shorter plain run is, or the target cannot be met."""
         fits = [run for run in self._plain_runs(choices) if self._is_plain_fast_enough(target, run.steps)]
         least = min(choices)
         if not fits:
-            over = self.profile.seconds.over
-            limit = f"speedup>={math.floor(100 * self.speed_up(least) / over) / 100:g}"
+            limit = f"speedup>={math.floor(100 * self.speed_up(least)) / 100:g}"
             if target.kind == "seconds":
-                limit = f"seconds<={math.ceil(100 * self.seconds(least) * over) / 100:g}"
+                limit = f"seconds<={math.ceil(100 * self.seconds(least)) / 100:g}"
             found = f"at most {limit} can be had with {self.steps} steps"
             raise InputError(f"target {target}", found, f"ask for {limit}")
         plan = self.made(str(target), choices[least], 0.0, least, float(least))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -49,6 +51,20 @@ def test_a_tape_records_and_plays_the_first_steps():
     assert all(torch.equal(a, b) for a, b in zip(first[:6], again[:6]))
     assert not torch.equal(first[6], again[6])
     assert "forward" not in vars(model)
+
+
+def test_only_calls_that_were_not_played_take_seconds(monkeypatch):
+    clock = itertools.count()
+    monkeypatch.setattr("unicp.calibration.recording.time.perf_counter", lambda: float(next(clock)))
+    model = Model()
+    tape = Tape(model, "hidden_states")
+    with tape.recording():
+        run(model)
+    assert tape.seconds == [1.0] * 10
+    for played, seconds in ((3, 4.0), (5, 0.0)):
+        with tape.playing(played):
+            run(model)
+        assert tape.played_on == seconds
 
 
 def test_a_tape_is_taken_off_after_an_error():

@@ -42,7 +42,7 @@ def test_round_trip(tmp_path):
         ),
         (lambda body: body["fingerprint"].update(branches="two"), "fingerprint.branches is 'two'"),
         (lambda body: body["seconds"].update(computed=0.0), "seconds that are not positive"),
-        (lambda body: body["seconds"].update(over=0.5), "seconds that are not positive"),
+        (lambda body: body["seconds"].update(added=-0.5), "seconds that are not positive"),
     ],
 )
 def test_a_damaged_profile_is_refused_in_one_line(tmp_path, change, found):

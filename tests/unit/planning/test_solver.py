@@ -86,13 +86,13 @@ def test_seconds_are_met():
 
 
 @pytest.mark.parametrize("target", ["speedup>=1.5", "seconds<=12"])
-def test_what_runs_take_beyond_their_steps_is_left_room_for(target):
-    own = solver(seconds=Seconds(1.0, 0.05, 0.5, over=1.25))
+def test_what_unicp_adds_to_a_computed_step_is_counted(target):
+    own = solver(seconds=Seconds(1.0, 0.05, 0.5, added=0.25))
     count = len(own.plan(parse_target(target)).computed)
+    assert own.seconds(4) == pytest.approx(0.5 + 4 * 1.25 + 0.05 * (STEPS - 4))
 
     def is_met(computed: int) -> bool:
-        longest = 1.25 * own.seconds(computed)
-        return own.seconds(STEPS) / longest >= 1.5 if target == "speedup>=1.5" else longest <= 12
+        return (0.5 + STEPS) / own.seconds(computed) >= 1.5 if target == "speedup>=1.5" else own.seconds(computed) <= 12
 
     assert is_met(count) and not is_met(count + 1)
 

@@ -233,14 +233,15 @@ def test_targets_of_speed_are_left_to_schedules():
         assert solver(online=online_trials(30.0)).plan(target) == solver().plan(target)
 
 
-def test_trials_of_the_online_rule_tell_of_their_own_number_of_steps_only():
-    profile = made(online=online_trials(30.0))
-    assert Solver(profile, flow_levels()).plan(parse_target("psnr>=35")).tolerance is not None
-    assert Solver(profile, flow_levels(20)).plan(parse_target("psnr>=35")).tolerance is None
-
-
-def test_a_plan_to_try_without_a_guard_computes_no_more_than_it_plans():
-    choices = best_choices(made(), flow_levels(), "a")
-    plan, change = plan_to_try(made(), flow_levels(), choices, 8, guarded=False)
-    assert plan.allowance == 0 and plan.most == len(plan.computed) == 8
-    assert change**2 == pytest.approx(plan_to_try(made(), flow_levels(), choices, 8)[0].allowance)
+def test_trials_of_the_online_rule_tell_of_other_lengths_with_caution_and_of_far_ones_nothing():
+    profile, target = made(online=online_trials(8.0)), parse_target("psnr>=35")
+    own = Solver(profile, flow_levels()).plan(target)
+    other = Solver(profile, flow_levels(25)).plan(target)
+    assert own.tolerance is not None and other.tolerance is not None
+    # 20 dB more for each tenth of the tolerance, so two dB are a tenth of its decade.
+    assert other.tolerance == pytest.approx(own.tolerance / 10**0.1)
+    assert other.psnr_low == pytest.approx(35)
+    computed = 8 + 2 * math.log(0.3 / other.tolerance) / math.log(3)
+    assert other.expected == pytest.approx(computed * math.sqrt(25 / STEPS), rel=0.05)
+    for steps in (8, 40):
+        assert Solver(profile, flow_levels(steps)).plan(target).tolerance is None

@@ -107,7 +107,7 @@ peers: $(READY_DEV) ## measure every other accelerator beside UniCP on the test-
 	for sampler in default euler; do OMP_NUM_THREADS=1 $(BIN)/unicp bench rivals --sampler $$sampler --prompts 8 --frames 9 \
 	    --fast-metrics --out docs/results/peers_short.jsonl || exit 1; done
 	OMP_NUM_THREADS=1 $(BIN)/unicp bench rivals --model film --prompts 2 --out docs/results/peers_film.jsonl
-	OMP_NUM_THREADS=1 $(BIN)/unicp bench rivals --model latte --prompts 3 --out docs/results/peers_latte.jsonl
+	OMP_NUM_THREADS=1 $(BIN)/unicp bench rivals --model latte --prompts 6 --out docs/results/peers_latte.jsonl
 	$(BIN)/python -m unicp.benchmarking.report
 
 seconds: $(READY_DEV) ## measure seconds at about half the operations, each method beside a plain run of its own

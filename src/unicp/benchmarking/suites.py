@@ -100,7 +100,9 @@ def _peers() -> Suite:
         with_preset("balanced", tolerance=1000.0, max_reach=reach, max_window=most)
         for reach, most in ((1.25, 8), (1.5, 8), (2.0, 8), (3.0, 8), (3.0, 12))
     ]
-    speeds = ("1.3", "1.4", "1.5", "1.6", "1.7", "1.85", "2", "2.2", "2.5", "3", "3.4", "4")
+    # So near each other that plans of every number of computed steps down to ten are among them.
+    slow = ("1.3", "1.35", "1.4", "1.5", "1.6", "1.65", "1.7", "1.85")
+    speeds = (*slow, "2", "2.1", "2.2", "2.35", "2.5", "2.7", "3", "3.4", "4")
     planned = [with_target(f"speedup>={x}") for x in speeds]
     planned += [with_target(f"psnr>={x}") for x in (40, 35, 30, 25)]
     windows = [fixed_window(n) for n in (2, 3, 4, 5)]

@@ -13,6 +13,10 @@ from unicp.planning.solver import Solver
 from unicp.planning.targets import Target
 
 Levels = Sequence[NoiseLevel]
+# Plans solved in this process, the newest last, each with its profile, which keeps the name of that its own. Solving
+# takes as long as a few steps of a small model, and a session for each clip would solve for each.
+_SOLVED: dict[tuple[object, ...], tuple[Profile, Plan]] = {}
+KEPT = 32
 
 
 class RunPlanner:
@@ -31,7 +35,6 @@ class RunPlanner:
         knows_seconds: bool = True,
     ):
         self._source, self.caution, self._say, self._knows_seconds = source, caution, say, knows_seconds
-        self._solved: dict[tuple[float, ...], Plan] = {}
         self._said: set[str] = set()
         self._shortened: tuple[Plan, list[NoiseLevel] | None] | None = None
         self.plan: Plan | None = source if isinstance(source, Plan) else None
@@ -116,10 +119,13 @@ class RunPlanner:
             return self._source
         target, profile = self._source
         same_size = (shape is None or list(shape) == list(profile.shape)) and self._knows_seconds
-        key = (*(level.sigma for level in levels), float(same_size))
-        if key not in self._solved:
-            self._solved[key] = Solver(profile, levels, self.caution, same_size).plan(target)
-        return self._solved[key]
+        places = tuple((level.signal, level.noise) for level in levels)
+        key = (id(profile), str(target), self.caution, same_size, places)
+        if key not in _SOLVED:
+            _SOLVED[key] = profile, Solver(profile, levels, self.caution, same_size).plan(target)
+            for oldest in list(_SOLVED)[:-KEPT]:
+                _SOLVED.pop(oldest, None)
+        return _SOLVED[key][1]
 
     def _tell_of_fewer(self, plan: Plan, is_promise: bool) -> None:
         """Where steps should have been left out and were not. is_promise: of a speed, which serving cannot keep."""

@@ -7,6 +7,7 @@ import pytest
 from tests.made_profiles import STEPS, flow_levels, made
 from unicp.control.guard import Guard
 from unicp.errors import InputError
+from unicp.planning import following
 from unicp.planning.following import RunPlanner
 from unicp.planning.profile import FewerSteps
 from unicp.planning.solver import Solver
@@ -133,3 +134,27 @@ def test_a_plan_is_followed_on_its_own_levels_only():
     assert guard is not None and guard.schedule.computed == tuple(plan.computed)
     with pytest.raises(InputError, match=f"a plan of {STEPS} steps"):
         own(flow_levels(20), 1, SHAPE)
+
+
+def test_sessions_solve_once_for_one_profile_target_and_run(monkeypatch):
+    solved: list[str] = []
+    plan = Solver.plan
+    monkeypatch.setattr(Solver, "plan", lambda self, target: solved.append(str(target)) or plan(self, target))
+    profile = made()
+
+    def planned(target: str, known=profile, caution: float = 0.0, steps: int = STEPS):
+        return RunPlanner((parse_target(target), known), caution, print).solve(flow_levels(steps))
+
+    first = planned("psnr>=35")
+    assert planned("psnr>=35") is first and solved == ["psnr>=35"]
+    others = [planned("psnr>=34"), planned("psnr>=35", made()), planned("psnr>=35", caution=1.0)]
+    others.append(planned("psnr>=35", steps=STEPS - 1))
+    assert len(solved) == 5 and all(one is not first for one in others)
+
+
+def test_only_so_many_solved_plans_are_kept(monkeypatch):
+    monkeypatch.setattr(following, "KEPT", 2)
+    profile, levels = made(), flow_levels()
+    for value in range(30, 36):
+        RunPlanner((parse_target(f"psnr>={value}"), profile), 0.0, print).solve(levels)
+    assert len(following._SOLVED) == 2

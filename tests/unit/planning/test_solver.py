@@ -233,7 +233,7 @@ def test_targets_of_speed_are_left_to_schedules():
         assert solver(online=online_trials(30.0)).plan(target) == solver().plan(target)
 
 
-def test_trials_of_the_online_rule_tell_of_other_lengths_with_caution_and_of_far_ones_nothing():
+def test_trials_of_the_online_rule_tell_of_longer_runs_with_caution_and_of_others_nothing():
     profile, target = made(online=online_trials(8.0)), parse_target("psnr>=35")
     own = Solver(profile, flow_levels()).plan(target)
     other = Solver(profile, flow_levels(25)).plan(target)
@@ -243,5 +243,5 @@ def test_trials_of_the_online_rule_tell_of_other_lengths_with_caution_and_of_far
     assert other.psnr_low == pytest.approx(35)
     computed = 8 + 2 * math.log(0.3 / other.tolerance) / math.log(3)
     assert other.expected == pytest.approx(computed * math.sqrt(25 / STEPS), rel=0.05)
-    for steps in (8, 40):
+    for steps in (12, 40):
         assert Solver(profile, flow_levels(steps)).plan(target).tolerance is None

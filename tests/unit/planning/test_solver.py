@@ -245,3 +245,10 @@ def test_trials_of_the_online_rule_tell_of_longer_runs_with_caution_and_of_other
     assert other.expected == pytest.approx(computed * math.sqrt(25 / STEPS), rel=0.05)
     for steps in (12, 40):
         assert Solver(profile, flow_levels(steps)).plan(target).tolerance is None
+
+
+def test_a_plan_to_try_without_a_guard_computes_no_more_than_it_plans():
+    choices = best_choices(made(), flow_levels(), "a")
+    plan, change = plan_to_try(made(), flow_levels(), choices, 8, guarded=False)
+    assert plan.allowance == 0 and plan.most == len(plan.computed) == 8
+    assert change**2 == pytest.approx(plan_to_try(made(), flow_levels(), choices, 8)[0].allowance)

@@ -14,11 +14,11 @@ from unicp.benchmarking.html.comparison import (
     METRIC,
     SPEEDS,
     WORTHS,
-    Number,
     Points,
     fastest_at,
     fidelity_at,
     sweeps,
+    worths,
 )
 from unicp.benchmarking.html.parts import CHOSEN, is_ours, is_peer, split
 from unicp.benchmarking.rows import Row
@@ -34,7 +34,7 @@ def margins(rows: list[Row], what: str = "") -> str:
     """
     (part,) = split(rows)
     cost, metric = ("seconds", METRIC) if what == "seconds" else ("operations", what or METRIC)
-    found = {worth: sweeps(part, COSTS[cost], number) for worth, number in _worths(metric).items()}
+    found = {worth: sweeps(part, COSTS[cost], number) for worth, number in worths(metric).items()}
     read: Callable[[Points, float], float | None] = fidelity_at if metric == METRIC else at_speed
     ours = [name for name in part.families if is_ours(name) or name == CHOSEN]
     unit = UNITS.get(metric, "")
@@ -55,10 +55,6 @@ def faster(rows: list[Row]) -> str:
         values = {w: {name: fastest_at(points, least) for name, points in found[w].items()} for w in WORTHS}
         lines.append(_line(f"{least:g} dB", values, ours, "x", over=_over, form=".2f"))
     return "\n".join(lines)
-
-
-def _worths(metric: str) -> dict[str, Number]:
-    return {"mean": lambda group: group.mean(metric), "worst tenth": lambda group: group.worst(metric)}
 
 
 def _head(first: str, ours: list[str]) -> list[str]:

@@ -1,3 +1,4 @@
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,12 @@ from unicp.errors import InputError
 ROOT = Path(__file__).parents[3]
 
 
+def write(path: Path, rows: Iterable[tuple[str, str, float, float]]) -> None:
+    """Rows of one clip each: method, setting, PSNR, and what was executed of 100 operations."""
+    for method, setting, psnr, operations in rows:
+        append_row(path, row(setting, psnr, method=method, operations=operations))
+
+
 def test_a_marked_table_is_made_from_its_rows(tmp_path):
     append_row(tmp_path / "presets.jsonl", row("fast", 35.0, operations=25, plain_seconds=3.0))
     text = fill("before\n<!-- table presets:unipc -->\nold\n<!-- end -->\nafter", tmp_path)
@@ -19,8 +26,7 @@ def test_a_marked_table_is_made_from_its_rows(tmp_path):
 
 def test_rivals_are_read_off_their_sweeps_at_equal_operations(tmp_path):
     rows = [("UniCP", "fast", 40.0, 25), ("fixed window", "2", 30.0, 50), ("fixed window", "8", 20.0, 12.5)]
-    for method, setting, psnr, operations in [*rows, ("fewer steps", "15", 25.0, 50)]:
-        append_row(tmp_path / "presets.jsonl", row(setting, psnr, method=method, operations=operations))
+    write(tmp_path / "presets.jsonl", [*rows, ("fewer steps", "15", 25.0, 50)])
     text = fill("<!-- table presets:unipc:equal -->\n<!-- end -->", tmp_path)
     # Windows: 2x at 30 dB and 8x at 20 dB; 4x lies a third of the way.
     assert "| UniCP fast | 4.00x | 40.0 / 40.0 dB | 26.7 / 26.7 dB | not reached |" in text
@@ -37,8 +43,7 @@ def test_rivals_are_compared_on_the_same_clips(tmp_path):
 def test_margins_are_over_the_best_peer_and_a_baseline_of_ours_is_none(tmp_path):
     rows = [("UniCP", "a", 40.0, 50), ("UniCP planned", "b", 42.0, 50), ("UniCP", "c", 30.0, 33)]
     rows += [("fixed window", "2", 60.0, 50), ("other", "1", 35.0, 50), ("slow", "1", 38.0, 66)]
-    for method, setting, psnr, operations in rows:
-        append_row(tmp_path / "p.jsonl", row(setting, psnr, method=method, operations=operations))
+    write(tmp_path / "p.jsonl", rows)
     text = fill("<!-- table p:unipc:margins -->\n<!-- end -->", tmp_path)
     assert (
         "| operations saved | UniCP | UniCP planned | best peer | which (mean; worst tenth) | UniCP over it |" in text
@@ -58,8 +63,7 @@ def test_steps_that_a_plan_chose_are_shown_and_are_no_peer(tmp_path):
 def test_at_equal_fidelity_speeds_are_read_off_the_sweeps(tmp_path):
     rows = [("UniCP", "a", 40.0, 50), ("UniCP", "b", 30.0, 25), ("UniCP planned", "c", 41.0, 80)]
     rows += [("other", "1", 44.0, 80), ("other", "2", 36.0, 50), ("fixed window", "2", 45.0, 10)]
-    for method, setting, psnr, operations in rows:
-        append_row(tmp_path / "p.jsonl", row(setting, psnr, method=method, operations=operations))
+    write(tmp_path / "p.jsonl", rows)
     text = fill("<!-- table p:unipc:faster -->\n<!-- end -->", tmp_path)
     assert "| PSNR kept | UniCP | UniCP planned | best peer | which (mean; worst tenth) | UniCP over it |" in text
     # UniCP: 2x at 40 dB, 4x at 30 dB. The other: 1.25x at 44 dB, 2x at 36 dB, so 1.625x at 40 dB.
@@ -97,8 +101,7 @@ def test_a_long_sweep_of_peers_keeps_the_settings_that_no_other_of_the_method_be
     rows = [("UniCP", "a", 40.0, 100), ("UniCP", "b", 30.0, 50), ("UniCP", "c", 20.0, 60)]
     rows += [("other", "1", 35.0, 50), ("other", "2", 34.0, 50), ("other", "3", 35.0, 50), ("other", "4", 36.0, 60)]
     rows += [("idle", "1", 100.0, 100), ("idle", "2", 100.0, 100), ("other", "0", 100.0, 100)]
-    for method, setting, psnr, operations in rows:
-        append_row(tmp_path / "t.jsonl", row(setting, psnr, method=method, operations=operations))
+    write(tmp_path / "t.jsonl", rows)
     append_row(tmp_path / "t.jsonl", row("x", method="stuck", reason="no such block", fidelity={}))
     text = fill("<!-- table t:unipc:best -->\n<!-- end -->", tmp_path)
     named = [line.split(" | ")[0].removeprefix("| ") for line in text.splitlines() if line.startswith("| ")]

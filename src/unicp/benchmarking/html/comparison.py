@@ -19,7 +19,14 @@ Number = Callable[[Group], float]
 Points = Sequence[tuple[float, float]]
 
 COSTS: dict[str, Number] = {"operations": lambda g: g.operations, "seconds": lambda g: g.seconds}
-WORTHS: dict[str, Number] = {"mean": lambda g: g.mean(METRIC), "worst tenth": lambda g: g.worst(METRIC)}
+
+
+def worths(metric: str) -> dict[str, Number]:
+    """What of a metric is compared: its mean over clips, and that of the worst tenth."""
+    return {"mean": lambda group: group.mean(metric), "worst tenth": lambda group: group.worst(metric)}
+
+
+WORTHS = worths(METRIC)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ alone (a damped trend whose damping is measured; ours).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -56,16 +56,26 @@ class Known:
     shapes: list[torch.Size]
 
 
-def share_rises(branches: Sequence[Branch]) -> None:
+# The share of a candidate's line that came true where all branches are combined, (B,); None where that is not known.
+Combined = Callable[[Candidate], Tensor | None]
+
+
+def share_rises(branches: Sequence[Branch], combined: Combined | None = None) -> None:
     """Sets what lines follow in the step that begins, the same for all branches whose batches are of one size.
 
-    Branches are combined afterwards, their difference many times over: shares of their own would tear them apart.
+    Branches are combined afterwards, their difference many times over: shares of their own would tear them apart. So
+    where it is known how the first output's line did after that (`combined`), all follow this share.
     """
     for branch in branches:
         for candidate, own in branch.rises.items():
             known = [other.rises[candidate] for other in branches if candidate in other.rises]
             alike = [rises for rises in known if [r.size.shape for r in rises] == [r.size.shape for r in own]]
-            branch.shares[candidate] = [share_of_rise(rises) for rises in zip(*alike)]
+            shares = [share_of_rise(rises) for rises in zip(*alike)]
+            whole = None if combined is None else combined(candidate)
+            # Guidance may put its branches into one batch.
+            if whole is not None and len(shares[0]) % len(whole) == 0:
+                shares[0] = whole.to(shares[0]).repeat(len(shares[0]) // len(whole))
+            branch.shares[candidate] = shares
 
 
 class Forecaster:

@@ -17,7 +17,7 @@ from unicp.control.controller import Controller, Course, Question
 from unicp.control.windows import Candidate, Position
 from unicp.execution.block_spans import ResidualSpan
 from unicp.execution.model_call import Tensors
-from unicp.execution.model_forecast import PROBE, Branch, Forecaster, share_rises
+from unicp.execution.model_forecast import PROBE, Branch, Combined, Forecaster, share_rises
 from unicp.execution.store import OutputStore
 from unicp.models.noise import NoiseSchedule
 from unicp.numerics.error_measures import all_finite, relative_error, strided_sample
@@ -46,6 +46,7 @@ class ModelSpan:
         self._computed_at_step = False
         self._leader: tuple[str, Tensors] | None = None
         self.over_budget = False
+        self.combined: Combined | None = None  # set where the branches are seen together
 
     @property
     def schedule(self) -> NoiseSchedule | None:
@@ -93,7 +94,7 @@ class ModelSpan:
         present = [branch for branch in self.branches.values() if branch.called_at == before] if first else []
         if first:
             self._computed_at_step, self._leader = False, None
-            share_rises(present)
+            share_rises(present, self.combined)
         branch = self.branches.get(moment.branch)
         if branch is None:
             branch = self.branches[moment.branch] = Branch(self.controller.new_window(self._candidates(moment)))

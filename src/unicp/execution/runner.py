@@ -21,7 +21,7 @@ from unicp.execution.block_spans import BlockCall, ResidualSpan, Streams
 from unicp.execution.model_call import CallReader, OutputForm, Tensors, read_output, why_not_followed
 from unicp.execution.model_span import ModelSpan, errors_as_lists
 from unicp.execution.recorder import MODEL, STACK, Recorder
-from unicp.execution.sampler_memory import SamplerMemory
+from unicp.execution.sampler_replay import SamplerReplay
 from unicp.execution.slices import Slices
 from unicp.execution.store import OutputStore
 from unicp.execution.text_keys import TextKeys
@@ -81,7 +81,8 @@ class Runner:
         self._now: _Call | None = None
         self._over_budget = self._reached = False
         self._lock = threading.RLock()
-        self._memory = SamplerMemory(trace.counts)
+        self._replay = SamplerReplay(trace.counts)
+        self.model_span.combined = self._replay.share
 
     def reset(self) -> None:
         """Forgets the run: stored outputs, windows, branches. The trace stays."""
@@ -96,7 +97,7 @@ class Runner:
     @property
     def is_empty(self) -> bool:
         """True when nothing of a run is held."""
-        held = len(self.store) + self.text_keys.bytes + self._memory.bytes
+        held = len(self.store) + self.text_keys.bytes + self._replay.bytes
         return held == 0 and all(span.is_empty for span in self._spans)
 
     def call(self, forward: Forward, args: Arguments, kwargs: Keywords, context: Any) -> Any:
@@ -139,7 +140,7 @@ class Runner:
             if not self._reached:
                 message = f"no {self.span} was reached: nothing is served (compiled after UniCP was enabled?)"
                 self.recorder.warn("not_reached", message)
-        held = self.store.bytes + self.text_keys.bytes + self._memory.bytes
+        held = self.store.bytes + self.text_keys.bytes + self._replay.bytes
         held += sum(span.bytes for span in self.units.values())
         self.recorder.finish(time.perf_counter() - started, held)
         if self._over_budget:
@@ -159,7 +160,7 @@ class Runner:
                 self.recorder.warn("guard", f"run {moment.run}, {guard.events.pop(0)}")
 
     def _forget(self) -> None:
-        self._memory.reset()
+        self._replay.reset()
         self.store.clear()
         self.text_keys.clear()
         for span in self._spans:
@@ -168,7 +169,7 @@ class Runner:
     def _refresh_schedule(self) -> None:
         scheduler = self._scheduler_of()
         if scheduler is not self._scheduler:
-            self._memory.reset()
+            self._replay.reset()
             self._scheduler = self.trajectory.scheduler = scheduler
             self.trajectory.schedule = self.model_span.schedule = schedule_of(self.map.family, scheduler)
 
@@ -178,9 +179,9 @@ class Runner:
             return
         place = self.model_span.schedule, now.position, now.moment.timestep
         if is_served:
-            self._memory.served(self._scheduler, *place, way)
+            self._replay.served(self._scheduler, *place, way)
         else:
-            self._memory.computed(self._scheduler, *place)
+            self._replay.computed(self._scheduler, *place)
 
     def _whole(self, now: _Call, forward: Forward, args: Arguments, kwargs: Keywords, samples: Tensors) -> Any:
         """A call under span "model": served or computed as one."""

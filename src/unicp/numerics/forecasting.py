@@ -54,6 +54,19 @@ def extrapolate(points: Sequence[tuple[float, Tensor]], at: float, share: Tensor
     return (wide + rise).to(last.dtype)
 
 
+def interpolate(points: Sequence[tuple[float, Tensor]], at: float) -> Tensor:
+    """The value at abscissa `at` of the polynomial through all `points`, (abscissa, tensor) of one shape.
+
+    Lagrange's form, in float32 or better. Raises InputError for no points, and where two lie at one abscissa or one is
+    not a finite number.
+    """
+    places = [x for x, _ in points]
+    if not places or len(set(places)) < len(places) or not all(math.isfinite(x) for x in (at, *places)):
+        raise InputError(f"a value at {at!r}", f"abscissas {places}", "use different finite numbers")
+    weights = [math.prod((at - x) / (own - x) for x in places if x != own) for own in places]
+    return torch.stack([weight * _wide(value) for weight, (_, value) in zip(weights, points)]).sum(dim=0)
+
+
 @dataclass(frozen=True)
 class Rise:
     """How a line's rise compares with what came: sums per sample of a batch, (B,), float32 or better.

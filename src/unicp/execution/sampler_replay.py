@@ -1,0 +1,323 @@
+"""Takes back what served outputs did to the sampler, as soon as it is known what they should have been.
+
+That is at the next computed step: the noise estimates of the served steps are then no forecast any more but lie between
+computed ones, on the parabola through three of them. So the sampler is put back to where it was after the last computed
+step, takes the served steps again with these, and goes on from where that leads to (ours; docs/method.md, section 3.6).
+What was forecast served to see where the run goes; nothing of it stays, neither in the sample nor in what the sampler
+remembers.
+
+Where that cannot be done, a predictor-corrector (UniPC) is left without its corrector for the step: it would take the
+error of the forecast for curvature.
+
+The scheduler's `step` is replaced for the one call that follows an output, and is its own again in that call.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from types import MethodType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from unicp.control.windows import Candidate, Position
+from unicp.errors import InputError
+from unicp.models.noise import NoiseSchedule
+from unicp.numerics.forecasting import (
+    NoiseLevel,
+    Rise,
+    extrapolate,
+    from_quantity,
+    interpolate,
+    is_invertible,
+    share_of_rise,
+    to_quantity,
+)
+
+_SWITCH = "disable_corrector"
+# Samplers whose step depends on nothing but its arguments and the attributes of the scheduler.
+_REPEATABLE = (
+    "FlowMatchEulerDiscreteScheduler",
+    "DDIMScheduler",
+    "CogVideoXDDIMScheduler",
+    "UniPCMultistepScheduler",
+    "DPMSolverMultistepScheduler",
+)
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a step lies: on every abscissa, and between noise and clean."""
+
+    position: Position
+    level: NoiseLevel | None = None
+
+
+@dataclass(frozen=True)
+class _Served:
+    """A served step of the scheduler: enough to take it again with another output. way: how it was forecast."""
+
+    place: _Place
+    way: Candidate | None
+    timestep: Any
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class _Computed:
+    """What a computed step left behind: its noise estimate, the scheduler's attributes, and the sample it made."""
+
+    state: Mapping[str, Any]
+    sample: Tensor
+
+
+@dataclass(frozen=True)
+class _List:
+    """A list of a scheduler, and what it held."""
+
+    own: list[Any]
+    held: tuple[Any, ...]
+
+
+class _Step:
+    """Stands in for the `step` of a scheduler.
+
+    A copy of the scheduler gets its own `step`, not this one, which would move the original instead: SkyReels-V2's
+    diffusion forcing steps a copy for each frame.
+    """
+
+    def __init__(self, scheduler: Any, call: Callable[..., Any]):
+        self._scheduler, self._call = scheduler, call
+        functools.update_wrapper(self, type(scheduler).step)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._call(*args, **kwargs)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        return MethodType(type(self._scheduler).step, memo.get(id(self._scheduler), self._scheduler))
+
+
+class SamplerReplay:
+    """Watches the steps of one scheduler in one run, and takes served ones again.
+
+    Holds the noise estimates of the last three computed steps, the sample that the last of them made, what the
+    scheduler remembered then, and the newest sample.
+
+    counts: where windows that were taken again ("replayed") and steps without their corrector ("corrector_held") are
+    counted.
+    """
+
+    def __init__(self, counts: Counter[str]) -> None:
+        self._counts = counts
+        self._scheduler: Any = None
+        self._forget()
+
+    def _forget(self) -> None:
+        self._points: list[tuple[_Place, Tensor]] = []
+        self._last: _Computed | None = None
+        self._window: list[_Served] = []
+        self._unknown = False  # a served step of this window cannot be taken again
+        self._newest: Tensor | None = None
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of the tensors held, without those that the scheduler remembers itself."""
+        held = [noise for _, noise in self._points]
+        held += [
+            sample for sample in (self._newest, None if self._last is None else self._last.sample) if sample is not None
+        ]
+        return sum(tensor.numel() * tensor.element_size() for tensor in held)
+
+    def reset(self) -> None:
+        """Forgets the run and gives the scheduler its own `step` back. May be repeated."""
+        self._release()
+        self._forget()
+
+    def served(
+        self,
+        scheduler: Any,
+        schedule: NoiseSchedule | None,
+        position: Position,
+        timestep: float,
+        way: Candidate | None,
+    ) -> None:
+        """A call at `position` was served: the scheduler's next step is given a forecast. May be repeated in a step.
+
+        way: how it was forecast; None = not as a quantity of the whole sample.
+        """
+        self._release()
+        place = _place(schedule, position, timestep)
+
+        def step(output: Tensor, timestep: Any, sample: Tensor, *args: Any, **kwargs: Any) -> Any:
+            self._window.append(_Served(place, way, timestep, args, kwargs))
+            self._unknown |= not self._goes_on(sample)
+            return self._noted(scheduler.step(output, timestep, sample, *args, **kwargs))
+
+        self._watch(scheduler, step)
+
+    def computed(self, scheduler: Any, schedule: NoiseSchedule | None, position: Position, timestep: float) -> None:
+        """A call at `position` is being computed: the scheduler's next step gets the truth. May be repeated in a step.
+
+        A scheduler of another kind, and one whose `step` somebody else has replaced, is left alone.
+        """
+        self._release()
+        place = _place(schedule, position, timestep)
+
+        def step(output: Tensor, timestep: Any, sample: Tensor, *args: Any, **kwargs: Any) -> Any:
+            noise = _noise(schedule, place, output, sample)
+            self._unknown |= not self._goes_on(sample)
+            moved = self._replay(scheduler, schedule, place, noise) if self._window else None
+            if moved is not None:
+                assert schedule is not None and noise is not None and place.level is not None
+                fresh = from_quantity("noise", schedule.sampler_prediction, moved, noise, place.level)
+                output, sample = fresh.to(output.dtype), moved
+            held = bool(self._window) and moved is None and _has_corrector(scheduler)
+            self._counts["corrector_held"] += held
+            with _without_corrector(scheduler) if held else nullcontext():
+                out = self._noted(scheduler.step(output, timestep, sample, *args, **kwargs))
+            self._points = [] if noise is None else [*self._points, (place, noise)][-3:]
+            assert self._newest is not None
+            self._last, self._window, self._unknown = _Computed(_state(scheduler), self._newest), [], False
+            return out
+
+        self._watch(scheduler, step)
+
+    def share(self, way: Candidate) -> Tensor | None:
+        """How much of the rise of a line came true at the last computed step, (B,); None where that is not known.
+
+        Of the noise estimates that the sampler was given, all branches combined as the pipeline combines them.
+        """
+        if way.quantity != "noise" or len(self._points) < 3 or len({noise.shape for _, noise in self._points}) > 1:
+            return None
+        places = [place.position.get(way.abscissa) for place, _ in self._points]
+        if any(place is None for place in places):
+            return None
+        before, last, true = (noise.flatten(1) for _, noise in self._points)
+        x0, x1, now = (place for place in places if place is not None)
+        return share_of_rise([Rise.of(true, extrapolate([(x0, before), (x1, last)], now), last)])
+
+    def _watch(self, scheduler: Any, step: Callable[..., Any]) -> None:
+        """Has the next step of the scheduler, which is its own again in it, taken by `step`."""
+        if not can_repeat(scheduler) or "step" in vars(scheduler):
+            return
+
+        # The names are those of diffusers' schedulers: pipelines use them.
+        def once(model_output: Tensor, timestep: Any, sample: Tensor, *args: Any, **kwargs: Any) -> Any:
+            self._release()
+            return step(model_output, timestep, sample, *args, **kwargs)
+
+        self._scheduler, scheduler.step = scheduler, _Step(scheduler, once)
+
+    def _release(self) -> None:
+        if self._scheduler is not None:
+            vars(self._scheduler).pop("step", None)
+        self._scheduler = None
+
+    def _noted(self, out: Any) -> Any:
+        """Keeps the sample that a step made: a copy, for a pipeline may write into its own."""
+        self._newest = out[0].clone()
+        return out
+
+    def _goes_on(self, sample: Tensor) -> bool:
+        """Whether a step begins with what the one before made: pipelines and callbacks may change it in between."""
+        newest = self._newest
+        return newest is not None and newest.shape == sample.shape and torch.equal(newest.to(sample), sample)
+
+    def _replay(
+        self, scheduler: Any, schedule: NoiseSchedule | None, now: _Place, noise: Tensor | None
+    ) -> Tensor | None:
+        """Takes the served steps again with what is known at `now`: the sample that they lead to, or None.
+
+        The scheduler's attributes are then as if these had been its steps; where None is returned they are untouched.
+        """
+        if schedule is None or noise is None or self._last is None or self._unknown or len(self._points) < 2:
+            return None
+        points = [*self._points[-2:], (now, noise)]
+        estimates = [_between(points, served) for served in self._window]
+        levels = [served.place.level for served in self._window]
+        if any(estimate is None for estimate in estimates):
+            return None
+        sample, present = self._last.sample, _state(scheduler)
+        _put_back(scheduler, self._last.state)
+        try:
+            for served, estimate, level in zip(self._window, estimates, levels):
+                assert estimate is not None and level is not None
+                output = from_quantity("noise", schedule.sampler_prediction, sample, estimate, level).to(sample.dtype)
+                sample = scheduler.step(output, served.timestep, sample, *served.args, **served.kwargs)[0]
+        except BaseException:
+            _put_back(scheduler, present)
+            raise
+        self._counts["replayed"] += 1
+        return sample
+
+
+def can_repeat(scheduler: Any) -> bool:
+    """Whether a step of this scheduler, taken again from the same state, gives the same sample."""
+    config = getattr(scheduler, "config", {})
+    known = any(ancestor.__name__ in _REPEATABLE for ancestor in type(scheduler).__mro__)
+    is_random = config.get("stochastic_sampling", False) or str(config.get("algorithm_type", "")).startswith("sde")
+    return known and not is_random
+
+
+def _between(points: list[tuple[_Place, Tensor]], served: _Served) -> Tensor | None:
+    """The noise estimate of a served step, of those computed before and after it; None where it cannot be told."""
+    way, level = served.way, served.place.level
+    if way is None or way.quantity != "noise" or level is None or not level.signal:
+        return None
+    if served.kwargs.get("eta") or len({noise.shape for _, noise in points}) > 1:
+        return None
+    known = [(place.position.get(way.abscissa), noise) for place, noise in points]
+    at = served.place.position.get(way.abscissa)
+    if at is None or any(x is None for x, _ in known):
+        return None
+    try:
+        return interpolate([(x, noise) for x, noise in known if x is not None], at)
+    except InputError:
+        return None
+
+
+def _state(scheduler: Any) -> dict[str, Any]:
+    """The attributes of a scheduler, lists with what they hold now: those are written to, its tensors never are."""
+    own = {name: value for name, value in vars(scheduler).items() if name != "step"}
+    return {name: _List(value, tuple(value)) if isinstance(value, list) else value for name, value in own.items()}
+
+
+def _put_back(scheduler: Any, state: Mapping[str, Any]) -> None:
+    for name, value in state.items():
+        if isinstance(value, _List):
+            value.own[:] = value.held
+        vars(scheduler)[name] = value.own if isinstance(value, _List) else value
+
+
+def _has_corrector(scheduler: Any) -> bool:
+    return isinstance(getattr(scheduler, _SWITCH, None), (list, tuple))
+
+
+@contextmanager
+def _without_corrector(scheduler: Any) -> Iterator[None]:
+    own = getattr(scheduler, _SWITCH)
+    # A new list: the scheduler's own may be the default that all schedulers of a process share.
+    setattr(scheduler, _SWITCH, [*own, int(scheduler.step_index or 0) - 1])
+    try:
+        yield
+    finally:
+        setattr(scheduler, _SWITCH, own)
+
+
+def _place(schedule: NoiseSchedule | None, position: Position, timestep: float) -> _Place:
+    return _Place(position, None if schedule is None else schedule.level(timestep))
+
+
+def _noise(schedule: NoiseSchedule | None, place: _Place, output: Tensor, sample: Tensor) -> Tensor | None:
+    """The noise estimate of an output; None where there is none."""
+    if schedule is None or place.level is None or not place.level.signal or output.shape != sample.shape:
+        return None
+    if not is_invertible("noise", schedule.sampler_prediction, place.level, 0.0):
+        return None
+    return to_quantity("noise", schedule.sampler_prediction, sample, output, place.level)

@@ -1,0 +1,311 @@
+"""What served outputs did to a sampler is taken back at the next computed step, and nothing else of it is touched."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections import Counter, deque
+
+import pytest
+import torch
+from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
+from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
+from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepScheduler
+
+import unicp
+from tests import tiny_models
+from unicp.control.windows import Candidate
+from unicp.execution.sampler_replay import SamplerReplay, can_repeat
+from unicp.models.noise import read_schedule
+from unicp.numerics.forecasting import from_quantity
+from unicp.testbed.components import build_scheduler
+
+STEPS = 9
+NOISE = Candidate("noise", "log_snr")
+
+
+class Watched(UniPCMultistepScheduler):
+    """Notes at which steps the corrector was on: in no list, for a replay puts a scheduler's lists back."""
+
+    def step(self, model_output, timestep, sample, return_dict=True):
+        index = 0 if self.step_index is None else self.step_index
+        if index > 0 and index - 1 not in self.disable_corrector:
+            self.corrected.append(index)
+        return super().step(model_output, timestep, sample, return_dict=return_dict)
+
+
+def scheduler() -> Watched:
+    made = Watched.from_config(build_scheduler().config)
+    made.corrected = deque()
+    return made
+
+
+def denoise(model, schedule, steps=STEPS, stop=None):
+    torch.manual_seed(0)
+    sample = torch.randn(1, model.config["in_channels"], 3, 8, 8)
+    texts = [torch.randn(1, 7, model.config["text_dim"]) for _ in range(2)]
+    schedule.set_timesteps(steps)
+    for index, time in enumerate(schedule.timesteps):
+        if index == stop:
+            return sample
+        outputs = []
+        for name, text in zip(("cond", "uncond"), texts):
+            with torch.no_grad(), model.cache_context(name):
+                call = {"hidden_states": sample, "timestep": time.reshape(1), "encoder_hidden_states": text}
+                outputs.append(model(**call, return_dict=False)[0])
+        sample = schedule.step(outputs[1] + 3 * (outputs[0] - outputs[1]), time, sample, return_dict=False)[0]
+    return sample
+
+
+def settings(**changes) -> unicp.Settings:
+    # Steps 3, 4 and 6 are served: those after them that are computed are 5 and 7. Outputs are no noise estimates.
+    return unicp.preset("balanced", computed_steps=(0, 1, 2, 5, 7, 8), quantities=("output",), **changes)
+
+
+def test_where_nothing_can_be_taken_again_the_corrector_is_left_out():
+    model, schedule = tiny_models.wan(), scheduler()
+    with unicp.enable(model, settings(), scheduler=schedule) as session:
+        denoise(model, schedule)
+    assert list(schedule.corrected) == [1, 2, 3, 4, 6, 8]
+    assert session.trace.counts["corrector_held"] == 2
+    assert session.trace.counts["replayed"] == 0
+
+
+def test_it_can_be_left_alone():
+    model, schedule = tiny_models.wan(), scheduler()
+    with unicp.enable(model, settings(mend_sampler=False), scheduler=schedule):
+        denoise(model, schedule)
+    assert list(schedule.corrected) == list(range(1, STEPS))
+
+
+@pytest.mark.parametrize("quantity", ["output", "noise"])
+@pytest.mark.parametrize("stop", [None, 6, 8])
+def test_the_scheduler_gets_its_own_list_back_and_the_plain_run_its_bits(stop, quantity):
+    model, schedule = tiny_models.wan(), scheduler()
+    own = schedule.disable_corrector = [4]
+    plain = denoise(model, schedule)
+    before = set(vars(schedule))
+    chosen = unicp.preset("balanced", computed_steps=(0, 1, 2, 5, 7, 8), quantities=(quantity,))
+    with unicp.enable(model, chosen, scheduler=schedule):
+        denoise(model, schedule, stop=stop)
+    assert schedule.disable_corrector is own and own == [4]
+    assert torch.equal(denoise(model, schedule), plain) and set(vars(schedule)) == before
+
+
+def test_tolerance_zero_leaves_the_corrector_on():
+    model, schedule = tiny_models.wan(), scheduler()
+    plain = denoise(model, schedule)
+    with unicp.enable(model, unicp.preset("balanced", tolerance=0.0), scheduler=schedule) as session:
+        assert torch.equal(denoise(model, schedule), plain)
+    assert session.trace.counts["corrector_held"] == session.trace.counts["replayed"] == 0
+
+
+def test_served_steps_are_taken_again():
+    model, schedule = tiny_models.wan(), scheduler()
+    # Served: 4, then 6 and 7. Computed after them: 5 and 8.
+    chosen = unicp.preset("balanced", computed_steps=(0, 1, 2, 3, 5, 8))
+    with unicp.enable(model, chosen, scheduler=schedule) as session:
+        denoise(model, schedule)
+    assert [e.action for e in session.trace.entries if e.unit == "model" and e.branch == "cond"].count("forecast") == 3
+    assert list(schedule.corrected) == [1, 2, 3, 4, 4, 5, 6, 7, 6, 7, 8]
+    assert session.trace.counts["replayed"] == 2
+    assert session.trace.counts["corrector_held"] == 0
+
+
+def noise_at(level) -> torch.Tensor:
+    """A noise estimate that is a parabola of the log-SNR, whatever the sample."""
+    return torch.tensor([[1.0, -2.0]], dtype=torch.float64) * (1.0 + 0.1 * level.log_snr + 0.02 * level.log_snr**2)
+
+
+def sampler_of(name: str):
+    made = {
+        "euler": lambda: FlowMatchEulerDiscreteScheduler(shift=3.0),
+        "ddim": lambda: DDIMScheduler(prediction_type="v_prediction", clip_sample=False, timestep_spacing="trailing"),
+        "unipc": lambda: UniPCMultistepScheduler.from_config(build_scheduler().config),
+        "dpm": lambda: DPMSolverMultistepScheduler(
+            prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
+        ),
+    }[name]()
+    made.set_timesteps(12)
+    return made
+
+
+def walk(schedule, served=(), replay=None, until=8, way=NOISE, between=None, **kwargs) -> torch.Tensor:
+    """The sample after steps whose noise estimates are `noise_at`, and lines through the last two where served.
+
+    between: (step, sample) -> the sample that the step is given.
+    """
+    levels, known = read_schedule(schedule), []
+    sample = torch.tensor([[0.5, -1.0]], dtype=torch.float64)
+    for index, time in enumerate(schedule.timesteps[: until + 1]):
+        level = levels.level(float(time))
+        position = {"step": float(index), "sigma": level.sigma, "log_snr": level.log_snr}
+        sample = sample if between is None else between(index, sample)
+        noise = noise_at(level)
+        if index in served:
+            (x0, y0), (x1, y1) = known[-2:]
+            noise = y1 + (level.log_snr - x1) / (x1 - x0) * (y1 - y0)
+            if replay is not None:
+                replay.served(schedule, levels, position, float(time), way)
+        else:
+            known.append((level.log_snr, noise))
+            if replay is not None:
+                replay.computed(schedule, levels, position, float(time))
+        output = from_quantity("noise", levels.prediction, sample, noise, level) if level.signal else noise
+        sample = schedule.step(output, time, sample, return_dict=False, **kwargs)[0].double()
+    return sample
+
+
+@pytest.mark.parametrize("served", [{7}, {4, 6}, {4, 5, 6, 7}, {3, 4, 6, 7}])
+@pytest.mark.parametrize("name", ["euler", "ddim", "unipc", "dpm"])
+def test_nothing_of_a_forecast_stays_where_the_truth_lies_on_a_parabola(name, served):
+    # The last step is computed: the sample and what is remembered are those of the plain run.
+    counts, plain, mended = Counter(), sampler_of(name), sampler_of(name)
+    true, left = walk(plain), walk(sampler_of(name), served)
+    replayed = walk(mended, served, SamplerReplay(counts))
+    torch.testing.assert_close(replayed, true, rtol=1e-4, atol=1e-4)
+    assert (left - true).norm() > 20 * (replayed - true).norm()
+    assert counts["replayed"] == len([step for step in served if step + 1 not in served])
+    assert counts["corrector_held"] == 0
+    for one, other in zip(getattr(plain, "model_outputs", ()), getattr(mended, "model_outputs", ())):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+    assert "step" not in vars(mended)
+
+
+@pytest.mark.parametrize("name", ["euler", "unipc"])
+@pytest.mark.parametrize("way", [Candidate("output", "log_snr"), None])
+def test_what_was_not_forecast_as_noise_is_not_taken_again(name, way):
+    counts = Counter()
+    walk(sampler_of(name), {5}, SamplerReplay(counts), 6, way)
+    assert counts["replayed"] == 0
+    assert counts["corrector_held"] == int(name == "unipc")
+
+
+@pytest.mark.parametrize(("step", "replayed"), [(4, 1), (5, 0), (6, 0), (7, 1)])
+def test_a_sample_that_was_changed_between_steps_is_not_overwritten(step, replayed):
+    # Steps 5 is served, 6 computed: what begins at step 4, or after the window, has no part in it.
+    def change(index, sample):
+        return sample + 3.0 if index == step else sample
+
+    counts = Counter()
+    served = walk(sampler_of("euler"), {5}, SamplerReplay(counts), 6, between=change)
+    assert counts["replayed"] == replayed
+    if not replayed:
+        assert torch.equal(served, walk(sampler_of("euler"), {5}, None, 6, between=change))
+
+
+def test_steps_with_fresh_noise_are_not_taken_again():
+    counts = Counter()
+    walk(sampler_of("ddim"), {5}, SamplerReplay(counts), 6, eta=0.0)
+    assert counts["replayed"] == 1
+    walk(sampler_of("ddim"), {5}, SamplerReplay(counts), 6, eta=0.5)
+    assert counts["replayed"] == 1
+
+
+@pytest.mark.parametrize("name", ["euler", "unipc"])
+def test_another_run_has_nothing_to_do_with_the_one_before(name):
+    counts = Counter()
+    schedule, replay = sampler_of(name), SamplerReplay(counts)
+    walk(schedule, {7}, replay, 7)  # ends in the middle of a window
+    replay.reset()
+    schedule.set_timesteps(12)
+    assert replay.bytes == 0
+    torch.testing.assert_close(walk(schedule, {4}, replay), walk(sampler_of(name), {4}, SamplerReplay(Counter())))
+
+
+def test_what_is_held_is_counted():
+    replay = SamplerReplay(Counter())
+    walk(sampler_of("euler"), {5}, replay)
+    # Three noise estimates and the newest sample, which a computed step made: two float64 numbers each.
+    assert replay.bytes == 5 * 16
+
+
+def test_an_error_while_steps_are_taken_again_leaves_the_scheduler_as_it_was():
+    class Failing(FlowMatchEulerDiscreteScheduler):
+        calls = 0
+
+        def step(self, *args, **kwargs):
+            Failing.calls += 1
+            if Failing.calls == 7:
+                raise RuntimeError("no memory left")
+            return super().step(*args, **kwargs)
+
+    schedule = Failing(shift=3.0)
+    schedule.set_timesteps(12)
+    with pytest.raises(RuntimeError, match="no memory"):
+        walk(schedule, {5}, SamplerReplay(Counter()), 6)
+    assert schedule.step_index == 6 and "step" not in vars(schedule)
+
+
+def test_how_much_of_a_rise_came_true_is_told_of_what_the_sampler_was_given():
+    replay, schedule = SamplerReplay(Counter()), sampler_of("euler")
+    walk(schedule, (), replay, 3)
+    assert replay.share(Candidate("output", "log_snr")) is None
+    levels = [read_schedule(schedule).level(float(time)) for time in schedule.timesteps[1:4]]
+    (x0, y0), (x1, y1), (x2, y2) = ((level.log_snr, noise_at(level)) for level in levels)
+    rise = (x2 - x1) / (x1 - x0) * (y1 - y0)
+    wanted = min(1.0, max(0.0, float(((y2 - y1) * rise).sum() / (rise * rise).sum())))
+    assert replay.share(NOISE).tolist() == pytest.approx([wanted], rel=1e-5)
+    walk(sampler_of("euler"), (), fresh := SamplerReplay(Counter()), 1)
+    assert fresh.share(NOISE) is None
+
+
+def test_the_step_of_a_scheduler_is_its_own_again():
+    schedule, replay = sampler_of("unipc"), SamplerReplay(Counter())
+    levels, time = read_schedule(schedule), float(schedule.timesteps[0])
+    replay.computed(schedule, levels, {"step": 0.0}, time)
+    assert "step" in vars(schedule)
+    assert list(inspect.signature(schedule.step).parameters)[-3:] == ["timestep", "sample", "return_dict"]
+    replay.reset()
+    assert "step" not in vars(schedule)
+    theirs = schedule.step = lambda *args: None
+    replay.computed(schedule, levels, {"step": 0.0}, time)
+    replay.served(schedule, levels, {"step": 1.0}, time, None)
+    assert schedule.step is theirs
+
+
+def test_a_copy_of_a_scheduler_steps_itself():
+    schedule, replay = sampler_of("euler"), SamplerReplay(Counter())
+    time = schedule.timesteps[0]
+    replay.computed(schedule, read_schedule(schedule), {"step": 0.0}, float(time))
+    other = copy.deepcopy(schedule)
+    other.step(torch.zeros(1, 1), time, torch.ones(1, 1))
+    assert (other.step_index, schedule.step_index) == (1, None)
+    assert "step" in vars(schedule)
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        FlowMatchEulerDiscreteScheduler(stochastic_sampling=True),
+        DPMSolverMultistepScheduler(algorithm_type="sde-dpmsolver++"),
+        None,
+    ],
+)
+def test_samplers_that_add_noise_are_not_repeated(made):
+    assert not can_repeat(made)
+
+
+@pytest.mark.parametrize("name", ["euler", "ddim", "unipc", "dpm"])
+def test_samplers_without_noise_are(name):
+    assert can_repeat(sampler_of(name)) and can_repeat(scheduler())
+
+
+def test_a_scheduler_of_another_kind_is_left_alone():
+    class Plain:
+        step_index = 3
+
+    plain, replay = Plain(), SamplerReplay(Counter())
+    replay.computed(plain, None, {"step": 3.0}, 500.0)
+    replay.computed(None, None, {"step": 3.0}, 500.0)
+    assert vars(plain) == {} and replay.bytes == 0
+
+
+def test_the_shared_default_list_is_never_written_to():
+    first, second = scheduler(), scheduler()
+    model = tiny_models.wan()
+    with unicp.enable(model, settings(), scheduler=first) as session:
+        denoise(model, first)
+    assert session.trace.counts["corrector_held"] == 2
+    assert first.disable_corrector == [] and second.disable_corrector == []

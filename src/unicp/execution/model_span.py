@@ -21,6 +21,7 @@ from unicp.execution.model_forecast import PROBE, Branch, Combined, Forecaster, 
 from unicp.execution.store import OutputStore
 from unicp.models.noise import NoiseSchedule
 from unicp.numerics.error_measures import all_finite, relative_error, strided_sample
+from unicp.numerics.forecasting import output_at
 from unicp.records import Decision, Moment
 from unicp.settings import Abscissa, Settings
 
@@ -179,6 +180,24 @@ class ModelSpan:
         self._follow_guidance(moment, position, outputs)
         self._store(moment, branch, position, samples, outputs, errors)
         return errors
+
+    def move(self, sample: Tensor, moved: Tensor) -> None:
+        """The sampler has put `moved` in the place of the sample that this step was computed from.
+
+        Forecasts go on from what the model would have said there. Samples of another shape than the sampler's stay.
+        """
+        for name, branch in self.branches.items():
+            level = branch.levels[-1] if branch.levels else None
+            if branch.called_at != self._step or level is None or self.schedule is None:
+                continue
+            newest = self.store.get(("model", name), like=sample)[-1]
+            output, own = newest[0], newest[branch.outputs]
+            if own.shape[1:] != sample.shape[1:] or own.shape != output.shape or len(own) % len(sample):
+                continue
+            there = moved.repeat(len(own) // len(sample), *[1] * (moved.dim() - 1)).to(own)
+            fresh = [*newest]
+            fresh[0], fresh[branch.outputs] = output_at(self.schedule.prediction, own, output, there, level), there
+            self.store.replace_last(("model", name), fresh)
 
     def _follow_guidance(self, moment: Moment, position: Position, outputs: Tensors) -> None:
         if not self.settings.guidance:

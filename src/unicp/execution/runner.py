@@ -82,7 +82,7 @@ class Runner:
         self._over_budget = self._reached = False
         self._lock = threading.RLock()
         self._replay = SamplerReplay(trace.counts)
-        self.model_span.combined = self._replay.share
+        self.model_span.combined, self._replay.on_move = self._replay.share, self.model_span.move
 
     def reset(self) -> None:
         """Forgets the run: stored outputs, windows, branches. The trace stays."""

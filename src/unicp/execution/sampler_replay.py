@@ -35,6 +35,7 @@ from unicp.numerics.forecasting import (
     from_quantity,
     interpolate,
     is_invertible,
+    output_at,
     share_of_rise,
     to_quantity,
 )
@@ -109,12 +110,14 @@ class SamplerReplay:
     Holds the noise estimates of the last three computed steps, the sample that the last of them made, what the
     scheduler remembered then, and the newest sample.
 
+    on_move: called with the sample that the newest outputs were computed from and the one that takes its place.
     counts: where windows that were taken again ("replayed") and steps without their corrector ("corrector_held") are
     counted.
     """
 
     def __init__(self, counts: Counter[str]) -> None:
         self._counts = counts
+        self.on_move: Callable[[Tensor, Tensor], None] | None = None
         self._scheduler: Any = None
         self._forget()
 
@@ -174,9 +177,12 @@ class SamplerReplay:
             self._unknown |= not self._goes_on(sample)
             moved = self._replay(scheduler, schedule, place, noise) if self._window else None
             if moved is not None:
-                assert schedule is not None and noise is not None and place.level is not None
-                fresh = from_quantity("noise", schedule.sampler_prediction, moved, noise, place.level)
-                output, sample = fresh.to(output.dtype), moved
+                assert schedule is not None and place.level is not None
+                output = output_at(schedule.sampler_prediction, sample, output, moved, place.level)
+                noise = _noise(schedule, place, output, moved)
+                if self.on_move is not None:
+                    self.on_move(sample, moved)
+                sample = moved
             held = bool(self._window) and moved is None and _has_corrector(scheduler)
             self._counts["corrector_held"] += held
             with _without_corrector(scheduler) if held else nullcontext():

@@ -54,6 +54,12 @@ class OutputStore:
         self.peak_bytes = max(self.peak_bytes, after)
         return True
 
+    def replace_last(self, key: Hashable, tensors: Sequence[Tensor]) -> None:
+        """Puts others of the same shapes in the place of the newest output of `key`."""
+        self._points[key][-1] = tuple(
+            new.detach().to(old, copy=True) for new, old in zip(tensors, self._points[key][-1], strict=True)
+        )
+
     def get(self, key: Hashable, like: Tensor | None = None) -> list[tuple[Tensor, ...]]:
         """The stored outputs, oldest first, on the device (and in the dtype) of `like`."""
         points = self._points.get(key, [])

@@ -133,6 +133,18 @@ def from_quantity(
     return (_wide(quantity) - of_sample * _wide(sample)) / of_output
 
 
+def output_at(prediction: Prediction, sample: Tensor, output: Tensor, moved: Tensor, level: NoiseLevel) -> Tensor:
+    """What the model would have put out for the sample `moved` instead of `sample`, about, at the same noise level.
+
+    The noise estimate follows the sample as if clean samples were a standard normal, which is what latents are scaled
+    to: by noise / (signal^2 + noise^2) of the move. (Ours. Between an estimate that stays and a clean one that does.)
+    Shapes and errors as `to_quantity`.
+    """
+    share = level.noise / (level.signal**2 + level.noise**2)
+    noise = to_quantity("noise", prediction, sample, output, level) + share * (_wide(moved) - _wide(sample))
+    return from_quantity("noise", prediction, moved, noise, level).to(output.dtype)
+
+
 def _finite_coefficients(kind: str, prediction: str, level: NoiseLevel) -> tuple[float, float]:
     pair = coefficients(kind, prediction, level)
     if not all(math.isfinite(number) for number in pair):

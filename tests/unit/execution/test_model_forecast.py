@@ -72,6 +72,18 @@ def test_branches_of_another_batch_size_follow_their_own():
     assert torch.equal(served["uncond"], 12.0 * TWO)
 
 
+def test_where_the_branches_are_seen_combined_all_follow_the_share_of_that():
+    steps = [{"cond": a * ONE, "uncond": b * TWO} for a, b in zip(SLOWING, (0.0, 4.0, 8.0))]
+    made = span()
+    made.combined = lambda way: torch.tensor([0.5])
+    served = run(made, steps)
+    assert torch.equal(served["cond"], 5.5 * ONE)
+    assert torch.equal(served["uncond"], 10.0 * TWO)
+    made = span()
+    made.combined = lambda way: torch.tensor([0.5, 0.5, 0.5])  # of another batch
+    assert torch.equal(run(made, steps)["cond"], 5.25 * ONE)
+
+
 def test_a_branch_that_left_the_run_is_not_asked():
     made = span()
     run_one = [{"cond": a * ONE, "gone": -a * ONE} for a in (0.0, 1.0, 1.0)]

@@ -303,3 +303,32 @@ def test_the_guidance_difference_keeps_to_the_budget_too(budget):
         assert session._runners[0].store.peak_bytes <= budget
     served = sum(entry.action == "forecast" for entry in session.trace.entries)
     assert served == 0 if budget == 0 else served > 0 or budget < 10**6
+
+
+def test_forecasts_go_on_from_where_the_sampler_has_moved_the_sample_to():
+    # What the model says is that of a standard normal, so what it would have said is known: the two spans agree.
+    def model(sample: Tensor, sigma: float) -> Tensor:
+        clean = (1 - sigma) / ((1 - sigma) ** 2 + sigma**2) * sample
+        return (sample - clean) / sigma
+
+    path = samples(noise(3, *SHAPE))
+    moved, there = Loop(settings(), model), Loop(settings(), model)
+    for step in range(3):
+        other = path[step] + (noise(9, *SHAPE) if step == 2 else 0.0)
+        for branch in ("cond", "uncond"):
+            moved.call(step, path[step], branch)
+            there.call(step, other, branch)
+    moved.span.move(path[2], other)
+    for branch in ("cond", "uncond"):
+        for one, two in zip(moved.store.get(("model", branch)), there.store.get(("model", branch))):
+            torch.testing.assert_close(one, two)
+
+
+def test_a_sample_of_another_shape_moves_nothing():
+    loop = Loop(settings(), lambda sample, sigma: sample * sigma)
+    for step in range(2):
+        loop.call(step, noise(step, *SHAPE))
+    before = [tensor.clone() for tensor in loop.store.get(("model", "cond"))[-1]]
+    for shape in ((2, 3, 5), (3, 3, 4)):
+        loop.span.move(noise(5, *shape), noise(6, *shape))
+    assert all(torch.equal(one, two) for one, two in zip(before, loop.store.get(("model", "cond"))[-1]))

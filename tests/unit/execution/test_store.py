@@ -20,6 +20,17 @@ def test_outputs_come_back_oldest_first_and_only_the_last_are_kept():
     assert store.get("b") == []
 
 
+def test_the_newest_output_can_be_replaced():
+    store = OutputStore(Settings(store_dtype="bfloat16"))
+    for number in range(2):
+        store.put("a", (FLOATS + number,), keep=2, branches=1)
+    given = FLOATS + 7
+    store.replace_last("a", (given,))
+    given.zero_()
+    assert [point[0][0].item() for point in store.get("a")] == [0.0, 7.0]
+    assert store.get("a")[-1][0].dtype == torch.bfloat16 and store.bytes == 40
+
+
 def test_tuples_of_tensors_stay_together():
     store = OutputStore(Settings())
     store.put("a", (FLOATS, FLOATS[:3]), keep=1, branches=1)

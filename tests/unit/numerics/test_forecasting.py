@@ -16,7 +16,9 @@ from unicp.numerics.forecasting import (
     Rise,
     extrapolate,
     from_quantity,
+    interpolate,
     is_invertible,
+    output_at,
     share_of_rise,
     to_quantity,
 )
@@ -170,3 +172,34 @@ def test_copies_in_one_batch_share_one_share():
 def test_no_rises_have_no_share():
     with pytest.raises(InputError, match="no rises"):
         share_of_rise([])
+
+
+def test_a_polynomial_through_all_points_is_found_again():
+    points = [(x, torch.tensor([1.0, 2.0 * x - 3.0, x * x])) for x in (0.0, 1.0, 3.0)]
+    torch.testing.assert_close(interpolate(points, 2.0), torch.tensor([1.0, 1.0, 4.0]))
+    torch.testing.assert_close(interpolate(points[:2], 2.0), torch.tensor([1.0, 1.0, 2.0]))
+    assert torch.equal(interpolate(points, 3.0), points[2][1])
+    assert interpolate([(0.0, EPS.half())], 5.0).dtype == torch.float32
+
+
+@pytest.mark.parametrize("places", [(), (1.0, 1.0), (0.0, math.nan), (0.0, math.inf)])
+def test_no_polynomial_goes_through_such_points(places: tuple[float, ...]):
+    with pytest.raises(InputError):
+        interpolate([(x, EPS) for x in places], 2.0)
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+@pytest.mark.parametrize("sigma", [0.2, 0.5, 0.9])
+def test_an_output_for_another_sample_is_exact_for_a_standard_normal(prediction: Prediction, sigma: float):
+    # Of a standard normal the best clean estimate is signal / (signal^2 + noise^2) of the sample.
+    level = level_of(prediction, sigma)
+
+    def best(sample: torch.Tensor) -> torch.Tensor:
+        clean = level.signal / (level.signal**2 + level.noise**2) * sample
+        noise = (sample - level.signal * clean) / level.noise
+        return from_quantity("noise", prediction, sample, noise, level)
+
+    if prediction != "sample":
+        torch.testing.assert_close(output_at(prediction, CLEAN, best(CLEAN), EPS, level), best(EPS))
+        known = output_of(prediction, level)
+        torch.testing.assert_close(output_at(prediction, CLEAN, known, CLEAN, level), known)

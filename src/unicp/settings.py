@@ -150,9 +150,9 @@ class Settings:
     computed_steps: a fixed schedule: compute exactly these steps, counted from 0, and the first ones that a forecast
         needs, whatever the error. None = off. Not together with `every`.
     first, last: how many steps at the start and the end of a run are always computed.
-    mend_sampler: as soon as the error of a forecast is known, undo what it did to the sampler: move the sample (Euler
-        and DDIM, after a single served step), mend what a predictor-corrector (UniPC) remembers and leave its corrector
-        out where it would do harm; span "model", UniPC also under "stack".
+    mend_sampler: as soon as it is known what served outputs should have been, have the sampler take their steps again
+        (docs/method.md, 3.6); span "model". Where that cannot be done, and under "stack", UniPC goes without its
+        corrector for the computed step.
     guidance: also forecast the guidance difference, so that the second branch is served at computed steps.
     text_keys_values: keep keys and values of the text between steps (lossless).
     store_bytes: most bytes of stored outputs; None = `store_factor` residual streams per branch.

@@ -28,7 +28,7 @@ class WindowLoss:
     curve on one side. Windows add as change ** power, because errors of different windows are hardly in phase.
 
     row: how many times more a window of several steps does than its steps do one by one, with a computed step after
-    each (which may undo what one forecast did, as UniPC's corrector does). end: the same of the window that reaches the
+    each (which mends most of what it did). end: the same of the window that reaches the
     end of the run, after which nothing mends it.
     """
 

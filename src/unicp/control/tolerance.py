@@ -38,9 +38,10 @@ NARROWEST = 0.02
 # Noise level from which on the width of a step counts. Before it later steps decide what becomes of an error: with
 # widths counted everywhere, Latte's narrow first steps were served, and clips at 2.5x lost 3 dB (rows not kept).
 LATE = 0.3
-# After a single served step the sampler undoes what its forecast did (docs/method.md, 3.6). After several it cannot,
-# and at the end of a run no computed step follows. Where little error is allowed, errors from the second step of a
-# window on count so many times, those of the last steps as well, and once where much is allowed.
+# The sampler takes served steps again once it is known what they should have been (docs/method.md, 3.6): that is less
+# well known of several than of one, and at the end of a run no computed step follows. Where little error is allowed,
+# errors from the second step of a window on count so many times, those of the last steps as well, and once where much
+# is allowed.
 UNMENDED = 2.0
 LITTLE, MUCH = 0.1, 0.4
 # How many steps at the end of a run are followed by too few computed ones to undo anything.

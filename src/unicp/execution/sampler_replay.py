@@ -60,6 +60,15 @@ class _Place:
 
 
 @dataclass(frozen=True)
+class _Point:
+    """A computed step: what the sampler was given, and the noise estimate that it stands for."""
+
+    place: _Place
+    noise: Tensor
+    output: Tensor
+
+
+@dataclass(frozen=True)
 class _Served:
     """A served step of the scheduler: enough to take it again with another output. way: how it was forecast."""
 
@@ -107,8 +116,8 @@ class _Step:
 class SamplerReplay:
     """Watches the steps of one scheduler in one run, and takes served ones again.
 
-    Holds the noise estimates of the last three computed steps, the sample that the last of them made, what the
-    scheduler remembered then, and the newest sample.
+    Holds the outputs of the last three computed steps and their noise estimates, the sample that the last of them made,
+    what the scheduler remembered then, and the newest sample.
 
     on_move: called with the sample that the newest outputs were computed from and the one that takes its place.
     counts: where windows that were taken again ("replayed") and steps without their corrector ("corrector_held") are
@@ -122,7 +131,7 @@ class SamplerReplay:
         self._forget()
 
     def _forget(self) -> None:
-        self._points: list[tuple[_Place, Tensor]] = []
+        self._points: list[_Point] = []
         self._last: _Computed | None = None
         self._window: list[_Served] = []
         self._unknown = False  # a served step of this window cannot be taken again
@@ -131,7 +140,7 @@ class SamplerReplay:
     @property
     def bytes(self) -> int:
         """Bytes of the tensors held, without those that the scheduler remembers itself."""
-        held = [noise for _, noise in self._points]
+        held = [tensor for point in self._points for tensor in (point.noise, point.output)]
         held += [
             sample for sample in (self._newest, None if self._last is None else self._last.sample) if sample is not None
         ]
@@ -187,7 +196,7 @@ class SamplerReplay:
             self._counts["corrector_held"] += held
             with _without_corrector(scheduler) if held else nullcontext():
                 out = self._noted(scheduler.step(output, timestep, sample, *args, **kwargs))
-            self._points = [] if noise is None else [*self._points, (place, noise)][-3:]
+            self._points = [] if noise is None else [*self._points, _Point(place, noise, output.clone())][-3:]
             assert self._newest is not None
             self._last, self._window, self._unknown = _Computed(_state(scheduler), self._newest), [], False
             return out
@@ -197,14 +206,15 @@ class SamplerReplay:
     def share(self, way: Candidate) -> Tensor | None:
         """How much of the rise of a line came true at the last computed step, (B,); None where that is not known.
 
-        Of the noise estimates that the sampler was given, all branches combined as the pipeline combines them.
+        Of what the sampler was given, all branches combined as the pipeline combines them.
         """
-        if way.quantity != "noise" or len(self._points) < 3 or len({noise.shape for _, noise in self._points}) > 1:
+        known = [(point.place, point.noise if way.quantity == "noise" else point.output) for point in self._points]
+        places = [place.position.get(way.abscissa) for place, _ in known]
+        if way.quantity == "clean" or len(known) < 3 or any(place is None for place in places):
             return None
-        places = [place.position.get(way.abscissa) for place, _ in self._points]
-        if any(place is None for place in places):
+        if len({tensor.shape for _, tensor in known}) > 1:
             return None
-        before, last, true = (noise.flatten(1) for _, noise in self._points)
+        before, last, true = (tensor.flatten(1) for _, tensor in known)
         x0, x1, now = (place for place in places if place is not None)
         return share_of_rise([Rise.of(true, extrapolate([(x0, before), (x1, last)], now), last)])
 
@@ -244,7 +254,7 @@ class SamplerReplay:
         """
         if schedule is None or noise is None or self._last is None or self._unknown or len(self._points) < 2:
             return None
-        points = [*self._points[-2:], (now, noise)]
+        points = [*((point.place, point.noise) for point in self._points[-2:]), (now, noise)]
         estimates = [_between(points, served) for served in self._window]
         levels = [served.place.level for served in self._window]
         if any(estimate is None for estimate in estimates):
@@ -272,9 +282,12 @@ def can_repeat(scheduler: Any) -> bool:
 
 
 def _between(points: list[tuple[_Place, Tensor]], served: _Served) -> Tensor | None:
-    """The noise estimate of a served step, of those computed before and after it; None where it cannot be told."""
+    """The noise estimate of a served step, of those computed before and after it; None where it cannot be told.
+
+    Over log-SNR: forecasts over another abscissa are left alone, so that rules made of them stay what they were.
+    """
     way, level = served.way, served.place.level
-    if way is None or way.quantity != "noise" or level is None or not level.signal:
+    if way is None or way.abscissa != "log_snr" or level is None or not level.signal:
         return None
     if served.kwargs.get("eta") or len({noise.shape for _, noise in points}) > 1:
         return None

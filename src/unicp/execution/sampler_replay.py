@@ -140,11 +140,10 @@ class SamplerReplay:
     @property
     def bytes(self) -> int:
         """Bytes of the tensors held, without those that the scheduler remembers itself."""
+        samples = (self._newest, None if self._last is None else self._last.sample)
         held = [tensor for point in self._points for tensor in (point.noise, point.output)]
-        held += [
-            sample for sample in (self._newest, None if self._last is None else self._last.sample) if sample is not None
-        ]
-        return sum(tensor.numel() * tensor.element_size() for tensor in held)
+        different = {id(tensor): tensor for tensor in (*held, *samples) if tensor is not None}
+        return sum(tensor.numel() * tensor.element_size() for tensor in different.values())
 
     def reset(self) -> None:
         """Forgets the run and gives the scheduler its own `step` back. May be repeated."""

@@ -59,8 +59,8 @@ def denoise(model, schedule, steps=STEPS, stop=None):
 
 
 def settings(**changes) -> unicp.Settings:
-    # Steps 3, 4 and 6 are served: those after them that are computed are 5 and 7. Outputs are no noise estimates.
-    return unicp.preset("balanced", computed_steps=(0, 1, 2, 5, 7, 8), quantities=("output",), **changes)
+    # Steps 3, 4 and 6 are served: those after them that are computed are 5 and 7. Nothing is taken again over sigma.
+    return unicp.preset("balanced", computed_steps=(0, 1, 2, 5, 7, 8), abscissas=("sigma",), **changes)
 
 
 def test_where_nothing_can_be_taken_again_the_corrector_is_left_out():
@@ -206,12 +206,19 @@ def test_the_output_follows_the_sample_and_what_forecasts_go_on_from_is_told(nam
 
 
 @pytest.mark.parametrize("name", ["euler", "unipc"])
-@pytest.mark.parametrize("way", [Candidate("output", "log_snr"), None])
-def test_what_was_not_forecast_as_noise_is_not_taken_again(name, way):
+@pytest.mark.parametrize("way", [Candidate("noise", "sigma"), Candidate("output", "step"), None])
+def test_what_was_not_forecast_over_log_snr_is_not_taken_again(name, way):
     counts = Counter()
     walk(sampler_of(name), {5}, SamplerReplay(counts), 6, way)
     assert counts["replayed"] == 0
     assert counts["corrector_held"] == int(name == "unipc")
+
+
+def test_outputs_forecast_as_they_are_are_taken_again_too():
+    # So are those that have a learned variance beside them, of which the sampler is not told.
+    counts = Counter()
+    walk(sampler_of("ddim"), {5}, SamplerReplay(counts), 6, Candidate("output", "log_snr"))
+    assert counts["replayed"] == 1
 
 
 @pytest.mark.parametrize(("step", "replayed"), [(4, 1), (5, 0), (6, 0), (7, 1)])
@@ -249,8 +256,8 @@ def test_another_run_has_nothing_to_do_with_the_one_before(name):
 def test_what_is_held_is_counted():
     replay = SamplerReplay(Counter())
     walk(sampler_of("euler"), {5}, replay)
-    # Three noise estimates and the newest sample, which a computed step made: two float64 numbers each.
-    assert replay.bytes == 5 * 16
+    # Of three steps the outputs and the noise estimates, and the newest sample: two float64 numbers each.
+    assert replay.bytes == 7 * 16
 
 
 def test_an_error_while_steps_are_taken_again_leaves_the_scheduler_as_it_was():
@@ -273,7 +280,8 @@ def test_an_error_while_steps_are_taken_again_leaves_the_scheduler_as_it_was():
 def test_how_much_of_a_rise_came_true_is_told_of_what_the_sampler_was_given():
     replay, schedule = SamplerReplay(Counter()), sampler_of("euler")
     walk(schedule, (), replay, 3)
-    assert replay.share(Candidate("output", "log_snr")) is None
+    assert replay.share(Candidate("clean", "log_snr")) is None
+    assert 0.0 <= float(replay.share(Candidate("output", "sigma"))) <= 1.0
     levels = [read_schedule(schedule).level(float(time)) for time in schedule.timesteps[1:4]]
     (x0, y0), (x1, y1), (x2, y2) = ((level.log_snr, noise_at(level)) for level in levels)
     rise = (x2 - x1) / (x1 - x0) * (y1 - y0)

@@ -28,8 +28,8 @@ class WindowLoss:
     curve on one side. Windows add as change ** power, because errors of different windows are hardly in phase.
 
     row: how many times more a window of several steps does than its steps do one by one, with a computed step after
-    each (which mends most of what it did). end: the same of the window that reaches the
-    end of the run, after which nothing mends it.
+    each (which mends most of what it did). end: the same of the window that reaches the end of the run, after which
+    nothing mends it.
     """
 
     power: float = 1.0

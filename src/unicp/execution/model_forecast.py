@@ -66,12 +66,14 @@ def share_rises(branches: Sequence[Branch], combined: Combined | None = None) ->
     Branches are combined afterwards, their difference many times over: shares of their own would tear them apart. So
     where it is known how the first output's line did after that (`combined`), all follow this share.
     """
+    candidates = {candidate for branch in branches for candidate in branch.rises}
+    wholes = {} if combined is None else {candidate: combined(candidate) for candidate in candidates}
     for branch in branches:
         for candidate, own in branch.rises.items():
             known = [other.rises[candidate] for other in branches if candidate in other.rises]
             alike = [rises for rises in known if [r.size.shape for r in rises] == [r.size.shape for r in own]]
             shares = [share_of_rise(rises) for rises in zip(*alike)]
-            whole = None if combined is None else combined(candidate)
+            whole = wholes.get(candidate)
             # Guidance may put its branches into one batch.
             if whole is not None and len(shares[0]) % len(whole) == 0:
                 shares[0] = whole.to(shares[0]).repeat(len(shares[0]) // len(whole))

@@ -70,10 +70,14 @@ class _Point:
 
 @dataclass(frozen=True)
 class _Served:
-    """A served step of the scheduler: enough to take it again with another output. way: how it was forecast."""
+    """A served step of the scheduler: enough to take it again with another output.
+
+    way: how it was forecast. goes_on: whether it began with the sample that the step before had made.
+    """
 
     place: _Place
     way: Candidate | None
+    goes_on: bool
     timestep: Any
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
@@ -81,7 +85,7 @@ class _Served:
 
 @dataclass(frozen=True)
 class _Computed:
-    """What a computed step left behind: its noise estimate, the scheduler's attributes, and the sample it made."""
+    """What the last computed step left behind: the scheduler's attributes, and the sample it made."""
 
     state: Mapping[str, Any]
     sample: Tensor
@@ -134,7 +138,6 @@ class SamplerReplay:
         self._points: list[_Point] = []
         self._last: _Computed | None = None
         self._window: list[_Served] = []
-        self._unknown = False  # a served step of this window cannot be taken again
         self._newest: Tensor | None = None
 
     @property
@@ -166,8 +169,7 @@ class SamplerReplay:
         place = _place(schedule, position, timestep)
 
         def step(output: Tensor, timestep: Any, sample: Tensor, *args: Any, **kwargs: Any) -> Any:
-            self._window.append(_Served(place, way, timestep, args, kwargs))
-            self._unknown |= not self._goes_on(sample)
+            self._window.append(_Served(place, way, self._goes_on(sample), timestep, args, kwargs))
             return self._noted(scheduler.step(output, timestep, sample, *args, **kwargs))
 
         self._watch(scheduler, step)
@@ -182,8 +184,8 @@ class SamplerReplay:
 
         def step(output: Tensor, timestep: Any, sample: Tensor, *args: Any, **kwargs: Any) -> Any:
             noise = _noise(schedule, place, output, sample)
-            self._unknown |= not self._goes_on(sample)
-            moved = self._replay(scheduler, schedule, place, noise) if self._window else None
+            goes_on = bool(self._window) and self._goes_on(sample)
+            moved = self._replay(scheduler, schedule, place, noise) if goes_on else None
             if moved is not None:
                 assert schedule is not None and place.level is not None
                 output = output_at(schedule.sampler_prediction, sample, output, moved, place.level)
@@ -197,7 +199,7 @@ class SamplerReplay:
                 out = self._noted(scheduler.step(output, timestep, sample, *args, **kwargs))
             self._points = [] if noise is None else [*self._points, _Point(place, noise, output.clone())][-3:]
             assert self._newest is not None
-            self._last, self._window, self._unknown = _Computed(_state(scheduler), self._newest), [], False
+            self._last, self._window = _Computed(_state(scheduler), self._newest), []
             return out
 
         self._watch(scheduler, step)
@@ -208,13 +210,10 @@ class SamplerReplay:
         Of what the sampler was given, all branches combined as the pipeline combines them.
         """
         known = [(point.place, point.noise if way.quantity == "noise" else point.output) for point in self._points]
-        places = [place.position.get(way.abscissa) for place, _ in known]
-        if way.quantity == "clean" or len(known) < 3 or any(place is None for place in places):
-            return None
-        if len({tensor.shape for _, tensor in known}) > 1:
+        if way.quantity == "clean" or len(known) < 3 or len({tensor.shape for _, tensor in known}) > 1:
             return None
         before, last, true = (tensor.flatten(1) for _, tensor in known)
-        x0, x1, now = (place for place in places if place is not None)
+        x0, x1, now = (place.position[way.abscissa] for place, _ in known)
         return share_of_rise([Rise.of(true, extrapolate([(x0, before), (x1, last)], now), last)])
 
     def _watch(self, scheduler: Any, step: Callable[..., Any]) -> None:
@@ -251,7 +250,7 @@ class SamplerReplay:
 
         The scheduler's attributes are then as if these had been its steps; where None is returned they are untouched.
         """
-        if schedule is None or noise is None or self._last is None or self._unknown or len(self._points) < 2:
+        if schedule is None or noise is None or self._last is None or len(self._points) < 2:
             return None
         points = [*((point.place, point.noise) for point in self._points[-2:]), (now, noise)]
         estimates = [_between(points, served) for served in self._window]
@@ -288,14 +287,10 @@ def _between(points: list[tuple[_Place, Tensor]], served: _Served) -> Tensor | N
     way, level = served.way, served.place.level
     if way is None or way.abscissa != "log_snr" or level is None or not level.signal:
         return None
-    if served.kwargs.get("eta") or len({noise.shape for _, noise in points}) > 1:
-        return None
-    known = [(place.position.get(way.abscissa), noise) for place, noise in points]
-    at = served.place.position.get(way.abscissa)
-    if at is None or any(x is None for x, _ in known):
+    if not served.goes_on or served.kwargs.get("eta") or len({noise.shape for _, noise in points}) > 1:
         return None
     try:
-        return interpolate([(x, noise) for x, noise in known if x is not None], at)
+        return interpolate([(place.position["log_snr"], noise) for place, noise in points], level.log_snr)
     except InputError:
         return None
 

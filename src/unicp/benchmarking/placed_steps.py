@@ -12,8 +12,9 @@ from contextlib import contextmanager
 from unicp.benchmarking.methods import Bench, CannotRunError, Method
 from unicp.errors import InputError
 from unicp.models.chosen_steps import can_choose, only_steps
+from unicp.planning.curves import levels_of
 from unicp.planning.profile import Profile, load_profile
-from unicp.planning.solver import best_choices, levels_of
+from unicp.planning.solver import best_choices
 from unicp.promise import shipped_profile
 
 FAMILY = "fewer steps, placed"  # the report knows it by this name

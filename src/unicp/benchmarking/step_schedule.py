@@ -19,7 +19,7 @@ from torch import Tensor
 
 from unicp.benchmarking.injection import injected
 from unicp.benchmarking.methods import Bench, Method, unicp_method
-from unicp.control.step_paths import best_paths
+from unicp.control.step_paths import best_paths, one_by_one
 from unicp.numerics.error_measures import relative_error, strided_sample
 from unicp.numerics.forecasting import extrapolate
 from unicp.settings import preset
@@ -44,7 +44,7 @@ def best_schedule(steps: int, computed: int, order: int, weights: Sequence[float
         return weights[served] * error((before, last)[-(order + 1) :], served)
 
     # As published: nothing limits how far a step is served from.
-    return best_paths(steps, change, begin, max_window=steps, max_reach=math.inf)[computed].computed
+    return best_paths(steps, one_by_one(change), begin, max_window=steps, max_reach=math.inf)[computed].computed
 
 
 def schedule_methods() -> list[Method]:

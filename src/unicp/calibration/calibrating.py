@@ -311,17 +311,16 @@ class Calibration:
     ) -> Profile:
         known = self.notes.known
         facts = [value for key, value in known.items() if key.startswith("facts ")]
-        branches = facts[0]["branches"]
         served = [value for key, value in known.items() if key.startswith("served ")]
         added = [value for key, value in known.items() if key.startswith("added ")]
         seconds = Seconds(
             statistics.median(one["seconds"]["computed"] for one in facts),
-            branches * statistics.median(served) if served else 0.0,
+            facts[0]["branches"] * statistics.median(served) if served else 0.0,
             statistics.median(one["seconds"]["rest"] for one in facts),
             max(0.0, statistics.median(added)) if added else 0.0,
         )
         return Profile(
-            Fingerprint(**{**vars(self.fingerprint), "branches": branches}),
+            Fingerprint(**{**vars(self.fingerprint), "branches": facts[0]["branches"]}),
             str(self.runs.transformer.device),
             facts[0]["shape"],
             [level.signal for level in self._levels],
@@ -334,6 +333,7 @@ class Calibration:
             trials,
             online or [],
             fewer,
+            self.runs.mended,
         )
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from unicp.calibration.recording import Tape
 from unicp.errors import InputError
+from unicp.execution.sampler_replay import can_repeat
 from unicp.models.finder import ModelMap, map_model, transformers_of
 from unicp.models.noise import NoiseSchedule, read_schedule
 from unicp.numerics.noise_levels import NoiseLevel
@@ -54,6 +55,11 @@ class Runs:
     def transformer(self) -> Any:
         """The one transformer."""
         return self.map.transformer
+
+    @property
+    def mended(self) -> bool:
+        """Whether the scheduler's served steps are taken again."""
+        return can_repeat(self.pipe.scheduler)
 
     @property
     def sample_name(self) -> str:

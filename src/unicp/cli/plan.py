@@ -36,9 +36,10 @@ def plan(
       unicp plan profile.json --target "psnr>=35"
       unicp plan profile.json --target "speedup>=2" --steps 50 --out plan.json
     """
+    from unicp.planning.curves import levels_of
     from unicp.planning.plan import save_plan
     from unicp.planning.profile import load_profile
-    from unicp.planning.solver import Solver, levels_of
+    from unicp.planning.solver import Solver
     from unicp.planning.targets import parse_target
 
     wanted, known = parse_target(target), load_profile(profile)

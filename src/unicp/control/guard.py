@@ -33,9 +33,11 @@ class Schedule:
     """What a plan says about one run, for the guard.
 
     steps: of the run. computed: the planned ones. error: announced relative error of a forecast (computed before last,
-    computed last, served), rms over a sample. weights: change of the clip per relative error, by step;
-    inf where a step cannot be served. rule: how changes add up to the loss. allowance: largest loss that the target
-    permits. most: most steps that may be computed (a target of speed). candidate: the way to serve.
+    computed last, served), rms over a sample. left: announced error that stays once a step is computed after the served
+    one (computed before last, computed last, next computed, served); None = that of the forecast. weights: change of
+    the clip per relative error, by step; inf where a step cannot be served. rule: how changes add up to the loss.
+    allowance: largest loss that the target permits. most: most steps that may be computed (a target of speed).
+    candidate: the way to serve.
     """
 
     steps: int
@@ -46,12 +48,16 @@ class Schedule:
     allowance: float
     most: int
     candidate: Candidate = Candidate("noise", "log_snr")
+    left: Callable[[int, int, int, int], float] | None = field(default=None, compare=False)
 
-    def change(self, before: int, last: int, served: int) -> float:
-        """The change of the clip by serving a step."""
-        if math.isinf(self.weights[served]):
+    def change(self, before: int, last: int, following: int) -> float:
+        """The change of the clip by serving the steps between `last` and `following`, which is `steps` at the end."""
+        served = range(last + 1, following)
+        if any(math.isinf(self.weights[step]) for step in served):
             return math.inf
-        return self.weights[served] * self.error(before, last, served)
+        if self.left is None or following >= self.steps:
+            return math.fsum(self.weights[step] * self.error(before, last, step) for step in served)
+        return math.fsum(self.weights[step] * self.left(before, last, following, step) for step in served)
 
 
 @dataclass
@@ -71,7 +77,6 @@ class Guard:
     _now: int = -1
     _measured: dict[str, float] = field(default_factory=dict)
     _was_computed: bool = False
-    _open_change: float = 0.0
 
     def __post_init__(self) -> None:
         self._chosen = frozenset(self.schedule.computed)
@@ -102,13 +107,7 @@ class Guard:
             return
         if self._was_computed:
             self._take_in(previous)
-        elif len(self._points) >= 2:
-            self._open_change += self._change_of(previous)
         self._measured, self._was_computed = {}, False
-
-    def _change_of(self, served: int) -> float:
-        change = self.schedule.change(self._points[-2], self._points[-1], served)
-        return change if math.isfinite(change) else 0.0
 
     @property
     def _scale(self) -> float:
@@ -120,9 +119,10 @@ class Guard:
         """A computed step is done: its error says what the window before it really cost, and what to expect."""
         if self._measured and len(self._points) >= 2:
             self._learn(step)
-        if self._open_change > 0:
-            self.spent += self.schedule.rule(self._open_change, step - self._points[-1] - 1, is_end=False) * self._scale
-        self._open_change = 0.0
+        if len(self._points) >= 2 and step - self._points[-1] > 1:
+            change = self.schedule.change(self._points[-2], self._points[-1], step)
+            served = step - self._points[-1] - 1
+            self.spent += self.schedule.rule(change, served, is_end=False) * self._scale if change < math.inf else 0.0
         self._points = [*self._points, step]
         if len(self._points) >= len(WARM_UP):
             self._solve(step)

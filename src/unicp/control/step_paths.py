@@ -1,16 +1,19 @@
 """Which steps of a run to compute: the exact best choice for every number of them, by a shortest path.
 
-A first-order forecast depends on the last two computed steps, so a path goes over pairs of computed steps. What a
-served step does is asked of a function; its meaning (which error, weighed how) is the caller's.
+A first-order forecast depends on the last two computed steps, so a path goes over pairs of computed steps. What the
+steps served between two computed ones do is asked of a function; its meaning (which error, weighed how) is the
+caller's.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
-# (step computed before last, step computed last, served step) -> the change that serving makes; inf = not servable.
+# (step computed before last, step computed last, next computed step) -> the change that serving the steps between the
+# latter two makes; inf = not servable. The number of steps of a run stands for the next step where none is computed.
 Change = Callable[[int, int, int], float]
 # A first-order forecast needs two computed steps, and one more at which its error is measured before it serves.
 WARM_UP = (0, 1, 2)
@@ -42,6 +45,11 @@ class WindowLoss:
 
 
 SUM = WindowLoss()
+
+
+def one_by_one(change: Callable[[int, int, int], float]) -> Change:
+    """The sum of what served steps do, each alone: change is of (computed before last, computed last, served)."""
+    return lambda before, last, following: math.fsum(change(before, last, one) for one in range(last + 1, following))
 
 
 @dataclass(frozen=True)
@@ -76,6 +84,7 @@ def best_paths(
         return {steps: StepPath(begin, 0.0)}
     # The best path so far by the last two computed steps, all with the same number of computed steps.
     layer: dict[tuple[int, int], StepPath] = {(begin[-2], begin[-1]): StepPath(begin, 0.0)}
+    change = functools.cache(change)
     found: dict[int, StepPath] = {}
     while layer:
         longer: dict[tuple[int, int], StepPath] = {}
@@ -101,29 +110,25 @@ def _extend(
     longer: dict[tuple[int, int], StepPath],
 ) -> float:
     """Puts every path with one more computed step into `longer`; the loss if none is computed any more, or inf."""
-    spent, in_window = path.loss, 0.0
-    for following in range(last + 1, steps):
+    for following in range(last + 1, steps + 1):
+        served, spent = following - last - 1, path.loss
+        if served > max_window:
+            return math.inf
+        if served:
+            spent += rule(change(before, last, following), served, is_end=following == steps)
+        # Not a number is no loss that could be compared: such a step is computed.
+        if following == steps or not spent < math.inf:
+            return spent if spent < math.inf else math.inf
         key = (last, following)
         if key not in longer or spent < longer[key].loss:
             longer[key] = StepPath((*path.computed, following), spent)
-        if following in required or following - last > max_window:
+        if following in required:
             return math.inf
-        in_window += change(before, last, following)
-        spent = path.loss + rule(in_window, following - last, is_end=following == steps - 1)
-        # Not a number is no loss that could be compared: such a step is computed.
-        if not spent < math.inf:
-            return math.inf
-    return spent
+    return math.inf
 
 
 def path_loss(computed: Sequence[int], steps: int, change: Change, rule: WindowLoss = SUM) -> float:
     """The loss of a given schedule: `computed` in order, all other steps after the second one served."""
-    total, in_window, chosen = 0.0, 0.0, set(computed)
-    before, last = computed[0], computed[1]
-    for step in range(last + 1, steps):
-        if step in chosen:
-            total, in_window = total + rule(in_window, step - last - 1, is_end=False), 0.0
-            before, last = last, step
-        else:
-            in_window += change(before, last, step)
-    return total + rule(in_window, steps - last - 1, is_end=True)
+    following = [*computed, steps]
+    windows = [window for window in zip(following, following[1:], following[2:]) if window[2] - window[1] > 1]
+    return sum(rule(change(*window), window[2] - window[1] - 1, is_end=window[2] == steps) for window in windows)

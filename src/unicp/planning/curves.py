@@ -22,6 +22,8 @@ NEAREST = 4  # recorded levels that one between them is read off from
 Shares = Mapping[str, float]
 # A level this many recorded steps after the last one is still read off; farther ones are not covered.
 BEYOND = 1.0
+# Of a step that is taken again stays at least this share of its forecast's error: what is less is rounding.
+LEAST_LEFT = 0.01
 
 
 @dataclass(frozen=True)
@@ -29,25 +31,46 @@ class ForecastErrors:
     """Relative errors of first-order forecasts of one candidate among the steps of one run.
 
     places: of the steps on the candidate's abscissa. products: rows of the lower triangle of mean products. scales: by
-    step, mean square of the output times the square of its coefficient in the quantity.
+    step, mean square of the output times the square of its coefficient in the quantity. mended: whether served steps
+    are taken again once a step is computed after them (docs/method.md, 3.6).
     """
 
     candidate: Candidate
     places: Sequence[float]
     products: Sequence[Sequence[float]]
     scales: Sequence[float]
+    mended: bool = False
 
     def __call__(self, before: int, last: int, served: int) -> float:
         """rms(forecast - true) / rms(true output) at step `served` from computed steps before < last < served."""
         gap = self.places[last] - self.places[before]
         reach = (self.places[served] - self.places[last]) / gap if gap else 0.0
         reach = reach if math.isfinite(reach) else 0.0
-        of_last, of_before, rows = -(1.0 + reach), reach, self.products
-        square = rows[served][served] + of_last**2 * rows[last][last] + of_before**2 * rows[before][before]
-        square += 2 * (of_last * rows[served][last] + of_before * rows[served][before])
-        square += 2 * of_last * of_before * rows[last][before]
-        # Rounding can leave a tiny negative number where the forecast is exact.
-        return math.sqrt(max(square, 0.0) / self.scales[served]) if self.scales[served] > 0 else math.inf
+        return self._relative({before: -reach, last: 1.0 + reach}, served)
+
+    def left(self, before: int, last: int, following: int, served: int) -> float:
+        """The error that stays at step `served` once step `following` is computed, before < last < served < following.
+
+        Where the sampler takes served steps again that is the error of the parabola through the three computed ones.
+        """
+        places = {step: self.places[step] for step in (before, last, following)}
+        if not self.mended or len(set(places.values())) < 3 or not all(map(math.isfinite, places.values())):
+            return self(before, last, served)
+        at = self.places[served]
+        shares = {
+            step: math.prod((at - x) / (own - x) for other, x in places.items() if other != step)
+            for step, own in places.items()
+        }
+        return max(self._relative(shares, served), LEAST_LEFT * self(before, last, served))
+
+    def _relative(self, shares: Mapping[int, float], served: int) -> float:
+        """Of the sum of values at other steps, each times its share, in place of that at `served`."""
+        if not self.scales[served] > 0:
+            return math.inf
+        parts = [(served, 1.0), *((step, -share) for step, share in shares.items())]
+        square = math.fsum(p * q * self.products[max(i, j)][min(i, j)] for i, p in parts for j, q in parts)
+        # Rounding can leave a tiny negative number where nothing is missed.
+        return math.sqrt(max(square, 0.0) / self.scales[served])
 
 
 def forecast_errors(
@@ -76,7 +99,7 @@ def forecast_errors(
         for part, row in zip(parts, weights)
     ]
     places = _places(candidate, levels)
-    return ForecastErrors(candidate, places, _read_off(mean, weights), scales)
+    return ForecastErrors(candidate, places, _read_off(mean, weights), scales, profile.mended)
 
 
 def probed_way(recording: Recording) -> Candidate:
@@ -100,18 +123,19 @@ def covers(profile: Profile, level: NoiseLevel) -> bool:
 
 
 def impact_curve(profile: Profile, shares: Shares = MappingProxyType({})) -> list[tuple[float, float]]:
-    """(noise level, change of the clip per relative error and per unit of noise level), levels rising.
+    """(noise level, change of the clip per relative error that stays and per unit of noise level), levels rising.
 
     Mean over prompts: the change that is to be expected. (The geometric mean is that of a usual prompt; early errors do
     several times more to some prompts than to others, and its plans on the film served too early.) Per unit of noise
     level, because an error acts as long as its step is.
     """
-    sigmas = [level.sigma for level in profile.levels]
+    sigmas, told = [level.sigma for level in profile.levels], _recorded_errors(profile, shares)
     by_step: dict[int, list[tuple[float, float]]] = {}
     for probe in profile.probes:
         width, share = sigmas[probe.step] - sigmas[probe.step + 1], shares.get(probe.prompt, 1.0)
         if share > 0:
-            by_step.setdefault(probe.step, []).append((probe.change / probe.error / width, share))
+            (error,) = _left_errors(told.get(probe.prompt), probe.step, [probe.error])
+            by_step.setdefault(probe.step, []).append((probe.change / error / width, share))
     return sorted((sigmas[step], _mean(*zip(*found))) for step, found in by_step.items())
 
 
@@ -129,7 +153,7 @@ def window_factors(profile: Profile, shares: Shares = MappingProxyType({})) -> t
     after the last window there are none. Geometric means over the probed windows, each against the impact measured on
     its own prompt; 1 for a kind of which the profile has none.
     """
-    sigmas = [level.sigma for level in profile.levels]
+    sigmas, recorded = [level.sigma for level in profile.levels], _recorded_errors(profile, shares)
     last: list[tuple[float, float]] = []
     inner: list[tuple[float, float]] = []
     for window in profile.windows:
@@ -137,7 +161,9 @@ def window_factors(profile: Profile, shares: Shares = MappingProxyType({})) -> t
         served = range(window.first, window.first + len(window.errors))
         told = math.fsum(
             error * _between(curve, sigmas[step]) * (sigmas[step] - sigmas[step + 1])
-            for step, error in zip(served, window.errors)
+            for step, error in zip(
+                served, _left_errors(recorded.get(window.prompt), window.first, window.errors), strict=True
+            )
         )
         if share > 0:
             (last if served.stop == profile.steps else inner).append((math.log(window.change / told), share))
@@ -158,6 +184,41 @@ def step_weights(
         width = abs(level.sigma - following.sigma)
         weights.append(_between(curve, level.sigma) * width if fits else math.inf)
     return weights
+
+
+def levels_of(profile: Profile, steps: int) -> list[NoiseLevel]:
+    """Levels of a run of `steps` steps, and the one after: the profile's own, or read off between those."""
+    known = profile.levels
+    if steps == profile.steps:
+        return known
+    found = []
+    for step in range(steps + 1):
+        place = step * profile.steps / steps
+        low = min(int(place), profile.steps - 1)
+        share, a, b = place - low, known[low], known[low + 1]
+        found.append(NoiseLevel(a.signal + share * (b.signal - a.signal), a.noise + share * (b.noise - a.noise)))
+    return found
+
+
+def _recorded_errors(profile: Profile, shares: Shares) -> dict[str, ForecastErrors]:
+    """Of the way that probes served, by prompt; empty where what stays of a served step is its forecast's error."""
+    if not profile.mended:
+        return {}
+    counted = [one for one in profile.recordings if shares.get(one.prompt, 1.0) > 0]
+    found = {one.prompt: forecast_errors(profile, [one], probed_way(one), profile.levels[:-1]) for one in counted}
+    return {prompt: errors for prompt, errors in found.items() if errors is not None}
+
+
+def _left_errors(told: ForecastErrors | None, first: int, errors: Sequence[float]) -> Sequence[float]:
+    """Of probed steps, served in a row from `first` on: what stays once the step after them is computed.
+
+    errors: of their forecasts, which stay at the end of a run, and where nothing else is known.
+    """
+    following = first + len(errors)
+    if told is None or following >= len(told.places):
+        return errors
+    left = [told.left(first - 2, first - 1, following, step) for step in range(first, following)]
+    return left if sum(left) > 0 else errors
 
 
 def _mean(values: Sequence[float], counted: Sequence[float]) -> float:

@@ -19,7 +19,7 @@ from unicp.planning.curves import ForecastErrors
 from unicp.records import Action, Trace
 from unicp.settings import Abscissa, Quantity
 
-PLAN_TYPE, PLAN_VERSION = "unicp.plan", 4
+PLAN_TYPE, PLAN_VERSION = "unicp.plan", 5
 # Relative difference of noise levels up to which a run is taken for the one a plan was made for.
 SAME_LEVEL = 1e-4
 
@@ -38,6 +38,7 @@ class Curves:
     power: float
     row: float
     end: float
+    mended: bool = False
 
 
 @dataclass(frozen=True)
@@ -94,10 +95,12 @@ class Plan:
             weights = [0.0] * self.steps
             most = len(self.computed)
             return Schedule(self.steps, computed, lambda *_: 0.0, weights, SUM, math.inf, most, self.candidate)
-        errors = ForecastErrors(self.candidate, curves.places, curves.products, curves.scales)
+        errors = ForecastErrors(self.candidate, curves.places, curves.products, curves.scales, curves.mended)
         rule = WindowLoss(curves.power, curves.row, curves.end)
         most = max(self.most, len(self.computed))
-        return Schedule(self.steps, computed, errors, curves.weights, rule, self.allowance, most, self.candidate)
+        return Schedule(
+            self.steps, computed, errors, curves.weights, rule, self.allowance, most, self.candidate, errors.left
+        )
 
     @property
     def course(self) -> Course:

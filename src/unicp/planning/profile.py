@@ -10,7 +10,7 @@ from unicp.errors import FileFormatError
 from unicp.files import load_record, save_record
 from unicp.numerics.noise_levels import NoiseLevel, coefficients
 
-PROFILE_TYPE, PROFILE_VERSION = "unicp.profile", 7
+PROFILE_TYPE, PROFILE_VERSION = "unicp.profile", 8
 
 
 @dataclass(frozen=True)
@@ -150,7 +150,8 @@ class Profile:
     """Everything a plan is made from.
 
     shape: of the latent, batch first. signal, noise: parts of the sample at each step of the recorded runs, with one
-    more for the level after the last step. power: with which the changes by windows add.
+    more for the level after the last step. power: with which the changes by windows add. mended: whether served steps
+    were taken again in probes and trials once a step was computed after them (docs/method.md, 3.6).
     """
 
     fingerprint: Fingerprint
@@ -166,6 +167,7 @@ class Profile:
     trials: list[Trial]
     online: list[OnlineTrial]
     fewer: list[FewerSteps]
+    mended: bool = False
 
     def __post_init__(self) -> None:
         problem = _problem(self)

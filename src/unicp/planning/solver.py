@@ -27,9 +27,7 @@ from unicp.planning.plan import Curves, Plan
 from unicp.planning.profile import Profile, Recording
 from unicp.planning.targets import Target
 
-# Over the log-SNR alone: only then are served steps taken again (docs/method.md, 3.6), as they were in the probes and
-# trials. Latte's output over the step number was predicted to miss a tenth less, and its clips lost 4 dB.
-CANDIDATES = tuple(Candidate(quantity, "log_snr") for quantity in ("noise", "output", "clean"))
+CANDIDATES = tuple(Candidate(q, a) for q in ("noise", "output", "clean") for a in ("log_snr", "sigma", "step"))
 # Impact was measured with errors of one way to forecast: another must be predicted to change the clip so many times
 # less to be taken (2 dB). With UniPC the output over the log-SNR was predicted to do a little better, and did worse.
 LEAD = 1.26
@@ -57,27 +55,30 @@ class Choice:
 
     def schedule(self, allowance: float, most: int) -> Schedule:
         """What a guard follows."""
-        steps = len(self.weights)
-        return Schedule(
-            steps, self.path.computed, self.errors, self.weights, self.rule, allowance, most, self.errors.candidate
-        )
+        steps, errors = len(self.weights), self.errors
+        parts = (errors, self.weights, self.rule, allowance, most, errors.candidate, errors.left)
+        return Schedule(steps, self.path.computed, *parts)
 
 
 def best_choices(
     profile: Profile,
     levels: Sequence[NoiseLevel],
     without: str | None = None,
-    candidates: Sequence[Candidate] = CANDIDATES,
+    candidates: Sequence[Candidate] | None = None,
 ) -> dict[int, Choice]:
     """For each possible number of computed steps the best candidate and schedule.
 
     levels: of the steps of the run, and the one after the last. without: a prompt whose recording is left out.
+    candidates: ways to serve; None = all, or that of the probes alone where served steps are taken again: most of what
+    a forecast missed is mended then, and it is only over the log-SNR.
 
     A prompt whose clips come apart would count for all others in a sum of losses, though no schedule helps it much. So
     prompts count as one over what the schedule of half the steps costs them: near it the sum of losses then changes as
     the mean of their logarithms does, which is the mean PSNR.
     """
     recordings = [one for one in profile.recordings if one.prompt != without] or profile.recordings
+    if candidates is None:
+        candidates = [probed_way(profile.recordings[0])] if profile.mended else CANDIDATES
     alike = _choices(profile, recordings, levels, candidates, {})
     middle = alike[min(alike, key=lambda count: abs(2 * count - len(levels) + 1))]
     losses = {one.prompt: _loss_of(_of_prompt(profile, one, levels, middle)) for one in recordings}
@@ -100,7 +101,7 @@ def _choices(
         if errors is None:
             continue
         weights = step_weights(profile, candidate, levels, shares)
-        schedule = Schedule(len(weights), (), errors, weights, rule, 0.0, 0)
+        schedule = Schedule(len(weights), (), errors, weights, rule, 0.0, 0, candidate, errors.left)
         for count, path in _paths(schedule, rule).items():
             found.setdefault(count, []).append(Choice(path, errors, weights, rule))
 
@@ -244,6 +245,7 @@ class Solver:
             choice.rule.power,
             choice.rule.row,
             choice.rule.end,
+            errors.mended,
         )
         computed, way = choice.path.computed, errors.candidate
         return self._plan(target, computed, way, expected, allowance=allowance, most=most, curves=curves)
@@ -318,20 +320,6 @@ class Solver:
 
 def _promising(plan: Plan, psnr: Psnr) -> Plan:
     return replace(plan, psnr=psnr.mean, psnr_low=psnr.low, psnr_high=psnr.high)
-
-
-def levels_of(profile: Profile, steps: int) -> list[NoiseLevel]:
-    """Levels of a run of `steps` steps, and the one after: the profile's own, or read off between those."""
-    known = profile.levels
-    if steps == profile.steps:
-        return known
-    found = []
-    for step in range(steps + 1):
-        place = step * profile.steps / steps
-        low = min(int(place), profile.steps - 1)
-        share, a, b = place - low, known[low], known[low + 1]
-        found.append(NoiseLevel(a.signal + share * (b.signal - a.signal), a.noise + share * (b.noise - a.noise)))
-    return found
 
 
 def plan_to_try(

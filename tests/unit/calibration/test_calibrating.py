@@ -70,7 +70,7 @@ def test_a_profile_holds_what_plans_are_made_from(calibrated, pipe):
     assert load_profile(out) == profile and list(out.parent.iterdir()) == [out]
     assert profile.steps == STEPS and profile.fingerprint.branches == 2
     assert profile.fingerprint.model == "WanTransformer3DModel"
-    assert profile.fingerprint.scheduler == type(pipe.scheduler).__name__
+    assert profile.fingerprint.scheduler == type(pipe.scheduler).__name__ and profile.mended
     assert [one.prompt for one in profile.recordings] == PROMPTS
     assert all(set(one.products) >= {"output", "noise"} for one in profile.recordings)
     assert {trial.prompt for trial in profile.trials} == set(PROMPTS) and len(profile.fewer) == 4

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from unicp.control.step_paths import WARM_UP, WindowLoss, best_paths, path_loss
+from unicp.control.step_paths import WARM_UP, WindowLoss, best_paths, one_by_one, path_loss
 
 STEPS = 8
 
@@ -47,6 +47,7 @@ def table_of(numbers):
 def test_every_budget_is_solved_as_brute_force_solves_it(numbers, required, window, reach, rule):
     table = table_of(numbers)
 
+    @one_by_one
     def loss(before, last, served):
         return table[before, last, served]
 
@@ -66,6 +67,7 @@ def test_every_budget_is_solved_as_brute_force_solves_it(numbers, required, wind
 
 def test_a_known_answer():
     # Serving costs 1 for the first step of a window and 10 for each further one, but nothing at all at step 5.
+    @one_by_one
     def loss(before, last, served):
         return 0.0 if served == 5 else 1.0 if served == last + 1 else 10.0
 
@@ -77,6 +79,7 @@ def test_a_known_answer():
 
 
 def test_changes_add_within_a_window_and_windows_as_powers():
+    @one_by_one
     def loss(before, last, served):
         return 1.0
 
@@ -89,6 +92,7 @@ def test_changes_add_within_a_window_and_windows_as_powers():
 
 
 def test_the_last_window_counts_more_where_nothing_mends_it():
+    @one_by_one
     def loss(before, last, served):
         return 1.0
 
@@ -101,6 +105,7 @@ def test_the_last_window_counts_more_where_nothing_mends_it():
 
 
 def test_windows_of_several_steps_may_count_more_than_single_ones():
+    @one_by_one
     def loss(before, last, served):
         return 1.0
 
@@ -113,7 +118,7 @@ def test_windows_of_several_steps_may_count_more_than_single_ones():
 
 
 def test_a_path_goes_on_from_where_a_run_is():
-    found = best_paths(9, lambda b, a, c: float(a - b), start=(0, 1, 2, 5), required={7})
+    found = best_paths(9, one_by_one(lambda b, a, c: float(a - b)), start=(0, 1, 2, 5), required={7})
     assert min(found) == 5 and found[5].computed == (0, 1, 2, 5, 7)
     assert found[5].loss == 3 + 2  # step 6 from 2 and 5, step 8 from 5 and 7; what was served before 5 is not counted
 
@@ -127,3 +132,16 @@ def test_a_short_run_is_computed():
 
 def test_a_loss_that_is_not_a_number_is_computed():
     assert list(best_paths(5, lambda *_: math.nan)) == [5]
+
+
+def test_a_window_is_asked_about_as_a_whole_with_the_step_that_is_computed_after_it():
+    asked = []
+
+    def loss(before, last, following):
+        asked.append((before, last, following))
+        return float(following - last)
+
+    # Served: 3 and 4 between 2 and 5, then 7 and 8 at the end of a run of nine steps.
+    assert path_loss((0, 1, 2, 5, 6), 9, loss) == 3 + 3
+    assert asked == [(1, 2, 5), (5, 6, 9)]
+    assert one_by_one(lambda before, last, served: 10 * before + served)(3, 4, 7) == 30 + 5 + 30 + 6

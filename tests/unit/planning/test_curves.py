@@ -12,7 +12,7 @@ from tests.made_profiles import CURVATURE, STEPS, flow_levels, made
 from unicp.control.windows import Candidate
 from unicp.numerics.noise_levels import NoiseLevel
 from unicp.planning.curves import covers, forecast_errors, impact_curve, servable, step_weights, window_factors
-from unicp.planning.profile import WindowProbe
+from unicp.planning.profile import Probe, Recording, WindowProbe
 from unicp.planning.solver import best_choices
 
 WAY = Candidate("noise", "log_snr")
@@ -134,3 +134,70 @@ def test_a_plan_for_a_dear_end_computes_later_steps():
         assert max(dear[count].path.computed) >= max(plain[count].path.computed)
         assert dear[count].change > plain[count].change or plain[count].path.computed[-1] == STEPS - 1
     assert any(max(dear[count].path.computed) > max(plain[count].path.computed) for count in (7, 8, 9))
+
+
+CUBIC = 0.001
+
+
+def mended(**changes):
+    """A profile of one prompt whose noise estimate is a cubic over the log-SNR, and whose served steps are mended."""
+    levels = flow_levels()
+    rows = [(1.0, 0.1 * level.log_snr, CUBIC * level.log_snr**3) for level in levels[:-1]]
+    products = [sum(a * b for a, b in zip(rows[i], rows[j])) / 3 for i in range(STEPS) for j in range(i + 1)]
+    profile = replace(made(), recordings=[Recording("a", [1.0] * STEPS, {"noise": products})], mended=True)
+    return replace(profile, **{"probes": [one for one in profile.probes if one.prompt == "a"], **changes})
+
+
+def remainder(levels, before, last, following, served):
+    """What a parabola through three points of the cubic misses, turned back into an output of power 1."""
+    at = levels[served].log_snr
+    missed = math.prod(at - levels[step].log_snr for step in (before, last, following))
+    return CUBIC * abs(missed) / math.sqrt(3) / levels[served].signal
+
+
+def test_what_stays_of_a_mended_step_is_what_the_parabola_misses():
+    profile, levels = mended(), flow_levels()
+    errors = forecast_errors(profile, profile.recordings, WAY, levels[:-1])
+    assert errors is not None
+    for before, last, following, served in ((4, 5, 7, 6), (4, 6, 9, 7), (4, 6, 9, 8), (3, 8, 15, 11)):
+        expected = remainder(levels, before, last, following, served)
+        assert errors.left(before, last, following, served) == pytest.approx(expected, rel=1e-4)
+        assert errors.left(before, last, following, served) < errors(before, last, served)
+    unmended = forecast_errors(replace(profile, mended=False), profile.recordings, WAY, levels[:-1])
+    assert unmended is not None and unmended.left(4, 6, 9, 7) == unmended(4, 6, 7) == errors(4, 6, 7)
+
+
+def test_the_impact_of_a_mended_step_is_of_what_stays():
+    """A probe whose clip moved as it does by half of what stays per unit of noise level has an impact of a half."""
+    levels = flow_levels()
+    sigmas = [level.sigma for level in levels]
+    left = remainder(levels, 6, 7, 9, 8)
+    change = 0.5 * left * (sigmas[8] - sigmas[9])
+    probes = [Probe("a", 8, 7.0, 1.0, -20 * math.log10(change))]
+    ((_, impact),) = impact_curve(mended(probes=probes))
+    assert impact == pytest.approx(0.5, rel=1e-4)
+    # Nothing mends the last step: what counts there is the error of its forecast.
+    end = [Probe("a", STEPS - 1, 0.2, 1.0, -20 * math.log10(0.5 * 0.2 * sigmas[STEPS - 1]))]
+    ((_, impact),) = impact_curve(mended(probes=end))
+    assert impact == pytest.approx(0.5)
+
+
+def test_windows_of_mended_steps_are_compared_by_what_stays_too():
+    levels = flow_levels()
+    sigmas = [level.sigma for level in levels]
+    left = {step: remainder(levels, 6, 7, 10, step) for step in (8, 9)}
+    single = remainder(levels, 6, 7, 9, 8) * (sigmas[8] - sigmas[9])
+    told = sum(left[step] * (sigmas[step] - sigmas[step + 1]) for step in left)
+    probe = Probe("a", 8, 1.0, 1.0, -20 * math.log10(0.5 * single))
+    window = WindowProbe("a", 8, [1.0, 1.0], -20 * math.log10(1.5 * 0.5 * told))
+    assert window_factors(mended(probes=[probe], windows=[window])) == (pytest.approx(1.5, rel=1e-4), 1)
+
+
+def test_a_profile_of_mended_runs_is_planned_in_the_way_it_was_probed():
+    levels = flow_levels()
+    choices = best_choices(mended(), levels)
+    assert {choice.errors.candidate for choice in choices.values()} == {WAY}
+    # Two windows of one step leave less than one of two of its forecasts would, and the end is never mended.
+    schedule = choices[10].schedule(0.0, STEPS)
+    assert schedule.change(6, 7, 9) == pytest.approx(schedule.weights[8] * remainder(levels, 6, 7, 9, 8), rel=1e-4)
+    assert schedule.change(13, 14, STEPS) == schedule.weights[15] * schedule.error(13, 14, 15)

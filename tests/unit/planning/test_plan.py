@@ -10,6 +10,7 @@ import pytest
 from tests.made_profiles import STEPS, flow_levels, made
 from unicp.control.controller import OnlineRule
 from unicp.errors import FileFormatError, InputError
+from unicp.planning.curves import LEAST_LEFT
 from unicp.planning.plan import Plan, load_plan, plan_of_trace, save_plan
 from unicp.planning.profile import OnlineTrial
 from unicp.planning.solver import Solver
@@ -52,9 +53,20 @@ def test_a_loaded_plan_has_the_same_errors_to_compare_with(tmp_path):
     plan = solved()
     save_plan(plan, tmp_path / "plan.json")
     before, after = plan.schedule, load_plan(tmp_path / "plan.json").schedule
-    assert [before.change(3, 5, step) for step in range(6, STEPS)] == [
-        after.change(3, 5, step) for step in range(6, STEPS)
+    assert [before.change(3, 5, step) for step in range(7, STEPS + 1)] == [
+        after.change(3, 5, step) for step in range(7, STEPS + 1)
     ]
+
+
+def test_a_loaded_plan_still_knows_that_served_steps_are_mended(tmp_path):
+    plan = Solver(dataclasses.replace(made(), mended=True), flow_levels()).plan(parse_target("speedup>=1.5"))
+    save_plan(plan, tmp_path / "plan.json")
+    before, after = plan.schedule, load_plan(tmp_path / "plan.json").schedule
+    assert before.change(5, 7, 10) == after.change(5, 7, 10) != plan.schedule.change(5, 7, STEPS)
+    # The made noise estimate is a parabola: nothing but the least stays of a step that is served inside the run.
+    schedule = plan.schedule
+    served = sum(schedule.weights[step] * schedule.error(5, 7, step) for step in (8, 9))
+    assert after.change(5, 7, 10) == pytest.approx(LEAST_LEFT * served)
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,10 @@ import pytest
 from tests.made_profiles import STEPS, flow_levels, made
 from unicp.control.step_paths import path_loss
 from unicp.errors import InputError
+from unicp.planning.curves import levels_of
 from unicp.planning.fidelity import fit_line
 from unicp.planning.profile import FewerSteps, OnlineTrial, Recording, Seconds
-from unicp.planning.solver import CANDIDATES, Solver, best_choices, levels_of, plan_to_try
+from unicp.planning.solver import CANDIDATES, Solver, best_choices, plan_to_try
 from unicp.planning.targets import parse_target
 
 

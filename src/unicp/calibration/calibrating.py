@@ -24,7 +24,7 @@ from unicp.models.chosen_steps import can_choose, only_steps
 from unicp.numerics.error_measures import relative_error
 from unicp.numerics.fidelity import psnr
 from unicp.numerics.noise_levels import NoiseLevel
-from unicp.planning.curves import forecast_errors, probed_way, servable
+from unicp.planning.curves import counted, forecast_errors, probed_way, servable
 from unicp.planning.fingerprint import fingerprint_of
 from unicp.planning.plan import Plan
 from unicp.planning.profile import (
@@ -153,7 +153,7 @@ class Calibration:
             for share in self._placed:
                 self._fewer_placed(references[prompt], number, round(share * self.runs.steps))
                 progress.step(f"plain run of chosen steps of {prompt!r}")
-        profile = self._profile(self._known(Trial), self._known(FewerSteps), online=self._known(OnlineTrial))
+        profile = counted(self._profile(self._known(Trial), self._known(FewerSteps), online=self._known(OnlineTrial)))
         save_profile(profile, self.out)
         self.notes.done()
         return profile
@@ -284,7 +284,7 @@ class Calibration:
 
     def _plan_to_try(self, prompt: str, count: int, guarded: bool = True) -> tuple[Plan, float]:
         """Of this many steps, solved without this prompt: once for all numbers of steps, when all probes are known."""
-        profile = self._profile([], [])
+        profile = counted(self._profile([], []))
         if prompt not in self._choices:
             self._choices[prompt] = best_choices(profile, self._levels, prompt)
         return plan_to_try(profile, self._levels, self._choices[prompt], count, guarded)

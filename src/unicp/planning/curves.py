@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 from unicp.control.tolerance import between
@@ -31,8 +31,8 @@ class ForecastErrors:
     """Relative errors of first-order forecasts of one candidate among the steps of one run.
 
     places: of the steps on the candidate's abscissa. products: rows of the lower triangle of mean products. scales: by
-    step, mean square of the output times the square of its coefficient in the quantity. mended: whether served steps
-    are taken again once a step is computed after them (docs/method.md, 3.6).
+    step, mean square of the output times the square of its coefficient in the quantity. mended: whether less stays of a
+    served step once a step is computed after it (docs/method.md, 3.6).
     """
 
     candidate: Candidate
@@ -51,7 +51,7 @@ class ForecastErrors:
     def left(self, before: int, last: int, following: int, served: int) -> float:
         """The error that stays at step `served` once step `following` is computed, before < last < served < following.
 
-        Where the sampler takes served steps again that is the error of the parabola through the three computed ones.
+        Where it is mended that is the error of the parabola through the three computed ones.
         """
         places = {step: self.places[step] for step in (before, last, following)}
         if not self.mended or len(set(places.values())) < 3 or not all(map(math.isfinite, places.values())):
@@ -99,7 +99,7 @@ def forecast_errors(
         for part, row in zip(parts, weights)
     ]
     places = _places(candidate, levels)
-    return ForecastErrors(candidate, places, _read_off(mean, weights), scales, profile.mended)
+    return ForecastErrors(candidate, places, _read_off(mean, weights), scales, profile.left)
 
 
 def probed_way(recording: Recording) -> Candidate:
@@ -171,6 +171,16 @@ def window_factors(profile: Profile, shares: Shares = MappingProxyType({})) -> t
     return row, end
 
 
+def counted(profile: Profile) -> Profile:
+    """The profile with what its plans count: what stays of a served step, or what its forecast missed.
+
+    Of a sampler that takes served steps again the one by which the probed windows inside the run do more nearly what
+    their steps do one by one. With UniPC, whose next steps go by what it remembers, that is what the forecast missed.
+    """
+    by = {left: replace(profile, left=left) for left in ((True, False) if profile.mended else (False,))}
+    return min(by.values(), key=lambda one: abs(math.log(window_factors(one)[0])))
+
+
 def step_weights(
     profile: Profile, candidate: Candidate, levels: Sequence[NoiseLevel], shares: Shares = MappingProxyType({})
 ) -> list[float]:
@@ -202,7 +212,7 @@ def levels_of(profile: Profile, steps: int) -> list[NoiseLevel]:
 
 def _recorded_errors(profile: Profile, shares: Shares) -> dict[str, ForecastErrors]:
     """Of the way that probes served, by prompt; empty where what stays of a served step is its forecast's error."""
-    if not profile.mended:
+    if not profile.left:
         return {}
     counted = [one for one in profile.recordings if shares.get(one.prompt, 1.0) > 0]
     found = {one.prompt: forecast_errors(profile, [one], probed_way(one), profile.levels[:-1]) for one in counted}

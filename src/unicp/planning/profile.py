@@ -151,7 +151,8 @@ class Profile:
 
     shape: of the latent, batch first. signal, noise: parts of the sample at each step of the recorded runs, with one
     more for the level after the last step. power: with which the changes by windows add. mended: whether served steps
-    were taken again in probes and trials once a step was computed after them (docs/method.md, 3.6).
+    were taken again in probes and trials once a step was computed after them (docs/method.md, 3.6). left: whether plans
+    count what stays of a served step then, and not what its forecast missed: see `unicp.planning.curves.counted`.
     """
 
     fingerprint: Fingerprint
@@ -168,6 +169,7 @@ class Profile:
     online: list[OnlineTrial]
     fewer: list[FewerSteps]
     mended: bool = False
+    left: bool = False
 
     def __post_init__(self) -> None:
         problem = _problem(self)

@@ -11,7 +11,7 @@ import pytest
 from tests.made_profiles import CURVATURE, STEPS, flow_levels, made
 from unicp.control.windows import Candidate
 from unicp.numerics.noise_levels import NoiseLevel
-from unicp.planning.curves import covers, forecast_errors, impact_curve, servable, step_weights, window_factors
+from unicp.planning.curves import counted, covers, forecast_errors, impact_curve, servable, step_weights, window_factors
 from unicp.planning.profile import Probe, Recording, WindowProbe
 from unicp.planning.solver import best_choices
 
@@ -144,7 +144,7 @@ def mended(**changes):
     levels = flow_levels()
     rows = [(1.0, 0.1 * level.log_snr, CUBIC * level.log_snr**3) for level in levels[:-1]]
     products = [sum(a * b for a, b in zip(rows[i], rows[j])) / 3 for i in range(STEPS) for j in range(i + 1)]
-    profile = replace(made(), recordings=[Recording("a", [1.0] * STEPS, {"noise": products})], mended=True)
+    profile = replace(made(), recordings=[Recording("a", [1.0] * STEPS, {"noise": products})], mended=True, left=True)
     return replace(profile, **{"probes": [one for one in profile.probes if one.prompt == "a"], **changes})
 
 
@@ -163,7 +163,7 @@ def test_what_stays_of_a_mended_step_is_what_the_parabola_misses():
         expected = remainder(levels, before, last, following, served)
         assert errors.left(before, last, following, served) == pytest.approx(expected, rel=1e-4)
         assert errors.left(before, last, following, served) < errors(before, last, served)
-    unmended = forecast_errors(replace(profile, mended=False), profile.recordings, WAY, levels[:-1])
+    unmended = forecast_errors(replace(profile, left=False), profile.recordings, WAY, levels[:-1])
     assert unmended is not None and unmended.left(4, 6, 9, 7) == unmended(4, 6, 7) == errors(4, 6, 7)
 
 
@@ -201,3 +201,20 @@ def test_a_profile_of_mended_runs_is_planned_in_the_way_it_was_probed():
     schedule = choices[10].schedule(0.0, STEPS)
     assert schedule.change(6, 7, 9) == pytest.approx(schedule.weights[8] * remainder(levels, 6, 7, 9, 8), rel=1e-4)
     assert schedule.change(13, 14, STEPS) == schedule.weights[15] * schedule.error(13, 14, 15)
+
+
+def test_plans_count_that_by_which_windows_do_what_their_steps_do():
+    levels = flow_levels()
+    sigmas = [level.sigma for level in levels]
+    single = Probe("a", 8, 0.1, 1.0, -20 * math.log10(0.5 * 0.1 * (sigmas[8] - sigmas[9])))
+    # A window that does what its steps do by what their forecasts missed, and less than they do by what stays of them.
+    told = sum(0.5 * error * (sigmas[step] - sigmas[step + 1]) for step, error in ((8, 0.1), (9, 0.3)))
+    window = WindowProbe("a", 8, [0.1, 0.3], -20 * math.log10(told))
+    profile = mended(probes=[single], windows=[window], left=False)
+    by_left = replace(profile, left=True)
+    assert window_factors(profile)[0] == pytest.approx(1) != pytest.approx(window_factors(by_left)[0])
+    assert not counted(profile).left and not counted(by_left).left
+    stays = -20 * math.log10(told / window_factors(by_left)[0])
+    assert counted(replace(profile, windows=[replace(window, psnr=stays)])).left
+    # Samplers that take nothing again have no choice, and without probed windows the theory decides.
+    assert not counted(replace(profile, mended=False)).left and counted(replace(profile, windows=[])).left

@@ -59,7 +59,7 @@ def test_a_loaded_plan_has_the_same_errors_to_compare_with(tmp_path):
 
 
 def test_a_loaded_plan_still_knows_that_served_steps_are_mended(tmp_path):
-    plan = Solver(dataclasses.replace(made(), mended=True), flow_levels()).plan(parse_target("speedup>=1.5"))
+    plan = Solver(dataclasses.replace(made(), mended=True, left=True), flow_levels()).plan(parse_target("speedup>=1.5"))
     save_plan(plan, tmp_path / "plan.json")
     before, after = plan.schedule, load_plan(tmp_path / "plan.json").schedule
     assert before.change(5, 7, 10) == after.change(5, 7, 10) != plan.schedule.change(5, 7, STEPS)

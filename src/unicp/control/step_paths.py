@@ -117,8 +117,10 @@ def _extend(
         if served:
             spent += rule(change(before, last, following), served, is_end=following == steps)
         # Not a number is no loss that could be compared: such a step is computed.
-        if following == steps or not spent < math.inf:
-            return spent if spent < math.inf else math.inf
+        if not spent < math.inf:
+            return math.inf
+        if following == steps:
+            return spent
         key = (last, following)
         if key not in longer or spent < longer[key].loss:
             longer[key] = StepPath((*path.computed, following), spent)

@@ -197,7 +197,7 @@ def test_a_profile_of_mended_runs_is_planned_in_the_way_it_was_probed():
     levels = flow_levels()
     choices = best_choices(mended(), levels)
     assert {choice.errors.candidate for choice in choices.values()} == {WAY}
-    # Two windows of one step leave less than one of two of its forecasts would, and the end is never mended.
+    # What stays of a window inside the run is what the parabola misses; the end of the run is never mended.
     schedule = choices[10].schedule(0.0, STEPS)
     assert schedule.change(6, 7, 9) == pytest.approx(schedule.weights[8] * remainder(levels, 6, 7, 9, 8), rel=1e-4)
     assert schedule.change(13, 14, STEPS) == schedule.weights[15] * schedule.error(13, 14, 15)

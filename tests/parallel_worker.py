@@ -1,8 +1,9 @@
 """One of two processes that share a tiny model; started by tests/families/test_parallel.py.
 
-    python -m tests.parallel_worker RANK STORE context|tensor|linears
+    python -m tests.parallel_worker RANK STORE KIND...
 
-Prints one line of JSON: what was decided at each call, and how far the result is from the plain one.
+KIND is context, tensor or linears. Prints one line of JSON: for each, what was decided at each call, and how far the
+result is from the plain one.
 """
 
 from __future__ import annotations
@@ -44,10 +45,7 @@ def share(model: Any, how: str) -> None:
         parallelize_module(block, mesh, {**queries, **added, **outs})
 
 
-def work(rank: int, store: str, how: str) -> dict[str, Any]:
-    # diffusers takes the rank modulo the number of accelerators, of which there are none here.
-    torch.accelerator.device_count = lambda: 1
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+def work(how: str) -> dict[str, Any]:
     name = "wan" if how == "context" else "flux"
     model: Any = tiny_models.build(name)
     alone = tiny_models.denoise(model, name, steps=9)
@@ -75,7 +73,10 @@ def work(rank: int, store: str, how: str) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    found = work(int(sys.argv[1]), *sys.argv[2:])
-    print(json.dumps(found))
+    rank, store, *kinds = sys.argv[1:]
+    # diffusers takes the rank modulo the number of accelerators, of which there are none here.
+    torch.accelerator.device_count = lambda: 1
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=int(rank), world_size=2)
+    print(json.dumps({how: work(how) for how in kinds}))
     dist.barrier()
     dist.destroy_process_group()

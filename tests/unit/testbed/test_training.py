@@ -52,10 +52,25 @@ def _every_step_is_saved(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     # The latents' mean and deviation are measured on up to 96 of these.
     scenes = clips.training_scenes()[:6]
     monkeypatch.setattr(clips, "training_scenes", lambda: scenes)
+    _make_small(monkeypatch)
     # Choosing a backend for one model sets it for the whole process.
     backend = _AttentionBackendRegistry.get_active_backend()[0]
     yield
     _AttentionBackendRegistry.set_active_backend(backend)
+
+
+def _make_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same parts with narrow layers and two blocks: what is tested is the loop, not what it learns."""
+    narrow = {**components.build_autoencoder().config, "base_dim": 4, "decoder_base_dim": 8}
+    whole = components.build_transformer
+
+    def build_transformer() -> Any:
+        model = whole()
+        model.blocks = model.blocks[:2]
+        return model
+
+    monkeypatch.setattr(components, "build_autoencoder", lambda: AutoencoderKLWan.from_config(narrow))
+    monkeypatch.setattr(components, "build_transformer", build_transformer)
 
 
 @pytest.fixture

@@ -17,6 +17,9 @@ READY_DEV := $(VENV)/.ready-dev
 SOURCES := src tests
 REPORTED = $(wildcard docs/results/peers_*.jsonl docs/results/ablation*.jsonl docs/results/paper*.jsonl)
 
+# What is imported must be compiled but once: without this a shell that forbids it pays half a minute in every process.
+unexport PYTHONDONTWRITEBYTECODE
+
 # One thread each: two test processes on two cores would otherwise ask for four.
 TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 

@@ -16,7 +16,10 @@ if TYPE_CHECKING:
     from unicp.benchmarking.sweep import Sweep
 
 SuiteArgument = Annotated[
-    str, typer.Argument(metavar="SUITE", help="presets, quick, peers, rivals, ablation, paper, slices, overhead.")
+    str,
+    typer.Argument(
+        metavar="SUITE", help="presets, quick, peers, rivals, leaders, ablation, paper, slices, seconds, overhead."
+    ),
 ]
 ModelOption = Annotated[str, typer.Option(metavar="NAME_OR_PATH", help="A test-bed, or the folder of a pipeline.")]
 StepsOption = Annotated[int, typer.Option(metavar="N", help="Steps of the reference.")]

@@ -1,10 +1,11 @@
 import pytest
 
+from unicp.benchmarking import suites
 from unicp.benchmarking.methods import parse_method
 from unicp.benchmarking.suites import SPLITS, prompts_of, suite
 from unicp.errors import InputError, UniCPError
 
-SUITES = ("presets", "quick", "peers", "rivals", "ablation", "paper", "slices", "seconds")
+SUITES = ("presets", "quick", "peers", "rivals", "leaders", "ablation", "paper", "slices", "seconds")
 
 
 @pytest.mark.parametrize("name", SUITES)
@@ -13,6 +14,13 @@ def test_names_in_a_suite_are_unique_and_found_again(name):
     assert len({method.name for method in methods}) == len(methods)
     for method in methods:
         assert parse_method(method.name, methods) is method
+
+
+@pytest.mark.parametrize("chosen", [suites._STRONG, suites._LEADERS, suites._AT_TWO])
+def test_settings_chosen_by_name_are_settings_of_the_sweep(chosen):
+    known = {(method.family, method.setting) for method in suite("peers").methods}
+    asked = {(family, setting) for family, settings in chosen.items() for setting in settings}
+    assert not asked - known
 
 
 def test_every_peer_has_a_sweep():

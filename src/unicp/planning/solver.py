@@ -38,6 +38,11 @@ FAR_REACH = 3.0
 # their targets and computed less than schedules; at 20 fewer kept them than of schedules.
 LONGEST, LONGER_CAUTION = 1.75, 2.0
 
+# A plain run with fewer steps must be so many times faster than a plan that promises more of the same target. Seconds
+# are not known better: with UniPC at 25 dB a plain run of 11 steps, 1.00 times as fast, had 32 dB where the online rule
+# has 35.
+NEARLY = 1.05
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -278,14 +283,16 @@ class Solver:
     def _or_plain(self, plan: Plan, target: Target, choices: dict[int, Choice]) -> Plan:
         """The plan, or a shorter plain run where that does better.
 
-        Better is faster where the target is a fidelity that both keep, and a higher mean PSNR where it is a speed.
+        Better is faster where the target is a fidelity that both keep, by a margin if it promises less; and a higher
+        mean PSNR where the target is a speed.
         """
         for run in self._plain_runs(choices):
             speed_up = self._plain_speed_up(run.steps)
-            if plan.psnr is None or plan.speed_up is None:
+            if plan.psnr is None or plan.psnr_low is None or plan.speed_up is None:
                 continue
             if target.kind == "psnr":
-                better = run.psnr.low >= target.value and speed_up > plan.speed_up
+                margin = 1.0 if run.psnr.low > plan.psnr_low else NEARLY
+                better = run.psnr.low >= target.value and speed_up > margin * plan.speed_up
             else:
                 better = self._is_plain_fast_enough(target, run.steps) and run.psnr.mean > plan.psnr
             if better:

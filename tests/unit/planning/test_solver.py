@@ -124,6 +124,19 @@ def test_fewer_steps_are_taken_where_they_were_measured_to_do_better():
     assert solver(fewer=bad).plan(parse_target("speedup>=2")).fewer is None
 
 
+@pytest.mark.parametrize(("low", "served", "taken"), [(35.0, 0.01, False), (35.0, 0.05, True), (50.0, 0.01, True)])
+def test_of_two_that_keep_a_target_the_one_that_promises_less_must_be_clearly_faster(low, served, taken):
+    # The largest tolerance tried keeps more than the target, with 5 steps: plain ones are 2 % faster, or 10.
+    trials = ((0.1, 9, 60.0), (1.0, 6, 50.0), (2.0, 5, 46.0))
+    online = [OnlineTrial(prompt, *trial) for prompt in "ab" for trial in trials]
+    seconds = Seconds(1.0, served, 0.5, 0.0)
+    ours = solver(online=online, seconds=seconds).plan(parse_target("psnr>=20"))
+    assert ours.tolerance == 2.0 and ours.psnr_low is not None and 40 < ours.psnr_low < 50
+    fewer = [FewerSteps(prompt, 5, low + 2 + off) for prompt, off in (("a", 0.0), ("b", 0.1))]
+    both = solver(online=online, fewer=fewer, seconds=seconds)
+    assert (both.plan(parse_target("psnr>=20")).fewer == 5) == taken
+
+
 def test_fewer_steps_at_chosen_levels_are_taken_where_they_do_better_than_spread_ones():
     choices = best_choices(made(), flow_levels())
     spread = [FewerSteps(prompt, 7, psnr) for prompt, psnr in (("a", 50.0), ("b", 51.0))]

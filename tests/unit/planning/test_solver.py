@@ -196,6 +196,16 @@ def test_levels_of_other_step_counts_are_near_those_of_the_scheduler(steps):
         assert mine.sigma == pytest.approx(true.sigma, abs=0.02)
 
 
+@pytest.mark.parametrize(("steps", "less"), [(STEPS // 2, 10 * math.log(2)), (STEPS, 0.0), (2 * STEPS, 0.0)])
+def test_schedules_of_runs_shorter_than_the_trials_are_promised_less(steps, less, monkeypatch):
+    target = parse_target("speedup>=1.3")
+    told = Solver(made(), flow_levels(steps)).plan(target)
+    monkeypatch.setattr("unicp.planning.solver.SHORTER_CAUTION", 0.0)
+    naive = Solver(made(), flow_levels(steps)).plan(target)
+    assert told.computed == naive.computed and told.psnr is not None and naive.psnr is not None
+    assert naive.psnr - told.psnr == pytest.approx(less)
+
+
 def test_another_number_of_steps_is_planned_too():
     plan = Solver(made(), flow_levels(25)).plan(parse_target("psnr>=35"))
     assert plan.steps == 25 and 3 < len(plan.computed) < 25

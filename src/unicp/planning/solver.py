@@ -31,7 +31,7 @@ CANDIDATES = tuple(Candidate(q, a) for q in ("noise", "output", "clean") for a i
 # Impact was measured with errors of one way to forecast: another must be predicted to change the clip so many times
 # less to be taken (2 dB). With UniPC the output over the log-SNR was predicted to do a little better, and did worse.
 LEAD = 1.26
-# Reach of forecasts where so few steps may be computed that those of `MAX_REACH` do not come to the end of the run.
+# Reach of forecasts where so few steps are computed that those of `MAX_REACH` hardly come to the end of the run.
 FAR_REACH = 3.0
 # Trials of the online rule tell of longer runs too, up to so many times their own length, where what they promise is
 # lowered by so many dB. Tried on eight tuning prompts of the glyphs with profiles of 30 steps: at 50 all clips kept
@@ -120,10 +120,10 @@ def _choices(
 
 
 def _paths(schedule: Schedule, rule: WindowLoss) -> dict[int, StepPath]:
-    """Paths of short reach, and for fewer steps than those can do with, of far reach."""
+    """Paths of short reach; of far reach where there are none, or where they do worse than far ones of fewer steps."""
     near = best_paths(schedule.steps, schedule.change, rule=rule)
     far = best_paths(schedule.steps, schedule.change, max_reach=FAR_REACH, rule=rule)
-    return {**{count: path for count, path in far.items() if count < min(near)}, **near}
+    return far | {n: path for n, path in near.items() if n - 1 not in far or path.loss <= far[n - 1].loss}
 
 
 def hardness_spread(profile: Profile, levels: Sequence[NoiseLevel], choice: Choice) -> float:

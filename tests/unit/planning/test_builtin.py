@@ -8,7 +8,7 @@ import pytest
 
 from unicp.planning.builtin import CAUTION, FOLDER, builtin_profile
 from unicp.planning.profile import Fingerprint, load_profile
-from unicp.planning.solver import Solver
+from unicp.planning.solver import Solver, best_choices
 from unicp.planning.targets import parse_target
 
 FILES = sorted(FOLDER.glob("*.json"))
@@ -29,6 +29,14 @@ def test_every_shipped_profile_can_be_planned_from(path):
     assert 3 < counts[0] < counts[-1] < profile.steps
     plan = solver.plan(parse_target("speedup>=2"))
     assert plan.speed_up is not None and plan.speed_up >= 2 and plan.psnr is not None and math.isfinite(plan.psnr)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_more_computed_steps_never_do_worse(path):
+    profile = load_profile(path)
+    choices = best_choices(profile, profile.levels)
+    losses = [choices[count].path.loss for count in sorted(choices)]
+    assert losses == sorted(losses, reverse=True)
 
 
 def test_a_shipped_model_gets_its_own_profile():

@@ -82,11 +82,18 @@ class RunPlanner:
                 )
             self._tell_of_fewer(self._source, is_promise=False)
             return self._source.course
-        target, _ = self._source
+        target, profile = self._source
         other = self._other_guidance(branches)
         if other:
             return self._without(other)
         self.plan = self.solve(levels, shape)
+        if target.kind == "psnr" and self.plan.steps < profile.steps and not self.caution:
+            asked, found = (
+                f"{target} in {self.plan.steps} steps",
+                f"a profile of {profile.steps}, whose steps are narrower",
+            )
+            do = f"calibrate with --steps {self.plan.steps}, or expect more clips below the target"
+            self._tell(f"asked: {asked}; found: {found}; do: {do}")
         self._tell_of_fewer(self.plan, is_promise=target.kind != "psnr")
         return self.plan.course
 

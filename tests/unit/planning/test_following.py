@@ -43,6 +43,17 @@ def test_a_run_with_other_guidance_is_left_to_the_online_rule_and_it_is_said_onc
     assert own.plan is None and len(said) == 1 and "2 calls a step and this run makes 1" in said[0]
 
 
+@pytest.mark.parametrize(
+    ("target", "steps", "times"), [("psnr>=35", 12, 1), ("psnr>=35", 20, 0), ("speedup>=1.2", 12, 0)]
+)
+def test_a_target_of_fidelity_in_fewer_steps_than_the_profile_has_is_said_to_be_less_sure(target, steps, times):
+    said: list[str] = []
+    own = planner(target, said=said)
+    for _ in range(2):
+        assert own(flow_levels(steps), 2, SHAPE) is not None
+    assert len(said) == times and all("in 12 steps; found: a profile of 16" in line for line in said)
+
+
 def test_a_run_of_unknown_levels_is_left_to_the_online_rule():
     said: list[str] = []
     assert planner(said=said)(None, 2, SHAPE) is None

@@ -110,7 +110,7 @@ peers: $(READY_DEV) ## measure every other accelerator beside UniCP on the test-
 	OMP_NUM_THREADS=1 $(BIN)/unicp bench rivals --prompts 12 --frames 9 --fast-metrics --out docs/results/peers_short.jsonl
 	OMP_NUM_THREADS=1 $(BIN)/unicp bench rivals --sampler euler --prompts 8 --frames 9 --fast-metrics \
 	    --out docs/results/peers_short.jsonl
-	OMP_NUM_THREADS=1 $(BIN)/unicp bench leaders --prompts 3 --out docs/results/peers_long.jsonl
+	OMP_NUM_THREADS=1 $(BIN)/unicp bench leaders --out docs/results/peers_long.jsonl
 	OMP_NUM_THREADS=1 $(BIN)/unicp bench rivals --model film --prompts 2 --out docs/results/peers_film.jsonl
 	OMP_NUM_THREADS=1 $(BIN)/unicp bench rivals --model latte --prompts 6 --out docs/results/peers_latte.jsonl
 	$(BIN)/python -m unicp.benchmarking.report

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
@@ -167,25 +168,24 @@ _AT_TWO = {
 }
 
 
+def _some_of_peers(chosen: Mapping[str, Collection[str]], whole: Collection[str] = ()) -> tuple[Method, ...]:
+    """Of the peers' sweep the chosen settings of each family, and whole families."""
+    methods = _peers().methods
+    return tuple(one for one in methods if one.family in whole or one.setting in chosen.get(one.family, ()))
+
+
 def _seconds() -> Suite:
-    methods = tuple(method for method in _peers().methods if method.setting in _AT_TWO.get(method.family, ()))
     about = "methods at about twice fewer operations, each beside a plain run of its own"
-    return Suite(methods, about, prompts=2, seeds=1, plain_every=1)
+    return Suite(_some_of_peers(_AT_TWO), about, prompts=2, seeds=1, plain_every=1)
 
 
 def _rivals() -> Suite:
-    def is_strong(method: Method) -> bool:
-        return method.family in _WHOLE or method.setting in _STRONG.get(method.family, ())
-
-    methods = tuple(method for method in _peers().methods if is_strong(method))
+    methods = _some_of_peers(_STRONG, _WHOLE)
     return Suite(methods, "of the peers the settings worth a long table", prompts=4, seeds=1)
 
 
 def _leaders() -> Suite:
-    def leads(method: Method) -> bool:
-        return method.family == "diffusers SeaCache" or method.setting in _LEADERS.get(method.family, ())
-
-    methods = tuple(method for method in _peers().methods if leads(method))
+    methods = _some_of_peers(_LEADERS, ("diffusers SeaCache",))
     return Suite(methods, "UniCP beside the peers that came out ahead, for long clips", prompts=4, seeds=1)
 
 

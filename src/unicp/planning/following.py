@@ -88,10 +88,8 @@ class RunPlanner:
             return self._without(other)
         self.plan = self.solve(levels, shape)
         if target.kind == "psnr" and self.plan.steps < profile.steps and not self.caution:
-            asked, found = (
-                f"{target} in {self.plan.steps} steps",
-                f"a profile of {profile.steps}, whose steps are narrower",
-            )
+            asked = f"{target} in {self.plan.steps} steps"
+            found = f"a profile of {profile.steps}, whose steps are narrower"
             do = f"calibrate with --steps {self.plan.steps}, or expect more clips below the target"
             self._tell(f"asked: {asked}; found: {found}; do: {do}")
         self._tell_of_fewer(self.plan, is_promise=target.kind != "psnr")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,8 @@ def measure_case(
 
     fidelity: numbers of a clip against the plain one and the prompt. keep: called with every clip that was made.
     plain_every: the plain run is made again before so many methods each, for its seconds. A clip that is another one
-    then is told: a method was taken off and left something behind.
+    then is told: a method was taken off and left something behind. With 1 every row has a plain run of its own right
+    before it and is marked as paired; otherwise none is, since a machine's speed changes between the two.
     """
     known = {row.key for row in read_rows(out)}
     methods = [plain(), *(m for m in methods if m.family != plain().family)]
@@ -45,15 +47,20 @@ def measure_case(
     harness.warm_up(case.prompt)
     reference = harness.run_method(plain(), case)
     for place, method in enumerate(missing):
-        if place and place % plain_every == 0:
+        if plain_every == 1 and method.prepare is not None:
+            # A calibration is not to come between the two runs of a pair. One that fails is told below.
+            with suppress(Exception):
+                method.prepare(harness.bench)
+        if (place or method.prepare is not None) and place % plain_every == 0:
             again = harness.run_method(plain(), case)
             if not torch.equal(again.frames, reference.frames):
                 before = ", ".join(
-                    f"{one.family} {one.setting}".strip() for one in missing[place - plain_every : place]
+                    f"{one.family} {one.setting}".strip() for one in missing[max(0, place - plain_every) : place]
                 )
                 say(f"warning: the plain run is another one now; one of these left something behind: {before}")
             reference = replace(reference, seconds=again.seconds, model_seconds=again.model_seconds)
         row, clip = _measure(harness, suite, model, method, case, reference, fidelity)
+        row = replace(row, paired=plain_every == 1 and row.measured)
         append_row(out, row)
         if keep is not None and clip is not None:
             keep(row, clip)

@@ -6,14 +6,16 @@
 A table stands between `<!-- table NAME -->` and `<!-- end -->`. NAME is a file of docs/results without its suffix,
 after a colon the sampler, and behind another one
 
-    equal            the rivals at the operations that each setting of UniCP saves
-    margins          UniCP beside the best peer at each speed-up; "margins-seconds" by seconds, "margins-METRIC" of
-                     another metric than PSNR
+    equal            the rivals at the compute of each setting of UniCP
+    margins          UniCP beside the best peer at each speed-up; "margins-seconds" by seconds, where rows are
+                     paired, "margins-METRIC" of another metric than PSNR
     faster           the same at each fidelity
     met, need        how often targets were met, and what they spent beside the least that was possible
     best             long sweeps of peers, without the settings that others of the same peer beat
 
 Of a JSON file it is the list "rows", or after two colons another one ("slices::projected").
+
+Every table is over the clips that all its rows have. It says below it where that leaves some out.
 """
 
 from __future__ import annotations
@@ -24,16 +26,25 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from unicp.benchmarking.html.markup import counted
 from unicp.benchmarking.html.parts import is_ours
-from unicp.benchmarking.margins import faster, margins
+from unicp.benchmarking.margins import SLOWEST, faster, margins
 from unicp.benchmarking.rows import PLAIN, PLANNED, Row, read_rows
-from unicp.benchmarking.statistics import Group, at_speed, frontier, group_rows, markdown
+from unicp.benchmarking.statistics import (
+    Group,
+    at_speed,
+    decibels,
+    frontier,
+    group_rows,
+    markdown,
+    share,
+    worst_name,
+)
 from unicp.errors import InputError
-from unicp.planning.targets import parse_target
+from unicp.planning.targets import Target, parse_target
 
 DOCUMENTS = ("README.md", "docs/results.md", "docs/planning.md")
 RESULTS = Path("docs/results")
@@ -51,13 +62,14 @@ def _table(name: str, results: Path) -> str:
     stem, sampler, kind = (*name.split(":"), "", "")[:3]
     rows = [row for row in read_rows(results / f"{stem}.jsonl") if row.sampler == sampler]
     if rows:
-        groups = _ordered(group_rows(rows))
         if kind.startswith("margins"):
             return margins(rows, kind.removeprefix("margins").removeprefix("-"))
         if kind == "faster":
             return faster(rows)
-        kinds = {"equal": equal_operations, "met": targets_met, "need": targets_need, "best": best_settings}
-        return kinds.get(kind, markdown)(groups)
+        shared = share(_ordered(group_rows(rows)))
+        kinds = {"equal": equal_compute, "met": targets_met, "need": targets_need, "best": best_settings}
+        table = kinds.get(kind, markdown)([*shared.groups])
+        return f"{table}\n\n{shared.note}" if shared.note else table
     path = results / f"{stem}.json"
     if not path.is_file():
         raise InputError(f"table {name}", f"no rows in {results}", "run the benchmark that makes them")
@@ -65,37 +77,61 @@ def _table(name: str, results: Path) -> str:
     return _plain_table(record[kind or "rows"])
 
 
-def equal_operations(groups: list[Group]) -> str:
-    """Each setting of UniCP beside its rivals at the operations it saves, as a Markdown table.
+def equal_compute(groups: list[Group]) -> str:
+    """Each setting of UniCP beside its rivals at the compute it takes, as a Markdown table.
 
-    A rival's fidelity is read off its own sweep, linear between settings; where its slowest saves more, that one
-    counts; "not reached" where its fastest saves less. Mean and worst tenth are read off separately. Only the clips of
-    the setting count, and only rivals that have them all.
+    groups: over the same clips. A rival's fidelity is read off its own sweep, linear between settings; where its
+    slowest takes less compute, that one counts and is marked; "not reached" where its fastest takes more. Mean and
+    worst clips are read off separately.
     """
-    lines = [f"| PSNR at equal operations | saved | UniCP | {' | '.join(RIVALS)} |", "|" + "---|" * (3 + len(RIVALS))]
-    for group in groups:
-        if group.method == "UniCP" and not group.reason:
-            own = f"{group.mean('psnr'):.1f} / {group.worst('psnr'):.1f} dB"
-            others = (_rival(_on_clips_of(group, groups, name), group.operations) for name in RIVALS)
-            lines.append(f"| {group.name} | {group.operations:.2f}x | {own} | {' | '.join(others)} |")
+    ours = [group for group in groups if group.method == "UniCP" and not group.reason]
+    clips = max((len(group.rows) for group in ours), default=0)
+    first = f"PSNR, mean / {worst_name(clips)} ({counted(clips, 'clip')})"
+    lines = [f"| {first} | less compute | UniCP | {' | '.join(RIVALS)} |", "|" + "---|" * (3 + len(RIVALS))]
+    for group in ours:
+        own = decibels(group.mean("psnr"), group.worst("psnr"))
+        others = (_rival([g for g in groups if g.method == name], group.operations) for name in RIVALS)
+        lines.append(f"| {group.name} | {group.operations:.2f}x | {own} | {' | '.join(others)} |")
+    if any(SLOWEST in line for line in lines):
+        slowest = (f"{name} {_slowest(groups, name):.2f}x" for name in RIVALS if any(g.method == name for g in groups))
+        lines += ["", f"{SLOWEST} read at its slowest setting, which takes less compute: {', '.join(slowest)}."]
     return "\n".join(lines)
 
 
+def _slowest(groups: Sequence[Group], method: str) -> float:
+    return min(group.operations for group in groups if group.method == method and not group.reason)
+
+
 def targets_met(groups: list[Group]) -> str:
-    """How often each target was met: PSNR against the plain clip, speed in seconds of the whole pipeline call."""
-    lines = ["| target | clips | met | operations saved | PSNR mean | lowest |", "|---|---|---|---|---|---|"]
+    """How often each target was met: PSNR against the plain clip, speed in seconds of the whole pipeline call.
+
+    Where runs are not in pairs nobody knows the seconds: then a speed is counted in compute, and seconds are not.
+    """
+    lines = ["| target | clips | met | less compute | PSNR mean | lowest |", "|---|---|---|---|---|---|"]
     for group in groups:
         if group.method != PLANNED or group.reason:
             continue
         target = parse_target(group.setting)
         psnr = [row.fidelity["psnr"] for row in group.rows]
-        speed = [row.plain_seconds / row.seconds for row in group.rows]
-        had = {"psnr": psnr, "speedup": speed, "seconds": [-row.seconds for row in group.rows]}[target.kind]
-        least = -target.value if target.kind == "seconds" else target.value
-        met = sum(value >= least for value in had)
+        met = _met(target, group)
         saved, lowest = f"{group.operations:.2f}x", f"{min(psnr):.1f} dB"
         lines.append(f"| {target} | {len(psnr)} | {met} | {saved} | {group.mean('psnr'):.1f} dB | {lowest} |")
     return "\n".join(lines)
+
+
+def _met(target: Target, group: Group) -> str:
+    if target.kind == "psnr":
+        return str(sum(row.fidelity["psnr"] >= target.value for row in group.rows))
+    if group.paired:
+        fits = {
+            "speedup": lambda row: row.plain_seconds / row.seconds >= target.value,
+            "seconds": lambda row: row.seconds <= target.value,
+        }[target.kind]
+        return f"{sum(map(fits, group.rows))} in seconds"
+    if target.kind == "seconds":
+        return "-"
+    met = sum(row.full_operations >= target.value * row.operations for row in group.rows)
+    return f"{met} in compute"
 
 
 def targets_need(groups: list[Group]) -> str:
@@ -105,7 +141,7 @@ def targets_need(groups: list[Group]) -> str:
     fastest that met the target on all of these clips. "Clip by clip": for each the fastest that met it; clips on which
     nothing did count as computed in full.
     """
-    head = "| target | clips | met | operations saved | one setting | spent over it | clip by clip | spent over it |"
+    head = "| target | clips | met | less compute | one setting | spent over it | clip by clip | spent over it |"
     lines = [head, "|" + "---|" * 8]
     ours = [group for group in groups if is_ours(group.method) and not group.reason]
     for group in groups:
@@ -156,8 +192,8 @@ def best_settings(groups: list[Group]) -> str:
             shown.append(group)
     lines = [markdown(shown)]
     if idle:
-        counted = (f"{method} ({count})" for method, count in idle.items())
-        lines.append(f"Settings that saved nothing: {', '.join(counted)}.")
+        names = (f"{method} ({count})" for method, count in idle.items())
+        lines.append(f"Settings that saved nothing: {', '.join(names)}.")
     lines += [f"{method} cannot run: {reason.rstrip('.')}." for method, reason in unable.items()]
     return "\n\n".join(lines)
 
@@ -165,16 +201,6 @@ def best_settings(groups: list[Group]) -> str:
 def _front(groups: list[Group], method: str) -> list[tuple[float, float]]:
     alike = (group for group in groups if group.method == method)
     return frontier(alike, lambda group: group.operations, lambda group: group.mean("psnr"))
-
-
-def _on_clips_of(group: Group, groups: list[Group], method: str) -> list[Group]:
-    clips = {(row.prompt, row.seed) for row in group.rows}
-    found = (
-        replace(g, rows=tuple(row for row in g.rows if (row.prompt, row.seed) in clips))
-        for g in groups
-        if g.method == method
-    )
-    return [g for g in found if len(g.rows) == len(clips)]
 
 
 def _rival(groups: list[Group], speed: float) -> str:
@@ -185,11 +211,15 @@ def _rival(groups: list[Group], speed: float) -> str:
         at_speed(frontier(groups, lambda g: g.operations, worth), speed)
         for worth in (lambda g: g.mean("psnr"), lambda g: g.worst("psnr"))
     ]
-    return "not reached" if None in found else " / ".join(f"{value:.1f}" for value in found) + " dB"
+    known = [value for value in found if value is not None]
+    if len(known) < len(found):
+        return "not reached"
+    slowest = min(g.operations for g in groups if not g.reason)
+    return decibels(*known) + (f" {SLOWEST}" if round(speed, 2) < round(slowest, 2) else "")
 
 
 def _ordered(groups: list[Group]) -> list[Group]:
-    """UniCP first, then windows, then everything else; each method by operations saved."""
+    """UniCP first, then windows, then everything else; each method by compute."""
 
     def place(group: Group) -> tuple[int, str, float]:
         kind = 0 if group.method == "UniCP" else 1 if group.method == "fixed window" else 2

@@ -27,6 +27,7 @@ class Row:
     plain run. work: operations of each step as a share of a plain step.
     fidelity: numbers against the plain clip by name (`clip_metrics`), and adherence to the prompt.
     environment: versions, device, commit: what is needed to run this row again.
+    paired: the plain run was timed right before this one, so that the two sets of seconds may be compared.
     """
 
     suite: str
@@ -50,6 +51,7 @@ class Row:
     work: list[float] = field(default_factory=list)
     fidelity: dict[str, float] = field(default_factory=dict)
     environment: dict[str, Any] = field(default_factory=dict)
+    paired: bool = False
 
     @property
     def key(self) -> tuple[str, str, str, str, str, int]:

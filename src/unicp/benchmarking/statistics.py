@@ -6,17 +6,42 @@ import math
 import random
 import statistics
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from unicp.benchmarking.references import Reference, references
 from unicp.benchmarking.rows import PLAIN, Row
 
 RESAMPLES = 2000
+# A bootstrap's interval is too narrow where values are few: of ten normal ones it holds the mean in 90 of 100 cases
+# instead of 95, of four in 80, of two in 50.
+FEWEST_FOR_INTERVAL = 10
+# A setting may not take a table below so many clips: it is left out, and named. Fewer where no setting has as many.
+LEAST_CLIPS = 4
+# Rows from before rows said whether they are paired. In this suite every method had a plain run of its own right before
+# it, but for the calibration that these two make on the first clip.
+_PAIRED_SUITE, _CALIBRATED = "seconds", ("diffusers MagCache", "global schedule")
+Clip = tuple[str, int]
+TIMED = ("speed-up in seconds, pairs", "seconds a clip")
+
+
+def is_paired(row: Row) -> bool:
+    """Whether a row's seconds and those of its plain run were measured one right after the other."""
+    return row.paired or (row.suite == _PAIRED_SUITE and row.method not in _CALIBRATED)
+
+
+def worst_name(clips: int) -> str:
+    """What the mean of the lowest tenth is of so many clips: "worst clip" up to ten."""
+    count = _tenth(clips)
+    return "worst clip" if count == 1 else f"worst {count} of {clips} clips"
+
+
+def _tenth(clips: int) -> int:
+    return max(1, math.ceil(clips / 10))
 
 
 def worst_tenth(values: Sequence[float]) -> float:
     """Mean of the lowest tenth of the values (rounded up, at least one)."""
-    count = max(1, math.ceil(len(values) / 10))
-    return statistics.fmean(sorted(values)[:count])
+    return statistics.fmean(sorted(values)[: _tenth(len(values))])
 
 
 def bootstrap(
@@ -33,10 +58,11 @@ def bootstrap(
 
 @dataclass(frozen=True)
 class Group:
-    """All rows of one method and setting with one model and sampler."""
+    """All rows of one method and setting with one model, sampler and kind of plain run."""
 
     model: str
     sampler: str
+    reference: Reference
     method: str
     setting: str
     rows: tuple[Row, ...]
@@ -45,6 +71,11 @@ class Group:
     def name(self) -> str:
         """Method and setting in one string."""
         return f"{self.method} {self.setting}".strip()
+
+    @property
+    def clips(self) -> set[Clip]:
+        """Prompt and seed of each row."""
+        return {(row.prompt, row.seed) for row in self.rows}
 
     @property
     def reason(self) -> str:
@@ -57,54 +88,117 @@ class Group:
         return sum(r.full_operations for r in self.rows) / max(1, sum(r.operations for r in self.rows))
 
     @property
+    def paired(self) -> bool:
+        """Whether its seconds may be shown: each run has a plain run of its own right before it."""
+        return all(is_paired(r) for r in self.rows)
+
+    @property
     def seconds(self) -> float:
-        """Seconds saved: the median over clips of plain over accelerated (each pair ran one after the other)."""
-        return statistics.median(r.plain_seconds / r.seconds for r in self.rows)
+        """Speed-up in seconds: the median over pairs of plain over accelerated; NaN where the rows are not paired."""
+        return statistics.median(self._ratios()) if self.paired else math.nan
 
     @property
     def seconds_spread(self) -> tuple[float, float]:
-        """First and third quartile of the same ratio."""
-        ratios = sorted(r.plain_seconds / r.seconds for r in self.rows)
-        if len(ratios) < 2:
-            return ratios[0], ratios[0]
-        low, _, high = statistics.quantiles(ratios, n=4, method="inclusive")
-        return low, high
+        """Lowest and highest pair of the same ratio; NaN where the rows are not paired."""
+        ratios = self._ratios() if self.paired else [math.nan]
+        return min(ratios), max(ratios)
 
     @property
     def seconds_each(self) -> float:
-        """Mean seconds of a clip."""
-        return statistics.fmean(r.seconds for r in self.rows)
+        """Mean seconds of a clip; NaN where the rows are not paired."""
+        return statistics.fmean(r.seconds for r in self.rows) if self.paired else math.nan
 
     @property
     def outside_seconds(self) -> float:
-        """Mean seconds of a clip spent outside the transformer."""
-        return statistics.fmean(r.seconds - r.model_seconds for r in self.rows)
+        """Mean seconds of a clip spent outside the transformer; NaN where the rows are not paired."""
+        return statistics.fmean(r.seconds - r.model_seconds for r in self.rows) if self.paired else math.nan
+
+    def _ratios(self) -> list[float]:
+        return [r.plain_seconds / r.seconds for r in self.rows]
 
     def values(self, metric: str) -> list[float]:
-        """One metric of all clips that have it, without those that are not a number."""
-        found = (r.fidelity.get(metric, math.nan) for r in self.rows)
-        return [value for value in found if not math.isnan(value)]
+        """One metric of every clip; [] where one has no number: a mean without the clip that broke would flatter."""
+        found = [r.fidelity.get(metric, math.nan) for r in self.rows]
+        return [] if any(math.isnan(value) for value in found) else found
 
     def mean(self, metric: str) -> float:
-        """Mean over clips; NaN where no clip has it."""
+        """Mean over clips; NaN where a clip has no number."""
         values = self.values(metric)
         return statistics.fmean(values) if values else math.nan
 
     def worst(self, metric: str) -> float:
-        """Mean of the worst tenth (lowest values); NaN where no clip has it."""
+        """Mean of the worst tenth (lowest values), see `worst_name`; NaN where a clip has no number."""
         values = self.values(metric)
         return worst_tenth(values) if values else math.nan
 
 
 def group_rows(rows: Iterable[Row]) -> list[Group]:
-    """One group per model, sampler, method and setting, in order of appearance.
+    """One group per model, sampler, kind of plain run, method and setting, in order of appearance.
 
     A method that runs on some clips and fails on others makes two groups: the measured rows, and the others.
     """
-    found: dict[tuple[str, str, str, str, bool], list[Row]] = {}
-    for row in rows:
-        found.setdefault((row.model, row.sampler, row.method, row.setting, row.measured), []).append(row)
-    return [Group(*key[:4], tuple(members)) for key, members in found.items()]
+    rows = list(rows)
+    found: dict[tuple[str, str, Reference, str, str, bool], list[Row]] = {}
+    for row, against in zip(rows, references(rows)):
+        key = row.model, row.sampler, against, row.method, row.setting, row.measured
+        found.setdefault(key, []).append(row)
+    return [Group(*key[:5], tuple(members)) for key, members in found.items()]
+
+
+@dataclass(frozen=True)
+class Shared:
+    """Settings over the same clips. groups: in the order given, those that cannot run among them.
+
+    clips: how many all of them have; beyond: how many more some of them have; left_out: settings with too few of them.
+    """
+
+    groups: tuple[Group, ...]
+    clips: int
+    beyond: int = 0
+    left_out: tuple[Group, ...] = ()
+
+    @property
+    def note(self) -> str:
+        """What was left out; "" where nothing was."""
+        said = []
+        if self.beyond:
+            said.append(
+                f"All numbers are over the {self.clips} clips (prompt and seed) that every setting shown has; "
+                f"{self.beyond} more, which only some of them have, do not count."
+            )
+        if self.left_out:
+            names = ", ".join(f"{group.name} ({len(group.rows)})" for group in self.left_out)
+            said.append(f"Left out, because they have too few clips in common with the others: {names}.")
+        return " ".join(said)
+
+
+def share(groups: Iterable[Group]) -> Shared:
+    """The groups with nothing but the rows of clips that all of them have.
+
+    As many settings are kept as leave LEAST_CLIPS clips. The plain run is held to the clips of the others, and what
+    cannot run is kept as it is.
+    """
+    groups = list(groups)
+    measured = [group for group in groups if not group.reason and group.method != PLAIN]
+    most = max((len(group.clips) for group in measured), default=0)
+    common: set[Clip] | None = None
+    left_out: list[Group] = []
+    for group in sorted(measured, key=lambda group: -len(group.clips)):
+        both = group.clips if common is None else common & group.clips
+        if len(both) < min(LEAST_CLIPS, most):
+            left_out.append(group)
+        else:
+            common = both
+    if common is None:
+        return Shared(tuple(groups), 0)
+    kept = [group for group in groups if group not in left_out]
+    beyond = set[Clip]().union(*(group.clips for group in kept if group in measured)) - common
+    held = (group if group.reason else _held_to(group, common) for group in kept)
+    return Shared(tuple(group for group in held if group.rows), len(common), len(beyond), tuple(left_out))
+
+
+def _held_to(group: Group, clips: set[Clip]) -> Group:
+    return replace(group, rows=tuple(row for row in group.rows if (row.prompt, row.seed) in clips))
 
 
 Cost = Callable[[Group], float]
@@ -112,11 +206,15 @@ Worth = Callable[[Group], float]
 
 
 def frontier(groups: Iterable[Group], cost: Cost, worth: Worth) -> list[tuple[float, float]]:
-    """(speed-up, fidelity) of the settings that no faster setting of the same method equals or beats; slowest first."""
-    points = sorted(((cost(g), worth(g)) for g in groups if not g.reason), reverse=True)
+    """(speed-up, fidelity) of the settings that no faster setting of the same method equals or beats; slowest first.
+
+    Settings without one of the two numbers are none.
+    """
+    known = ((cost(g), worth(g)) for g in groups if not g.reason)
+    points = sorted((point for point in known if not any(map(math.isnan, point))), reverse=True)
     kept: list[tuple[float, float]] = []
     for speed, value in points:
-        if not math.isnan(value) and (not kept or value > kept[-1][1]):
+        if not kept or value > kept[-1][1]:
             kept.append((speed, value))
     return kept[::-1]
 
@@ -150,17 +248,34 @@ def speed_at(points: Sequence[tuple[float, float]], fidelity: float) -> float | 
 
 
 def markdown(groups: Iterable[Group]) -> str:
-    """Groups as a Markdown table; what cannot run says why."""
-    head = "| method | clips | operations saved | seconds saved | seconds a clip | PSNR mean | worst tenth |\n"
-    lines = [head + "|---|---|---|---|---|---|---|"]
-    for group in groups:
-        if group.method == PLAIN:
-            continue
+    """Groups as a Markdown table over the clips that all of them have; what cannot run says why.
+
+    Columns of seconds are there where a setting has paired rows; of the others they say nothing.
+    """
+    shared = share(groups)
+    shown = [group for group in shared.groups if group.method != PLAIN]
+    timed = any(group.paired for group in shown if not group.reason)
+    names = ["method", "clips", "less compute", *(TIMED if timed else ()), "PSNR mean", worst_name(shared.clips)]
+    lines = [f"| {' | '.join(names)} |", "|" + "---|" * len(names)]
+    for group in shown:
         if group.reason:
-            lines.append(f"| {group.name} | cannot run: {group.reason} | | | | | |")
+            lines.append(f"| {group.name} | cannot run: {group.reason} |" + " |" * (len(names) - 2))
             continue
-        lines.append(
-            f"| {group.name} | {len(group.rows)} | {group.operations:.2f}x | {group.seconds:.2f}x | "
-            f"{group.seconds_each:.1f} | {group.mean('psnr'):.1f} dB | {group.worst('psnr'):.1f} dB |"
-        )
-    return "\n".join(lines)
+        cells = [str(len(group.rows)), f"{group.operations:.2f}x", *(_seconds(group) if timed else ())]
+        cells += [decibels(group.mean("psnr")), decibels(group.worst("psnr"))]
+        lines.append(f"| {group.name} | {' | '.join(cells)} |")
+    return "\n".join(lines) + (f"\n\n{shared.note}" if shared.note else "")
+
+
+def decibels(*values: float) -> str:
+    """One decimal each, a slash between them; a dash for what is not a number."""
+    shown = ["-" if math.isnan(value) else f"{value:.1f}" for value in values]
+    return "-" if set(shown) == {"-"} else f"{' / '.join(shown)} dB"
+
+
+def _seconds(group: Group) -> list[str]:
+    if not group.paired:
+        return ["-", "-"]
+    low, high = group.seconds_spread
+    spread = f" ({low:.2f} to {high:.2f})" if len(group.rows) > 1 else ""
+    return [f"{group.seconds:.2f}x{spread}", f"{group.seconds_each:.1f}"]

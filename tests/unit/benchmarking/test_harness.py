@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from contextlib import contextmanager
+from dataclasses import replace
 
 import pytest
 import torch
@@ -113,6 +114,34 @@ def test_the_plain_run_is_timed_again_between_methods_and_tells_what_was_left_be
     assert len(warned) == 1 and warned[0].endswith("left something behind: leaky 1")
     rows = read_rows(out)
     assert len({row.plain_seconds for row in rows}) == len(rows) == 4
+    assert all(row.paired for row in rows)
+
+
+def test_a_calibration_does_not_come_between_the_two_runs_of_a_pair(harness, tmp_path, monkeypatch):
+    order = []
+    run_method = harness.run_method
+
+    def run(method, case):
+        order.append(method.family)
+        return run_method(method, case)
+
+    monkeypatch.setattr(harness, "run_method", run)
+
+    def broken(bench):
+        order.append("broken")
+        raise CannotRunError("no calibration")
+
+    own = replace(fewer_steps(4), family="calibrated", prepare=lambda bench: order.append("calibrates"))
+    methods = [own, replace(fewer_steps(2), family="stuck", prepare=broken)]
+    out = tmp_path / "rows.jsonl"
+    measure_case(harness, "test", "tiny", methods, CASE, out, psnr, lambda line: None, plain_every=1)
+    assert order[:5] == ["plain", "calibrates", "plain", "calibrates", "calibrated"]
+    rows = {row.method: row for row in read_rows(out)}
+    assert rows["calibrated"].paired and rows["stuck"].reason == "no calibration"
+
+
+def test_a_row_without_a_plain_run_of_its_own_is_not_paired(harness, tmp_path):
+    assert not any(row.paired for row in measured(harness, [fewer_steps(4)], tmp_path / "rows.jsonl").values())
 
 
 def test_a_peer_that_fails_is_a_row_with_the_reason_and_ours_that_fails_is_an_error(harness, tmp_path):

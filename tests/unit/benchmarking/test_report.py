@@ -1,4 +1,5 @@
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ def write(path: Path, rows: Iterable[tuple[str, str, float, float]]) -> None:
 
 
 def test_a_marked_table_is_made_from_its_rows(tmp_path):
-    append_row(tmp_path / "presets.jsonl", row("fast", 35.0, operations=25, plain_seconds=3.0))
+    append_row(tmp_path / "presets.jsonl", row("fast", 35.0, operations=25, plain_seconds=3.0, paired=True))
     text = fill("before\n<!-- table presets:unipc -->\nold\n<!-- end -->\nafter", tmp_path)
     assert "| UniCP fast | 1 | 4.00x | 3.00x | 1.0 | 35.0 dB | 35.0 dB |" in text
     assert "old" not in text and text.startswith("before") and text.endswith("after")
@@ -33,11 +34,23 @@ def test_rivals_are_read_off_their_sweeps_at_equal_operations(tmp_path):
 
 
 def test_rivals_are_compared_on_the_same_clips(tmp_path):
-    same = [row("2", 30.0, method="fixed window", prompt=p) for p in "ab"]
-    for one in [row("fast", 40.0, prompt="a"), *same, row("8", 99.0, method="fixed window", prompt="b")]:
-        append_row(tmp_path / "presets.jsonl", one)
-    text = fill("<!-- table presets:unipc:equal -->\n<!-- end -->", tmp_path)
+    """Windows of 2 have six clips more, all of them easy ones, and windows of 8 have too few."""
+    for seed in range(10):
+        append_row(tmp_path / "p.jsonl", row("2", 30.0 if seed < 4 else 90.0, method="fixed window", seed=seed))
+        if seed < 4:
+            append_row(tmp_path / "p.jsonl", row("fast", 40.0, seed=seed))
+    append_row(tmp_path / "p.jsonl", row("8", 99.0, method="fixed window", seed=0))
+    text = fill("<!-- table p:unipc:equal -->\n<!-- end -->", tmp_path)
+    assert "| PSNR, mean / worst clip (4 clips) | less compute | UniCP |" in text
     assert "| UniCP fast | 2.00x | 40.0 / 40.0 dB | 30.0 / 30.0 dB | not reached |" in text
+    assert "over the 4 clips" in text and "6 more" in text and "fixed window 8 (1)" in text
+
+
+def test_a_rival_read_at_its_slowest_setting_is_marked(tmp_path):
+    write(tmp_path / "p.jsonl", [("UniCP", "quality", 50.0, 80), ("fixed window", "2", 30.0, 50)])
+    text = fill("<!-- table p:unipc:equal -->\n<!-- end -->", tmp_path)
+    assert "| UniCP quality | 1.25x | 50.0 / 50.0 dB | 30.0 / 30.0 dB † | not reached |" in text
+    assert "† read at its slowest setting, which takes less compute: fixed window 2.00x." in text
 
 
 def test_margins_are_over_the_best_peer_and_a_baseline_of_ours_is_none(tmp_path):
@@ -46,11 +59,13 @@ def test_margins_are_over_the_best_peer_and_a_baseline_of_ours_is_none(tmp_path)
     write(tmp_path / "p.jsonl", rows)
     text = fill("<!-- table p:unipc:margins -->\n<!-- end -->", tmp_path)
     assert (
-        "| operations saved | UniCP | UniCP planned | best peer | which (mean; worst tenth) | UniCP over it |" in text
+        "| less compute (1 clip) | UniCP | UniCP planned | best peer | which (mean; worst clip) | UniCP minus it |"
+        in text
     )
-    assert "| 1.5x | 40.0 / 40.0 dB | 42.0 / 42.0 dB | 38.0 / 38.0 dB | slow | +4.0 / +4.0 dB |" in text
+    assert "| 1.5x | 40.0 / 40.0 dB † | 42.0 / 42.0 dB † | 38.0 / 38.0 dB † | slow | +4.0 / +4.0 dB |" in text
+    assert "† read at the slowest setting of its method" in text
     assert "| 2x | 40.0 / 40.0 dB | 42.0 / 42.0 dB | 35.0 / 35.0 dB | other | +7.0 / +7.0 dB |" in text
-    assert "| 3x | 30.3 / 30.3 dB | - / - dB | - / - dB | - | - / - dB |" in text
+    assert "| 3x | 30.3 / 30.3 dB | - | - | - | - |" in text
 
 
 def test_steps_that_a_plan_chose_are_shown_and_are_no_peer(tmp_path):
@@ -60,16 +75,40 @@ def test_steps_that_a_plan_chose_are_shown_and_are_no_peer(tmp_path):
     assert "| 2x | 40.0 / 40.0 dB | 44.0 / 44.0 dB | 35.0 / 35.0 dB | other | +5.0 / +5.0 dB |" in text
 
 
+def test_margins_in_seconds_are_those_of_pairs_or_are_refused(tmp_path):
+    for seed in range(3):
+        for method, psnr, seconds in (("UniCP", 40.0, 0.5), ("other", 35.0, 1.0)):
+            one = row("1", psnr, method=method, seed=seed, seconds=seconds)
+            append_row(tmp_path / "p.jsonl", replace(one, paired=True))
+            append_row(tmp_path / "not.jsonl", one)
+    text = fill("<!-- table p:unipc:margins-seconds -->\n<!-- end -->", tmp_path)
+    assert "| speed-up in seconds (3 clips) |" in text
+    assert "| 2x | 40.0 / 40.0 dB † | 35.0 / 35.0 dB | other | +5.0 / +5.0 dB |" in text
+    assert "| 4x | 40.0 / 40.0 dB | - | - | - |" in text
+    with pytest.raises(InputError, match="unicp bench seconds"):
+        fill("<!-- table not:unipc:margins-seconds -->\n<!-- end -->", tmp_path)
+
+
+def test_rows_of_clips_of_two_lengths_are_not_one_table(tmp_path):
+    for cost, frames in ((100, 9), (400, 41)):
+        append_row(tmp_path / "p.jsonl", row(full_operations=cost, environment={"call": {"num_frames": frames}}))
+    with pytest.raises(InputError, match="9 frames, glyphs, sampler unipc, 30 steps, 41 frames"):
+        fill("<!-- table p:unipc:margins -->\n<!-- end -->", tmp_path)
+
+
 def test_at_equal_fidelity_speeds_are_read_off_the_sweeps(tmp_path):
     rows = [("UniCP", "a", 40.0, 50), ("UniCP", "b", 30.0, 25), ("UniCP planned", "c", 41.0, 80)]
     rows += [("other", "1", 44.0, 80), ("other", "2", 36.0, 50), ("fixed window", "2", 45.0, 10)]
     write(tmp_path / "p.jsonl", rows)
     text = fill("<!-- table p:unipc:faster -->\n<!-- end -->", tmp_path)
-    assert "| PSNR kept | UniCP | UniCP planned | best peer | which (mean; worst tenth) | UniCP over it |" in text
+    head = (
+        "| PSNR kept (1 clip) | UniCP | UniCP planned | best peer | which (mean; worst clip) | less compute than it |"
+    )
+    assert head in text
     # UniCP: 2x at 40 dB, 4x at 30 dB. The other: 1.25x at 44 dB, 2x at 36 dB, so 1.625x at 40 dB.
     assert "| 40 dB | 2.00x / 2.00x | 1.25x / 1.25x | 1.62x / 1.62x | other | 1.23x / 1.23x |" in text
     assert "| 35 dB | 3.00x / 3.00x | 1.25x / 1.25x | 2.00x / 2.00x | other | 1.50x / 1.50x |" in text
-    assert "| 45 dB | - / - | - / - | - / - | - | - / - |" in text
+    assert "| 45 dB | - | - | - | - | - |" in text
 
 
 def test_margins_of_another_metric_are_its_own(tmp_path):
@@ -82,19 +121,23 @@ def test_margins_of_another_metric_are_its_own(tmp_path):
         fidelity = {"psnr": 30.0, "vmaf": vmaf}
         append_row(tmp_path / "p.jsonl", row("1", method=method, operations=50, prompt=prompt, fidelity=fidelity))
     text = fill("<!-- table p:unipc:margins-vmaf -->\n<!-- end -->", tmp_path)
-    assert "| vmaf, operations saved | UniCP | best peer |" in text
+    assert "| vmaf, less compute (2 clips) | UniCP | best peer |" in text
     assert "| 2x | 85.0 / 80.0 | 85.0 / 84.0 | other | +0.0 / -4.0 |" in text
 
 
 def test_targets_are_counted_as_met_or_not(tmp_path):
-    rows = [("psnr>=35", psnr, prompt) for psnr, prompt in ((34.9, "a"), (35.0, "b"), (50.0, "c"))]
-    for setting, psnr, prompt in [*rows, ("speedup>=2", 20.0, "a"), ("balanced", 60.0, "a")]:
-        method = "UniCP" if setting == "balanced" else "UniCP planned"
-        one = row(setting, psnr, method=method, prompt=prompt, operations=50, plain_seconds=1.5)
-        append_row(tmp_path / "targets.jsonl", one)
+    for psnr, prompt in ((34.9, "a"), (35.0, "b"), (50.0, "c")):
+        for setting in ("psnr>=35", "speedup>=2", "seconds<=2", "balanced"):
+            method = "UniCP" if setting == "balanced" else "UniCP planned"
+            one = row(setting, psnr, method=method, prompt=prompt, operations=50, plain_seconds=1.5)
+            append_row(tmp_path / "targets.jsonl", one)
+            append_row(tmp_path / "pairs.jsonl", replace(one, paired=True))
     text = fill("<!-- table targets:unipc:met -->\n<!-- end -->", tmp_path)
-    assert "| psnr>=35 | 3 | 2 | 2.00x | 40.0 dB | 34.9 dB |" in text
-    assert "| speedup>=2 | 1 | 0 | 2.00x | 20.0 dB | 20.0 dB |" in text and "balanced" not in text
+    assert "| psnr>=35 | 3 | 2 | 2.00x | 40.0 dB | 34.9 dB |" in text and "balanced" not in text
+    # Nobody knows the seconds of runs that have no plain run beside them.
+    assert "| speedup>=2 | 3 | 3 in compute |" in text and "| seconds<=2 | 3 | - |" in text
+    text = fill("<!-- table pairs:unipc:met -->\n<!-- end -->", tmp_path)
+    assert "| speedup>=2 | 3 | 0 in seconds |" in text and "| seconds<=2 | 3 | 3 in seconds |" in text
 
 
 def test_a_long_sweep_of_peers_keeps_the_settings_that_no_other_of_the_method_beats(tmp_path):
@@ -129,8 +172,9 @@ def test_the_tables_in_the_documents_are_those_that_were_measured():
 
 def test_what_a_target_spent_is_beside_the_least_that_met_it_on_the_same_clip(tmp_path):
     rows = [("UniCP planned", "psnr>=35", 50.0, 60, "a"), ("UniCP planned", "psnr>=35", 30.0, 60, "b")]
-    rows += [("UniCP", "x", 36.0, 40, "a"), ("UniCP", "y", 34.0, 20, "a"), ("UniCP", "z", 20.0, 20, "b")]
-    rows += [("UniCP", "w", 50.0, 50, "a"), ("UniCP", "w", 35.0, 50, "b"), ("other", "1", 90.0, 10, "a")]
+    rows += [("UniCP", "x", 36.0, 40, "a"), ("UniCP", "x", 20.0, 40, "b"), ("UniCP", "y", 34.0, 20, "a")]
+    rows += [("UniCP", "y", 20.0, 20, "b"), ("UniCP", "w", 50.0, 50, "a"), ("UniCP", "w", 35.0, 50, "b")]
+    rows += [("other", "1", 90.0, 10, "a"), ("other", "1", 90.0, 10, "b")]
     for method, setting, psnr, operations, prompt in rows:
         append_row(tmp_path / "t.jsonl", row(setting, psnr, method=method, prompt=prompt, operations=operations))
     text = fill("<!-- table t:unipc:need -->\n<!-- end -->", tmp_path)

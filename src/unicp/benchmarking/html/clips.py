@@ -13,7 +13,7 @@ from unicp.benchmarking.html.comparison import METRIC
 from unicp.benchmarking.html.markup import counted, number, script_json, speed, tag, text_tag, void_tag
 from unicp.benchmarking.html.parts import Part, is_ours
 from unicp.benchmarking.rows import Row
-from unicp.benchmarking.statistics import Group
+from unicp.benchmarking.statistics import Group, is_paired
 from unicp.errors import InputError
 
 WORST, NEAREST = 6, 2.0
@@ -74,7 +74,7 @@ def worst_clips(parts: Sequence[Part], clips: Clips, file_name: Callable[[Row], 
 
 
 def nearest(groups: Sequence[Group]) -> Group:
-    """The setting that saves about twice the operations; of two equally near ones the first."""
+    """The setting that takes about half the compute; of two equally near ones the first."""
     # By ratio: 1x is as far from 2x as 4x is.
     return min(groups, key=lambda group: abs(math.log(max(1e-9, group.operations) / NEAREST)))
 
@@ -116,7 +116,7 @@ def _panel(part: Part, group: Group, clips: Clips, file_name: Callable[[Row], st
             cards += _card(row, file_name(reference), file_name(row), clips)
     if not cards:
         return ""
-    numbers = f"{speed(group.operations)} operations, {number(group.mean(METRIC))} dB mean"
+    numbers = f"{speed(group.operations)} less compute, {number(group.mean(METRIC))} dB mean"
     title = text_tag("b", group.name) + " " + text_tag("span", numbers, class_="muted")
     opened = {"open": "open"} if is_ours(group.method) else {}
     return tag("details", tag("summary", title) + tag("div", cards, class_="cards"), class_="panel", **opened)
@@ -152,8 +152,9 @@ def _numbers(row: Row) -> str:
     found = [f"seed {row.seed}", f"PSNR {number(row.fidelity.get(METRIC))} dB"]
     found += [f"{name} {number(row.fidelity[key], 3)}" for key, name in (("ssim", "SSIM"),) if key in row.fidelity]
     found += [f"VMAF {number(row.fidelity['vmaf'])}"] if "vmaf" in row.fidelity else []
-    found += [f"{speed(row.full_operations / max(1, row.operations))} operations"]
-    return ", ".join([*found, f"{speed(row.plain_seconds / row.seconds)} seconds"])
+    found += [f"{speed(row.full_operations / max(1, row.operations))} less compute"]
+    found += [f"{speed(row.plain_seconds / row.seconds)} in seconds"] if is_paired(row) else []
+    return ", ".join(found)
 
 
 def _controls() -> str:

@@ -5,19 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from unicp.benchmarking.html.comparison import (
-    COSTS,
     FIDELITIES,
     SPEEDS,
-    WORTHS,
     Comparison,
     Points,
     at_each_fidelity,
     at_each_speed,
+    costs,
     fastest_at,
     fidelity_at,
     ratio,
     sweeps,
     verdict,
+    worths,
 )
 from unicp.benchmarking.html.markup import MISSING, number, scroll, signed, speed, tag, text_tag
 from unicp.benchmarking.html.parts import BASELINE, OURS, Part, is_ours, is_peer
@@ -26,15 +26,16 @@ Sweeps = Mapping[str, Mapping[str, Points]]  # by worth, then by family
 
 
 def best_at_speed(part: Part) -> str:
-    """Both tables of one part: by operations saved and by seconds saved, each with its sentence."""
-    return "".join(_speed_table(part, cost) for cost in COSTS)
+    """The tables of one part: by compute, and by seconds where they may be compared, each with its sentence."""
+    return "".join(_speed_table(part, cost) for cost in costs(part))
 
 
 def best_at_fidelity(part: Part) -> str:
     """Largest speed-up of UniCP, its baseline and the best peer at each mean PSNR."""
-    found = {cost: sweeps(part, COSTS[cost], WORTHS["mean"]) for cost in COSTS}
+    known = costs(part)
+    found = {cost: sweeps(part, known[cost], worths(part.clips)["mean"]) for cost in known}
     results = {cost: at_each_fidelity(families) for cost, families in found.items()}
-    groups = "".join(text_tag("th", f"{cost} saved", colspan="5", scope="colgroup") for cost in COSTS)
+    groups = "".join(text_tag("th", cost, colspan="5", scope="colgroup") for cost in known)
     names = "".join(
         text_tag("th", name, scope="col", class_=look)
         for name, look in (
@@ -45,7 +46,7 @@ def best_at_fidelity(part: Part) -> str:
             ("UniCP : peer", None),
         )
     )
-    head = tag("tr", tag("th", "mean PSNR", rowspan="2", scope="col") + groups) + tag("tr", names * len(COSTS))
+    head = tag("tr", tag("th", "mean PSNR", rowspan="2", scope="col") + groups) + tag("tr", names * len(known))
     body = []
     for index, fidelity in enumerate(FIDELITIES):
         cells = text_tag("th", f"{fidelity:g} dB", scope="row")
@@ -53,7 +54,7 @@ def best_at_fidelity(part: Part) -> str:
             window = fastest_at(found[cost].get(BASELINE, ()), fidelity)
             cells += _fidelity_cells(rows[index], window)
         body.append(tag("tr", cells))
-    label = f"Speed-up at equal fidelity, {part.name}"
+    label = f"{' and '.join(known)} at equal fidelity, {part.name}"
     return scroll(label, tag("table", tag("thead", head) + tag("tbody", "".join(body)), class_="compact"))
 
 
@@ -66,21 +67,20 @@ def _fidelity_cells(one: Comparison, window: float | None) -> str:
 
 
 def _speed_table(part: Part, cost: str) -> str:
-    found = {worth: sweeps(part, COSTS[cost], value) for worth, value in WORTHS.items()}
+    known = worths(part.clips)
+    found = {worth: sweeps(part, costs(part)[cost], value) for worth, value in known.items()}
     results = {worth: at_each_speed(families) for worth, families in found.items()}
     reach = text_tag("th", "sweep", rowspan="2", scope="col", title="slowest to fastest setting that nothing beats")
     groups = "".join(text_tag("th", f"{at:g}x", colspan="2", scope="colgroup") for at in SPEEDS)
-    names = (text_tag("th", "mean", scope="col", class_="first") + text_tag("th", "worst tenth", scope="col")) * len(
-        SPEEDS
-    )
+    names = "".join(text_tag("th", worth, scope="col", class_="first" if worth == "mean" else None) for worth in known)
+    names *= len(SPEEDS)
     head = tag("tr", text_tag("th", "family", rowspan="2", scope="col") + reach + groups) + tag("tr", names)
-    best = {(w, i): _best(found[w], at) for w in WORTHS for i, at in enumerate(SPEEDS)}
+    best = {(w, i): _best(found[w], at) for w in known for i, at in enumerate(SPEEDS)}
     body = "".join(_family_row(family, found, best) for family in _ordered(part, found["mean"]))
     foot = _margin_row(results) + _peer_row(results)
     table = tag("table", tag("thead", head) + tag("tbody", body) + tag("tfoot", foot), class_="compact")
-    label = f"Best fidelity by {cost} saved, {part.name}"
-    heading = text_tag("h4", f"By {cost} saved")
-    return heading + text_tag("p", verdict(results, cost), class_="verdict") + scroll(label, table)
+    said = text_tag("h4", f"By {cost}") + text_tag("p", verdict(results, cost), class_="verdict")
+    return said + scroll(f"Best fidelity by {cost}, {part.name}", table)
 
 
 def _ordered(part: Part, found: Mapping[str, Points]) -> Sequence[str]:
@@ -106,7 +106,7 @@ def _family_row(family: str, found: Sweeps, best: Mapping[tuple[str, int], float
     span = f"{speed(points[0][0])} to {speed(points[-1][0])}" if points else MISSING
     cells = text_tag("th", family, scope="row") + text_tag("td", span, class_="num muted")
     for index, at in enumerate(SPEEDS):
-        for worth in WORTHS:
+        for worth in found:
             points = found[worth][family]
             value = fidelity_at(points, at)
             shown = number(value) + ("†" if value is not None and at < points[0][0] else "")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from unicp.benchmarking.html.markup import listed, number, speed
 from unicp.benchmarking.html.parts import Part, is_ours, is_peer
-from unicp.benchmarking.statistics import Group, at_speed, frontier, speed_at
+from unicp.benchmarking.statistics import Group, at_speed, frontier, speed_at, worst_name
 
 METRIC = "psnr"
 SPEEDS = (1.5, 2.0, 2.5, 3.0, 4.0)
@@ -18,15 +19,21 @@ SAME = 70.0
 Number = Callable[[Group], float]
 Points = Sequence[tuple[float, float]]
 
-COSTS: dict[str, Number] = {"operations": lambda g: g.operations, "seconds": lambda g: g.seconds}
+COMPUTE, SECONDS = "less compute", "speed-up in seconds"
 
 
-def worths(metric: str) -> dict[str, Number]:
-    """What of a metric is compared: its mean over clips, and that of the worst tenth."""
-    return {"mean": lambda group: group.mean(metric), "worst tenth": lambda group: group.worst(metric)}
+def costs(part: Part) -> dict[str, Number]:
+    """What can be compared of a part, by its name in headings: seconds only where pairs of runs tell them."""
+    timed = [group.name for group in part.timed]
+    found: dict[str, Number] = {COMPUTE: lambda g: g.operations}
+    if timed:
+        found[SECONDS] = lambda g: g.seconds if g.name in timed else math.nan
+    return found
 
 
-WORTHS = worths(METRIC)
+def worths(clips: int, metric: str = METRIC) -> dict[str, Number]:
+    """What of a metric is compared over so many clips: its mean, and that of the worst ones."""
+    return {"mean": lambda group: group.mean(metric), worst_name(clips): lambda group: group.worst(metric)}
 
 
 @dataclass(frozen=True)
@@ -87,12 +94,12 @@ def at_each_fidelity(found: Mapping[str, Points]) -> list[Comparison]:
 
 
 def verdict(by_worth: Mapping[str, Sequence[Comparison]], cost: str) -> str:
-    """Sentences that name every speed at which UniCP loses or is level; `by_worth` as in WORTHS."""
+    """Sentences that name every speed at which UniCP loses or is level. by_worth: by the names of `worths`."""
     every = [one for rows in by_worth.values() for one in rows]
     if all(one.peer is None for one in every):
-        return f"Nothing to compare with: no other method reaches {SPEEDS[0]:g}x {cost} saved."
+        return f"Nothing to compare with: no other method reaches {SPEEDS[0]:g}x {cost}."
     if all(one.ours is None for one in every):
-        return f"No setting of UniCP reaches {SPEEDS[0]:g}x {cost} saved."
+        return f"No setting of UniCP reaches {SPEEDS[0]:g}x {cost}."
     lost = _by_worth(by_worth, lambda one: _loss(one) if one.lost else "")
     level = _by_worth(by_worth, lambda one: f"{one.at:g}x" if one.level else "")
     alone = _by_worth(by_worth, lambda one: f"{one.at:g}x" if one.peer is None and one.ours is not None else "")

@@ -5,16 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from unicp.benchmarking.html.markup import counted, escape, listed, tag, text_tag
-from unicp.benchmarking.html.parts import Part
+from unicp.benchmarking.html.parts import LEAST_PAIRS, Part
 from unicp.benchmarking.rows import Row
+from unicp.benchmarking.statistics import FEWEST_FOR_INTERVAL
 
 NOTES = (
     "PSNR compares each clip with the clip of the same prompt and seed that the same pipeline makes without any "
     "acceleration. It says how little a method changes, not how good the clip looks. Equal clips count as 100 dB.",
-    "Operations are counted in the transformer, for every method in the same way. Seconds are those of the whole "
-    "pipeline call, each against the plain run of the same clip on the same machine; seconds of other machines differ.",
-    "The worst tenth is the mean over the tenth of the clips with the lowest PSNR.",
-    "A setting that could not run is listed with the reason. A number that was not measured is shown as –.",
+    "Less compute means fewer operations in the transformer, counted for every method in the same way: 2x less compute "
+    "is half of them. It is not time: what is not the transformer takes as long as before.",
+    "Seconds are those of the whole pipeline call. Only settings whose every run has a plain run of its own right "
+    "before it show them, since a machine's speed changes from run to run. Seconds of other machines differ.",
+    "Each part below (a model, sampler, number of steps and length) has clips of its own, the same for all its "
+    "settings. Numbers of two parts are not to be compared.",
+    "The worst clip is the one with the lowest PSNR; of more than ten clips it is the mean of the lowest tenth.",
+    "A setting that could not run is listed with the reason. A number that some clip of a setting lacks is shown as –.",
 )
 _FIRST = ("device", "dtype", "threads", "commit")
 
@@ -36,9 +41,11 @@ def _lead(rows: Sequence[Row], parts: Sequence[Part]) -> str:
     settings = len({group.name for part in parts for group in part.groups})
     prompts = len({row.prompt for row in rows})
     kinds = f"{len(families)} method {'family' if len(families) == 1 else 'families'}"
+    apart = f" in {counted(len(parts), 'part')} with clips of their own" if len(parts) > 1 else ""
     text = (
-        f"{counted(settings, 'setting')} of {kinds} on {counted(prompts, 'prompt')}, {counted(len(rows), 'row')} "
-        "in all: how much each saves, and how far its clips move from those of the plain run."
+        f"{counted(settings, 'setting')} of {kinds} on {counted(prompts, 'prompt')}{apart}, "
+        f"{counted(len(rows), 'row')} in all: how much compute each saves, and how far its clips move from those of "
+        "the plain run."
     )
     return text_tag("p", text, class_="lead")
 
@@ -81,21 +88,23 @@ def warnings(rows: Sequence[Row], parts: Sequence[Part]) -> list[str]:
     """What makes these rows less comparable than they look."""
     found = []
     for part in parts:
-        counts = [len(group.rows) for group in part.groups]
-        if counts and min(counts) != max(counts):
+        if part.shared.note:
+            found.append(f"{part.name}: {part.shared.note}")
+        if part.groups and part.clips < FEWEST_FOR_INTERVAL:
             found.append(
-                f"{part.name}: not every setting was measured on equally many clips ({min(counts)} to {max(counts)}, "
-                "see the column clips); means over different clips are not strictly comparable."
+                f"{part.name}: only {counted(part.clips, 'clip')} per setting, too few to tell small differences from "
+                "chance."
             )
-        elif counts and counts[0] < 10:
+        if part.groups and not part.timed:
             found.append(
-                f"{part.name}: only {counted(counts[0], 'clip')} per setting; the worst tenth is then the worst clip."
+                f"{part.name}: no figure or comparison in seconds, because no setting has {LEAST_PAIRS} pairs of a "
+                "plain and an accelerated run made one right after the other (unicp bench seconds makes them)."
             )
         if part.plain is None:
             found.append(f"{part.name}: the plain run has no row here.")
     devices = {str(row.environment["device"]) for row in rows if "device" in row.environment}
     if len(devices) > 1:
-        found.append("The rows come from different devices: compare seconds only as ratios.")
+        found.append("The rows come from different devices, listed above.")
     if any("+" in str(row.environment.get("commit", "")) for row in rows):
         found.append("A commit with + stands for a working tree with changes that are not in that commit.")
     return found

@@ -12,7 +12,7 @@ from typing import Any
 
 from unicp.benchmarking.html import attention, clips, compared, header, pareto, settings_table, strips
 from unicp.benchmarking.html.comparison import SAME
-from unicp.benchmarking.html.markup import script_json, tag, text_tag
+from unicp.benchmarking.html.markup import counted, script_json, tag, text_tag
 from unicp.benchmarking.html.parts import Part, Style, split, styles
 from unicp.benchmarking.rows import Row
 from unicp.errors import InputError
@@ -20,24 +20,25 @@ from unicp.files import replacing
 from unicp.records import Trace
 
 _AT_SPEED = (
-    "The best fidelity that each family reaches at a given speed. Every family is interpolated on its own sweep, "
+    "The best fidelity that each family reaches at a given saving. Every family is interpolated on its own sweep, "
     "linearly between the settings that no faster setting of it beats; nothing is extrapolated beyond the last (–). "
     f"† the family has no setting this slow, so its slowest counts. Settings above {SAME:.0f} dB are not interpolated "
-    "from. Peers are all other families; fixed window is a baseline of UniCP's own parts and no peer."
+    "from. Peers are all other families; fixed window, a baseline of UniCP's own parts, and fewer steps, placed, the "
+    "plain run at steps that a plan chose, are none."
 )
 _AT_FIDELITY = (
-    "The largest speed-up that still keeps a mean PSNR, interpolated in the same way. The last column of each half is "
-    "UniCP's speed-up over that of the best peer."
+    "The largest saving that still keeps a mean PSNR, interpolated in the same way. The last column is UniCP's number "
+    "over that of the best peer. Less compute is counted in operations and is not time."
 )
 _WORK = (
     "One strip per setting, from the first step (left) to the last (right): operations of each step as a share of a "
-    "plain step, mean over clips. A shade in between is a step that was done in part, or computed on some clips "
-    "only. Methods with fewer steps have wider ones."
+    "plain step, mean over the clips with the usual number of steps. A shade in between is a step that was done in "
+    "part, or computed on some clips only. Methods with fewer steps have wider ones."
 )
 _TRACE = "What UniCP did with each unit at each step of one run. A gap: not called, because a larger span was served."
 _CLIPS = (
-    "For each family its setting nearest to 2x operations and its worst clips by PSNR. The difference is taken in the "
-    "browser between the two videos as they are stored (compressed), and amplified."
+    "For each family its setting nearest to 2x less compute and its worst clips by PSNR. The difference is taken in "
+    "the browser between the two videos as they are stored (compressed), and amplified."
 )
 
 
@@ -87,7 +88,7 @@ def _sections(parts: Sequence[Part], style: Mapping[str, Style], extras: Extras)
     def per_part(make: Callable[[Part], str]) -> str:
         pieces = [(index, part, make(part)) for index, part in enumerate(parts)]
         return "".join(
-            tag("div", text_tag("h3", part.name) + inner, class_="part", data_part=index)
+            tag("div", text_tag("h3", part.name) + _clips(part) + inner, class_="part", data_part=index)
             for index, part, inner in pieces
             if inner
         )
@@ -96,12 +97,14 @@ def _sections(parts: Sequence[Part], style: Mapping[str, Style], extras: Extras)
     found: list[tuple[str, str, str]] = []
     if measured:
         about = (
-            "Up and to the right is better. Each dot is a setting; the line joins those that no faster setting beats."
+            "Up and to the right is better. Each dot is a setting; the line joins those that no faster setting beats. "
+            f"Figures end at {pareto.TOP:g} dB, {pareto.SPAN:g} dB below their top, and {pareto.FASTEST:g}x at most; "
+            "what lies beyond is counted below each."
         )
         found += [
-            ("Fidelity against what was saved", about, per_part(lambda part: pareto.pareto(part, style))),
-            ("Best fidelity at equal speed", _AT_SPEED, per_part(compared.best_at_speed)),
-            ("Fastest at equal fidelity", _AT_FIDELITY, per_part(compared.best_at_fidelity)),
+            ("Fidelity against compute", about, per_part(lambda part: pareto.pareto(part, style))),
+            ("Best fidelity at equal compute", _AT_SPEED, per_part(compared.best_at_speed)),
+            ("Least compute at equal fidelity", _AT_FIDELITY, per_part(compared.best_at_fidelity)),
         ]
     about = "Click a heading to sort. The plain run stays in the first line."
     found.append(("All settings", about, per_part(_tables)))
@@ -117,6 +120,10 @@ def _sections(parts: Sequence[Part], style: Mapping[str, Style], extras: Extras)
 
         found.append(("Worst clips", _CLIPS, clips.worst_clips(parts, extras.clips, clip_file)))
     return found
+
+
+def _clips(part: Part) -> str:
+    return text_tag("p", f"{counted(part.clips, 'clip')}, the same for every setting.", class_="note")
 
 
 def _tables(part: Part) -> str:

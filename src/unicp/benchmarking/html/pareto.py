@@ -1,4 +1,4 @@
-"""Fidelity against what was saved: four figures per model and sampler, and the legend that they share."""
+"""Fidelity against what was saved: the figures of one part, and the legend that they share."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from unicp.benchmarking.html.chart import CANVASES, Axis, Canvas, figure, marker, path, position
-from unicp.benchmarking.html.comparison import COSTS, METRIC, SAME, WORTHS
-from unicp.benchmarking.html.markup import counted, number, speed, tag, text_tag
+from unicp.benchmarking.html.comparison import METRIC, SAME, Number, costs, worths
+from unicp.benchmarking.html.markup import counted, listed, number, speed, tag, text_tag
 from unicp.benchmarking.html.parts import OURS, Part, Style, is_ours
-from unicp.benchmarking.statistics import Group, frontier
+from unicp.benchmarking.statistics import Group, frontier, worst_name
 
 # Above it no difference survives the rounding to 8 bits; without a top, one lossless setting (100 dB by convention)
 # would press everything else into the lower half.
@@ -32,7 +32,8 @@ def pareto(part: Part, style: Mapping[str, Style]) -> str:
     """Legend and figures of one part; a sentence where there is nothing to draw."""
     if not any(not math.isnan(group.mean(METRIC)) for group in part.groups):
         return text_tag("p", "No setting of this model and sampler has a PSNR, so there is nothing to draw.")
-    figures = [_figure(part, style, cost, worth) for cost in COSTS for worth in WORTHS]
+    known = costs(part)
+    figures = [_figure(part, style, (cost, worth)) for cost in known for worth in worths(part.clips)]
     return legend(part, style) + tag("div", "".join(figures), class_="grid2")
 
 
@@ -60,29 +61,41 @@ def legend(part: Part, style: Mapping[str, Style]) -> str:
 
 
 def _tooltip(group: Group) -> list[str]:
-    low, high = group.seconds_spread
-    return [
-        group.name,
-        f"{speed(group.operations)} operations, {speed(group.seconds)} seconds ({number(low, 2)} to {number(high, 2)})",
-        f"PSNR {number(group.mean(METRIC))} dB mean, {number(group.worst(METRIC))} dB worst tenth",
-        counted(len(group.rows), "clip"),
-    ]
+    clips = len(group.rows)
+    psnr = f"PSNR {number(group.mean(METRIC))} dB mean, {number(group.worst(METRIC))} dB {worst_name(clips)}"
+    lines = [group.name, f"{speed(group.operations)} less compute", psnr, counted(clips, "clip")]
+    if group.paired:
+        low, high = group.seconds_spread
+        spread = f"{number(low, 2)} to {number(high, 2)}"
+        lines.append(f"{speed(group.seconds)} in seconds, median of {counted(clips, 'pair')} ({spread})")
+    return lines
 
 
-def _figure(part: Part, style: Mapping[str, Style], cost: str, worth: str) -> str:
-    dots = [
-        Dot(index, group.method, COSTS[cost](group), WORTHS[worth](group))
-        for index, group in enumerate(part.groups)
-        if not math.isnan(WORTHS[worth](group))
-    ]
-    x_axis, y_axis = axes(dots, cost)
-    title = f"PSNR {worth} against {cost} saved"
-    drawings = "".join(_draw(part, style, dots, (cost, worth), canvas, x_axis, y_axis) for canvas in CANVASES)
+def _figure(part: Part, style: Mapping[str, Style], names: tuple[str, str]) -> str:
+    cost, worth = costs(part)[names[0]], worths(part.clips)[names[1]]
+    placed = ((index, group, cost(group), worth(group)) for index, group in enumerate(part.groups))
+    dots = [Dot(index, group.method, x, y) for index, group, x, y in placed if not (math.isnan(x) or math.isnan(y))]
+    x_axis, y_axis = axes(dots, names[0])
+    title = f"PSNR, {names[1]}, against {names[0]}"
+    drawings = "".join(_draw(part, style, dots, (cost, worth), (names, canvas), x_axis, y_axis) for canvas in CANVASES)
     heading = text_tag("b", title) + " " + text_tag("span", "dB, higher is better", class_="muted")
-    outside = sum(not (x_axis.holds(dot.x) and y_axis.holds(dot.y)) for dot in dots)
-    note = f"{counted(outside, 'setting')} beyond the axes, drawn hollow on the edge." if outside else ""
+    note = beyond(dots, x_axis, y_axis)
     caption = tag("figcaption", heading)
     return tag("figure", caption + drawings + text_tag("p", note, class_="note"))
+
+
+def beyond(dots: Sequence[Dot], x_axis: Axis, y_axis: Axis) -> str:
+    """Where the axes end, and how many settings lie beyond each end; "" where all are within."""
+    ends = {
+        f"above {y_axis.high:g} dB": sum(dot.y > y_axis.high for dot in dots),
+        f"below {y_axis.low:g} dB": sum(dot.y < y_axis.low for dot in dots),
+        f"beyond {x_axis.high:g}x": sum(dot.x > x_axis.high for dot in dots),
+        f"below {x_axis.low:g}x": sum(dot.x < x_axis.low for dot in dots),
+    }
+    said = [f"{counted(count, 'setting')} {where}" for where, count in ends.items() if count]
+    if not said:
+        return ""
+    return f"The axes do not hold {listed(said)}: drawn hollow on the edge, and lines are cut there."
 
 
 def axes(dots: Sequence[Dot], cost: str) -> tuple[Axis, Axis]:
@@ -93,19 +106,19 @@ def axes(dots: Sequence[Dot], cost: str) -> tuple[Axis, Axis]:
     speeds = [dot.x for dot in dots if dot.y >= bottom]
     right = max(2.0, math.ceil(min(FASTEST, max(speeds, default=2.0)) * 2 + 0.1) / 2)
     left = min(1.0, max(0.5, math.floor(min(speeds, default=1.0) * 4) / 4))
-    return Axis(left, right, f"{cost} saved", "x"), Axis(min(bottom, top - 10), min(TOP, top), "PSNR")
+    return Axis(left, right, cost, "x"), Axis(min(bottom, top - 10), min(TOP, top), "PSNR")
 
 
 def _draw(
     part: Part,
     style: Mapping[str, Style],
     dots: Sequence[Dot],
-    names: tuple[str, str],
-    canvas: Canvas,
+    numbers: tuple[Number, Number],
+    shown: tuple[tuple[str, str], Canvas],
     x_axis: Axis,
     y_axis: Axis,
 ) -> str:
-    cost, worth = COSTS[names[0]], WORTHS[names[1]]
+    (cost, worth), (names, canvas) = numbers, shown
     lines, marks = [], []
     # The first family is UniCP: drawn last, so that nothing hides it.
     for family, groups in reversed(part.families.items()):
@@ -122,9 +135,7 @@ def _draw(
     if x_axis.low < 1:
         x, _ = position(canvas, x_axis, y_axis, 1, y_axis.low)
         lines.insert(0, path([(x, 0), (x, canvas.inner_height)], class_="unity"))
-    label = (
-        f"{part.name}: PSNR {names[1]} in dB against {names[0]} saved. Left and right arrow keys go through settings."
-    )
+    label = f"{part.name}: PSNR, {names[1]}, in dB against {names[0]}. Left and right arrow keys go through settings."
     return figure(canvas, x_axis, y_axis, "".join(lines), "".join(marks), label)
 
 

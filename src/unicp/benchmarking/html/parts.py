@@ -1,4 +1,4 @@
-"""Rows sorted for the report: one part per model and sampler, families in a fixed order, failures apart."""
+"""Rows sorted for the report: parts that can be compared within, families in a fixed order, failures apart."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from unicp.benchmarking.references import Reference, references
 from unicp.benchmarking.rows import PLAIN, PLANNED, Row, read_rows
-from unicp.benchmarking.statistics import Group, group_rows
+from unicp.benchmarking.statistics import Group, Shared, group_rows, share
 from unicp.errors import InputError
 
 OURS, BASELINE, CHOSEN = "UniCP", "fixed window", "fewer steps, placed"
 COLOURS, SHAPES = 5, 4
+LEAST_PAIRS = 3  # one disturbed pair of two moves their median
 
 
 @dataclass(frozen=True)
@@ -26,18 +28,33 @@ class Failure:
 
 @dataclass(frozen=True)
 class Part:
-    """Everything of one model and sampler. groups: with measured rows only. plain: None where it has no row."""
+    """Everything of one model, sampler and kind of plain run, over the clips that all its settings have.
+
+    groups: with measured rows only. plain: None where it has no row. shared: how many clips, and what was left out.
+    """
 
     model: str
     sampler: str
+    reference: Reference
     plain: Group | None
     groups: tuple[Group, ...]
     failures: tuple[Failure, ...]
+    shared: Shared
 
     @property
     def name(self) -> str:
         """What a heading says."""
-        return f"{self.model}, sampler {self.sampler}"
+        return f"{self.model}, sampler {self.sampler}, {self.reference.name}"
+
+    @property
+    def clips(self) -> int:
+        """How many clips each number is over."""
+        return self.shared.clips
+
+    @property
+    def timed(self) -> list[Group]:
+        """Settings whose seconds may be compared: those of enough interleaved pairs."""
+        return [group for group in self.groups if group.paired and len(group.rows) >= LEAST_PAIRS]
 
     @property
     def families(self) -> dict[str, list[Group]]:
@@ -69,12 +86,13 @@ def is_peer(family: str) -> bool:
 
 def load_rows(files: Sequence[Path]) -> list[Row]:
     """All rows of the files; of two rows of the same measurement the later one. Raises InputError, FileFormatError."""
-    found: dict[tuple[object, ...], Row] = {}
+    rows: list[Row] = []
     for file in files:
         if not file.is_file():
             raise InputError(f"rows in {file}", "no file there", "name a file that `unicp bench` wrote")
-        for row in read_rows(file):
-            found[row.key] = row
+        rows += read_rows(file)
+    # The key alone would let rows of short clips take the place of those of long ones.
+    found = {(row.key, against): row for row, against in zip(rows, references(rows))}
     if not found:
         names = ", ".join(str(file) for file in files) or "no file"
         raise InputError("a report of measured rows", f"no rows in {names}", "measure first: unicp bench quick")
@@ -82,11 +100,11 @@ def load_rows(files: Sequence[Path]) -> list[Row]:
 
 
 def split(rows: Iterable[Row]) -> list[Part]:
-    """One part per model and sampler, in order of appearance."""
-    apart: dict[tuple[str, str], list[Group]] = {}
+    """One part per model, sampler and kind of plain run, in order of appearance."""
+    apart: dict[tuple[str, str, Reference], list[Group]] = {}
     for group in group_rows(rows):
-        apart.setdefault((group.model, group.sampler), []).append(group)
-    return [_part(model, sampler, groups) for (model, sampler), groups in apart.items()]
+        apart.setdefault((group.model, group.sampler, group.reference), []).append(group)
+    return [_part(*key, groups) for key, groups in apart.items()]
 
 
 def styles(parts: Iterable[Part]) -> dict[str, Style]:
@@ -103,7 +121,8 @@ def styles(parts: Iterable[Part]) -> dict[str, Style]:
     return found
 
 
-def _part(model: str, sampler: str, groups: list[Group]) -> Part:
+def _part(model: str, sampler: str, reference: Reference, groups: list[Group]) -> Part:
+    shared = share(groups)
     measured: list[Group] = []
     failures: list[Failure] = []
     plain: Group | None = None
@@ -113,11 +132,12 @@ def _part(model: str, sampler: str, groups: list[Group]) -> Part:
             clips = sum(len(other.rows) for other in groups if other.name == group.name)
             reasons = dict.fromkeys(row.reason for row in group.rows)
             failures.append(Failure(group.name, "; ".join(reasons), len(group.rows), clips))
-        elif group.method == PLAIN:
+    for group in shared.groups:
+        if group.method == PLAIN:
             plain = group
-        else:
+        elif not group.reason:
             measured.append(group)
-    return Part(model, sampler, plain, tuple(measured), tuple(failures))
+    return Part(model, sampler, reference, plain, tuple(measured), tuple(failures), shared)
 
 
 def _rank(family: str) -> int:

@@ -11,7 +11,7 @@ from unicp.benchmarking.html.comparison import METRIC
 from unicp.benchmarking.html.markup import MISSING, number, scroll, size, speed, tag, text_tag
 from unicp.benchmarking.html.parts import Failure, Part, is_ours
 from unicp.benchmarking.rows import PLAIN
-from unicp.benchmarking.statistics import Group, bootstrap
+from unicp.benchmarking.statistics import FEWEST_FOR_INTERVAL, Group, bootstrap, worst_name
 
 # name in the rows: heading, digits, what it is
 METRICS = {
@@ -85,27 +85,46 @@ def columns(groups: Sequence[Group]) -> list[Column]:
     names = list(dict.fromkeys(name for group in groups for row in group.rows for name in row.fidelity))
     wanted = [name for name in METRICS if name in names or name not in ONLY_IF_THERE]
     wanted += [name for name in names if name not in METRICS and name != METRIC]
-    return [*_costs(), *_psnr(), *(_metric(name) for name in wanted), *_memory()]
+    clips = max((len(group.rows) for group in groups), default=0)
+    timed = any(group.paired for group in groups if group.method != PLAIN)
+    metrics = [_metric(name) for name in wanted]
+    return [*_costs(), *(_times() if timed else ()), *_psnr(clips), *metrics, *_memory(), *(_rest() if timed else ())]
 
 
 def _costs() -> list[Column]:
-    def quartiles(group: Group) -> str:
+    return [
+        Column("clips", "the same for every setting", lambda g: len(g.rows), lambda g: str(len(g.rows))),
+        Column("steps", "denoising steps", lambda g: g.rows[0].steps, lambda g: str(g.rows[0].steps)),
+        Column(
+            "less compute", "operations, plain over executed", lambda g: g.operations, lambda g: speed(g.operations)
+        ),
+    ]
+
+
+def _times() -> list[Column]:
+    def spread(group: Group) -> str:
         low, high = group.seconds_spread
         return f"{speed(group.seconds)} ({number(low, 2)}–{number(high, 2)})"
 
+    about = "plain over accelerated, of pairs run one right after the other: median, lowest and highest"
     return [
-        Column("clips", "how many were measured", lambda g: len(g.rows), lambda g: str(len(g.rows))),
-        Column("steps", "denoising steps", lambda g: g.rows[0].steps, lambda g: str(g.rows[0].steps)),
-        Column("operations saved", "plain over executed", lambda g: g.operations, lambda g: speed(g.operations)),
-        Column("seconds saved", "median of plain over accelerated, and quartiles", lambda g: g.seconds, quartiles),
+        Column("speed-up in seconds", about, lambda g: g.seconds, spread),
         Column("seconds", "mean of a clip", lambda g: g.seconds_each, lambda g: number(g.seconds_each, 2)),
     ]
 
 
-def _psnr() -> list[Column]:
+def _rest() -> list[Column]:
+    def outside(group: Group) -> str:
+        return number(group.outside_seconds, 2)
+
+    return [Column("outside the model", "mean seconds of a clip", lambda g: g.outside_seconds, outside)]
+
+
+def _psnr(clips: int) -> list[Column]:
     def interval(group: Group) -> str:
-        low, high = bootstrap(group.values(METRIC))
-        return f"{number(low)}–{number(high)}" if not math.isnan(low) else MISSING
+        values = group.values(METRIC)
+        low, high = bootstrap(values)
+        return f"{number(low)}–{number(high)}" if len(values) >= FEWEST_FOR_INTERVAL else MISSING
 
     def mean(group: Group) -> float:
         return group.mean(METRIC)
@@ -115,8 +134,8 @@ def _psnr() -> list[Column]:
 
     return [
         Column("PSNR mean", "to the plain clip of the same seed, dB", mean, lambda g: number(mean(g))),
-        Column("95 % interval", "bootstrap over clips, of the mean", mean, interval),
-        Column("worst tenth", "mean PSNR of the worst tenth of the clips, dB", worst, lambda g: number(worst(g))),
+        Column("95 % interval", f"of the mean, bootstrap over {FEWEST_FOR_INTERVAL} clips or more", mean, interval),
+        Column(worst_name(clips), "lowest PSNR, dB; of several their mean", worst, lambda g: number(worst(g))),
     ]
 
 
@@ -133,16 +152,12 @@ def _memory() -> list[Column]:
     def cache(group: Group) -> float:
         return statistics.fmean(row.cache_bytes for row in group.rows)
 
-    def outside(group: Group) -> str:
-        return number(group.outside_seconds, 2)
-
     def shown_peak(group: Group) -> str:
         return MISSING if math.isnan(peak(group)) else size(peak(group))
 
     return [
         Column("peak memory", "most memory above that before the call, worst clip", peak, shown_peak),
         Column("cache", "tensors kept beyond the plain run's, mean", cache, lambda g: size(cache(g))),
-        Column("outside the model", "mean seconds of a clip", lambda g: g.outside_seconds, outside),
     ]
 
 

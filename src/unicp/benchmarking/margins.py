@@ -29,7 +29,7 @@ from unicp.errors import InputError
 
 UNITS = {"psnr": "dB", "temporal_psnr": "dB"}
 SLOWEST = "†"
-_SLOWEST_NOTE = f"{SLOWEST} read at the slowest setting of its method, which takes less compute than the line asks for."
+_SLOWEST_NOTE = f"{SLOWEST} read at the slowest setting of its method, which saves more than the line asks for."
 Values = Mapping[str, Mapping[str, float | None]]  # by worth, then by family
 
 
@@ -74,7 +74,7 @@ def faster(rows: list[Row]) -> str:
 
 
 def _only_part(rows: list[Row]) -> Part:
-    parts = split(rows)
+    parts = split(rows, together=True)
     if len(parts) != 1:
         found = f"rows against {', '.join(part.name for part in parts)}"
         raise InputError("one table of these rows", found, "keep rows of other lengths in a file of their own")
@@ -118,7 +118,7 @@ def _line(
     cells = [_pair((values[w][name] for w in values), plain, unit) + mark(name) for name in ours]
     names = dict.fromkeys(name for name, _ in peers.values())
     cells += [_pair((value for _, value in peers.values()), plain, unit) + mark(*names), "; ".join(names)]
-    cells.append(_pair((over(best[w][1], peers[w][1]) for w in values), form, unit))
+    cells.append(_pair((over(best[w][1], peers[w][1]) for w in values), form, unit) + mark(*names))
     return f"| {at} | {' | '.join(cells)} |"
 
 

@@ -121,7 +121,9 @@ def _peers() -> Suite:
         *diffusers_methods(),
         *cache_dit_methods(),
     )
-    return Suite(methods, "every accelerator that diffusers users can install, each with its sweep")
+    return Suite(
+        methods, "the caches of diffusers and cache-dit, samplers, schedules and fewer steps, each with its sweep"
+    )
 
 
 # Settings of peers that are worth a long table. Chosen by hand from the whole sweep on two tuning prompts of the
@@ -153,7 +155,7 @@ _LEADERS = {
     "fewer steps": ("20", "15", "10", "8"),
 }
 
-# Of every method the setting that saves about two times the operations of 30 steps on the test-beds.
+# Of every method the setting that takes about half the compute of 30 steps on the test-beds.
 _AT_TWO = {
     "UniCP": ("balanced tolerance 0.15",),
     "UniCP planned": ("speedup>=1.85",),
@@ -175,7 +177,7 @@ def _some_of_peers(chosen: Mapping[str, Collection[str]], whole: Collection[str]
 
 
 def _seconds() -> Suite:
-    about = "methods at about twice fewer operations, each beside a plain run of its own"
+    about = "methods at about 2x less compute, each right after a plain run of its own"
     return Suite(_some_of_peers(_AT_TWO), about, prompts=2, seeds=1, plain_every=1)
 
 

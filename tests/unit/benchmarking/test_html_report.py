@@ -297,6 +297,18 @@ def test_every_number_of_a_part_is_over_the_same_clips():
     assert "24 more, which only some of them have" in text and "UniCP b (2)" in text
 
 
+def test_suites_that_were_measured_on_other_clips_are_parts_of_their_own(tmp_path):
+    plains = [row("", 100.0, method="plain", suite="rivals", seed=seed) for seed in range(6)]
+    rivals = [row("2", method="fixed window", suite="rivals", seed=seed) for seed in range(6)]
+    parts = [row("2", method="fixed window", suite="ablation", seed=seed) for seed in range(3)]
+    claims = [row("paper", suite="paper", seed=seed) for seed in range(3)]
+    for one in [*plains, *rivals, *parts, *claims]:
+        append_row(tmp_path / "a.jsonl", one)
+    found = split(load_rows([tmp_path / "a.jsonl"]))
+    assert [(part.suites, part.clips) for part in found] == [(("rivals",), 6), (("ablation", "paper"), 3)]
+    assert [len(part.plain.rows) for part in found if part.plain] == [6, 3]
+
+
 def test_clips_of_other_lengths_are_a_part_of_their_own(tmp_path):
     def of(frames, psnr):
         call = {"call": {"num_frames": frames}}
@@ -307,8 +319,8 @@ def test_clips_of_other_lengths_are_a_part_of_their_own(tmp_path):
     rows = load_rows([tmp_path / "9.jsonl", tmp_path / "41.jsonl"])
     parts = split(rows)
     assert [part.name for part in parts] == [
-        "glyphs, sampler unipc, 30 steps, 9 frames",
-        "glyphs, sampler unipc, 30 steps, 41 frames",
+        "glyphs, sampler unipc, 30 steps, 9 frames, presets",
+        "glyphs, sampler unipc, 30 steps, 41 frames, presets",
     ]
     assert [part.groups[0].mean("psnr") for part in parts] == [30.0, 50.0]
 
@@ -321,8 +333,15 @@ def test_runs_of_other_numbers_of_steps_are_a_part_of_their_own_and_fewer_steps_
         rows.append(row("3", 20.0, method="fewer steps", steps=3, operations=300, full_operations=cost))
     rows.append(row("2", method="fewer steps, dpm", steps=2, reason="no such sampler", operations=0, full_operations=0))
     parts = split(rows)
-    assert [part.name for part in parts] == ["glyphs, sampler unipc, 4 steps", "glyphs, sampler unipc, 8 steps"]
+    assert [part.name for part in parts] == [f"glyphs, sampler unipc, {steps} steps, presets" for steps in (4, 8)]
     assert [len(part.failures) for part in parts] == [1, 0]
+
+
+def test_a_lead_is_said_of_these_clips_and_of_the_test_beds_that_unicp_was_tuned_on():
+    text = page(ROWS, Extras())
+    assert "On this clip: UniCP loses" in text
+    assert "constants were chosen on the test-beds glyphs, latte and film" in text
+    assert "constants were chosen" not in page([row(model="mine")], Extras())
 
 
 def test_what_a_figure_cuts_off_is_said():

@@ -62,7 +62,7 @@ def test_margins_are_over_the_best_peer_and_a_baseline_of_ours_is_none(tmp_path)
         "| less compute (1 clip) | UniCP | UniCP planned | best peer | which (mean; worst clip) | UniCP minus it |"
         in text
     )
-    assert "| 1.5x | 40.0 / 40.0 dB † | 42.0 / 42.0 dB † | 38.0 / 38.0 dB † | slow | +4.0 / +4.0 dB |" in text
+    assert "| 1.5x | 40.0 / 40.0 dB † | 42.0 / 42.0 dB † | 38.0 / 38.0 dB † | slow | +4.0 / +4.0 dB † |" in text
     assert "† read at the slowest setting of its method" in text
     assert "| 2x | 40.0 / 40.0 dB | 42.0 / 42.0 dB | 35.0 / 35.0 dB | other | +7.0 / +7.0 dB |" in text
     assert "| 3x | 30.3 / 30.3 dB | - | - | - | - |" in text
@@ -92,7 +92,7 @@ def test_margins_in_seconds_are_those_of_pairs_or_are_refused(tmp_path):
 def test_rows_of_clips_of_two_lengths_are_not_one_table(tmp_path):
     for cost, frames in ((100, 9), (400, 41)):
         append_row(tmp_path / "p.jsonl", row(full_operations=cost, environment={"call": {"num_frames": frames}}))
-    with pytest.raises(InputError, match="9 frames, glyphs, sampler unipc, 30 steps, 41 frames"):
+    with pytest.raises(InputError, match="9 frames, presets, glyphs, sampler unipc, 30 steps, 41 frames"):
         fill("<!-- table p:unipc:margins -->\n<!-- end -->", tmp_path)
 
 

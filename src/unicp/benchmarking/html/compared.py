@@ -79,8 +79,9 @@ def _speed_table(part: Part, cost: str) -> str:
     body = "".join(_family_row(family, found, best) for family in _ordered(part, found["mean"]))
     foot = _margin_row(results) + _peer_row(results)
     table = tag("table", tag("thead", head) + tag("tbody", body) + tag("tfoot", foot), class_="compact")
-    said = text_tag("h4", f"By {cost}") + text_tag("p", verdict(results, cost), class_="verdict")
-    return said + scroll(f"Best fidelity by {cost}, {part.name}", table)
+    said = f"On {'this clip' if part.clips == 1 else f'these {part.clips} clips'}: {verdict(results, cost)}"
+    heading = text_tag("h4", f"By {cost}") + text_tag("p", said, class_="verdict")
+    return heading + scroll(f"Best fidelity by {cost}, {part.name}", table)
 
 
 def _ordered(part: Part, found: Mapping[str, Points]) -> Sequence[str]:

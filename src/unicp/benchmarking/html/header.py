@@ -8,6 +8,7 @@ from unicp.benchmarking.html.markup import counted, escape, listed, tag, text_ta
 from unicp.benchmarking.html.parts import LEAST_PAIRS, Part
 from unicp.benchmarking.rows import Row
 from unicp.benchmarking.statistics import FEWEST_FOR_INTERVAL
+from unicp.testbed import NAMES
 
 NOTES = (
     "PSNR compares each clip with the clip of the same prompt and seed that the same pipeline makes without any "
@@ -102,6 +103,13 @@ def warnings(rows: Sequence[Row], parts: Sequence[Part]) -> list[str]:
             )
         if part.plain is None:
             found.append(f"{part.name}: the plain run has no row here.")
+    tuned = [name for name in dict.fromkeys(part.model for part in parts) if name in NAMES]
+    if tuned:
+        found.append(
+            f"UniCP's constants were chosen on the test-beds {listed(NAMES)}, though on other prompts. On a model that "
+            "it was not tuned on, its lead over other methods can be smaller or gone: measure yours with unicp bench "
+            "peers --model."
+        )
     devices = {str(row.environment["device"]) for row in rows if "device" in row.environment}
     if len(devices) > 1:
         found.append("The rows come from different devices, listed above.")

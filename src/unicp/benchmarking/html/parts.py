@@ -6,9 +6,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from unicp.benchmarking.html.markup import listed
 from unicp.benchmarking.references import Reference, references
 from unicp.benchmarking.rows import PLAIN, PLANNED, Row, read_rows
-from unicp.benchmarking.statistics import Group, Shared, group_rows, share
+from unicp.benchmarking.statistics import Clip, Group, Shared, group_rows, share
 from unicp.errors import InputError
 
 OURS, BASELINE, CHOSEN = "UniCP", "fixed window", "fewer steps, placed"
@@ -30,12 +31,14 @@ class Failure:
 class Part:
     """Everything of one model, sampler and kind of plain run, over the clips that all its settings have.
 
-    groups: with measured rows only. plain: None where it has no row. shared: how many clips, and what was left out.
+    suites: those that were measured on the same clips. groups: with measured rows only. plain: None where it has no
+    row. shared: how many clips, and what was left out.
     """
 
     model: str
     sampler: str
     reference: Reference
+    suites: tuple[str, ...]
     plain: Group | None
     groups: tuple[Group, ...]
     failures: tuple[Failure, ...]
@@ -44,7 +47,7 @@ class Part:
     @property
     def name(self) -> str:
         """What a heading says."""
-        return f"{self.model}, sampler {self.sampler}, {self.reference.name}"
+        return f"{self.model}, sampler {self.sampler}, {self.reference.name}, {listed(self.suites)}"
 
     @property
     def clips(self) -> int:
@@ -92,19 +95,34 @@ def load_rows(files: Sequence[Path]) -> list[Row]:
             raise InputError(f"rows in {file}", "no file there", "name a file that `unicp bench` wrote")
         rows += read_rows(file)
     # The key alone would let rows of short clips take the place of those of long ones.
-    found = {(row.key, against): row for row, against in zip(rows, references(rows))}
+    found = {(row.key, row.suite, against): row for row, against in zip(rows, references(rows))}
     if not found:
         names = ", ".join(str(file) for file in files) or "no file"
         raise InputError("a report of measured rows", f"no rows in {names}", "measure first: unicp bench quick")
     return list(found.values())
 
 
-def split(rows: Iterable[Row]) -> list[Part]:
-    """One part per model, sampler and kind of plain run, in order of appearance."""
-    apart: dict[tuple[str, str, Reference], list[Group]] = {}
-    for group in group_rows(rows):
-        apart.setdefault((group.model, group.sampler, group.reference), []).append(group)
-    return [_part(*key, groups) for key, groups in apart.items()]
+def split(rows: Iterable[Row], together: bool = False) -> list[Part]:
+    """One part per model, sampler, kind of plain run and set of clips, in order of appearance.
+
+    Suites that were measured on the same clips are one part, the later row of two of the same measurement; others would
+    leave each other but the clips that they share. together: all suites in one part nevertheless.
+    """
+    rows = list(rows)
+    suites: dict[tuple[str, str, Reference], dict[str, list[Row]]] = {}
+    for row, against in zip(rows, references(rows)):
+        suites.setdefault((row.model, row.sampler, against), {}).setdefault(row.suite, []).append(row)
+    parts = []
+    for key, by_suite in suites.items():
+        alike: dict[frozenset[Clip], list[str]] = {}
+        for suite, members in by_suite.items():
+            clips = frozenset[Clip]() if together else frozenset((row.prompt, row.seed) for row in members)
+            alike.setdefault(clips, []).append(suite)
+        plain = [row for members in by_suite.values() for row in members if row.method == PLAIN]
+        for names in alike.values():
+            found = {row.key: row for row in [*plain, *(row for name in names for row in by_suite[name])]}
+            parts.append(_part(*key, tuple(names), group_rows(found.values())))
+    return parts
 
 
 def styles(parts: Iterable[Part]) -> dict[str, Style]:
@@ -121,7 +139,7 @@ def styles(parts: Iterable[Part]) -> dict[str, Style]:
     return found
 
 
-def _part(model: str, sampler: str, reference: Reference, groups: list[Group]) -> Part:
+def _part(model: str, sampler: str, reference: Reference, suites: tuple[str, ...], groups: list[Group]) -> Part:
     shared = share(groups)
     measured: list[Group] = []
     failures: list[Failure] = []
@@ -137,7 +155,7 @@ def _part(model: str, sampler: str, reference: Reference, groups: list[Group]) -
             plain = group
         elif not group.reason:
             measured.append(group)
-    return Part(model, sampler, reference, plain, tuple(measured), tuple(failures), shared)
+    return Part(model, sampler, reference, suites, plain, tuple(measured), tuple(failures), shared)
 
 
 def _rank(family: str) -> int:

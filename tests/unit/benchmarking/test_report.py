@@ -5,8 +5,10 @@ from pathlib import Path
 import pytest
 
 from tests.unit.benchmarking.test_rows import row
+from unicp.benchmarking.html.comparison import COMPUTE, at_each_fidelity, at_each_speed, costs, sweeps, worths
+from unicp.benchmarking.html.parts import split
 from unicp.benchmarking.report import DOCUMENTS, RESULTS, fill
-from unicp.benchmarking.rows import append_row
+from unicp.benchmarking.rows import append_row, read_rows
 from unicp.errors import InputError
 
 ROOT = Path(__file__).parents[3]
@@ -168,6 +170,54 @@ def test_the_tables_in_the_documents_are_those_that_were_measured():
         text = (ROOT / name).read_text(encoding="utf-8")
         assert "<!-- table" in text, name
         assert fill(text, ROOT / RESULTS) == text, f"{name}: run python -m unicp.benchmarking.report"
+
+
+# The sweeps beside peers: short clips with two samplers, Latte, the film, whole clips.
+SWEEPS = (
+    ("peers_short", "default"),
+    ("peers_short", "euler"),
+    ("peers_latte", "default"),
+    ("peers_film", "default"),
+    ("peers_long", "default"),
+)
+
+
+def test_the_leads_that_the_readme_tells_are_those_of_the_rows():
+    """Rounded to whole dB, over the test-beds: at 2x in the mean and the worst clips, at 3x and 1.5x in the mean."""
+    parts = []
+    for stem, sampler in SWEEPS:
+        rows = [one for one in read_rows(ROOT / RESULTS / f"{stem}.jsonl") if one.sampler == sampler]
+        parts += split(rows)
+    leads, ratios = {}, []
+    for part in parts:
+        for worth, number in worths(part.clips).items():
+            found = sweeps(part, costs(part)[COMPUTE], number)
+            for one in at_each_speed(found):
+                leads.setdefault((one.at, worth == "mean"), []).append(one.margin)
+            if worth == "mean":
+                known = [one for one in at_each_fidelity(found) if one.peer and one.peer > 1.01]
+                ratios += [one.ours / one.peer for one in known]
+
+    def span(values):
+        return f"{min(values):.0f} to {max(values):.0f} dB"
+
+    text = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    at_two = (
+        f"keeps {span(leads[2.0, True])} more than the best of these in the mean, and {span(leads[2.0, False])} more"
+    )
+    assert at_two in text
+    assert f"At 3x it is {span(leads[3.0, True])} in the mean" in text
+    short, whole = [leads[1.5, True][index] for index in (0, 1, 3)], leads[1.5, True][4]
+    assert f"At 1.5x it is {span(short)} on short clips and on the film, and {whole:.0f} dB on whole clips" in text
+    assert f"takes {min(ratios):.1f}x to {max(ratios):.1f}x less compute than the best of them" in text
+
+
+@pytest.mark.parametrize("name", ["README.md", "docs/results.md", "docs/planning.md", "docs/peers.md"])
+def test_documents_say_compute_where_they_mean_it_and_name_what_was_compared(name):
+    text = " ".join((ROOT / name).read_text(encoding="utf-8").lower().split())
+    for words in ("operations saved", "seconds saved", "every accelerator", "users of diffusers can install"):
+        assert words not in text, words
+    assert "worst tenth |" not in text
 
 
 def test_what_a_target_spent_is_beside_the_least_that_met_it_on_the_same_clip(tmp_path):

@@ -106,7 +106,7 @@ film: $(READY_DEV) ## measure presets, targets, fixed windows and fewer steps on
 	    --method "fixed window 3" --method "fewer steps 15" --method "fewer steps 10"
 	$(BIN)/python -m unicp.benchmarking.report
 
-peers: $(READY_DEV) ## measure every other accelerator beside UniCP on the test-beds (hours; continues)
+peers: $(READY_DEV) ## measure caches of diffusers and cache-dit beside UniCP on the test-beds (hours; continues)
 	OMP_NUM_THREADS=1 $(BIN)/unicp bench rivals --prompts 12 --frames 9 --fast-metrics --out docs/results/peers_short.jsonl
 	OMP_NUM_THREADS=1 $(BIN)/unicp bench rivals --sampler euler --prompts 8 --frames 9 --fast-metrics \
 	    --out docs/results/peers_short.jsonl
@@ -115,7 +115,7 @@ peers: $(READY_DEV) ## measure every other accelerator beside UniCP on the test-
 	OMP_NUM_THREADS=1 $(BIN)/unicp bench rivals --model latte --prompts 6 --out docs/results/peers_latte.jsonl
 	$(BIN)/python -m unicp.benchmarking.report
 
-seconds: $(READY_DEV) ## measure seconds at about half the operations, each method beside a plain run of its own
+seconds: $(READY_DEV) ## measure seconds at about half the compute, each run right after a plain run of its own
 	OMP_NUM_THREADS=1 $(BIN)/unicp bench seconds --frames 9 --fast-metrics --out docs/results/seconds_glyphs.jsonl
 	for model in latte film; do OMP_NUM_THREADS=1 $(BIN)/unicp bench seconds --model $$model --fast-metrics \
 	    --out docs/results/seconds_$$model.jsonl || exit 1; done

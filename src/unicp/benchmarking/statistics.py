@@ -121,6 +121,13 @@ class Group:
         found = [r.fidelity.get(metric, math.nan) for r in self.rows]
         return [] if any(math.isnan(value) for value in found) else found
 
+    def by_prompt(self, metric: str) -> list[float]:
+        """The mean of each prompt: clips of one prompt and several seeds are no independent ones. [] as in `values`."""
+        found: dict[str, list[float]] = {}
+        for row, value in zip(self.rows, self.values(metric)):
+            found.setdefault(row.prompt, []).append(value)
+        return [statistics.fmean(values) for values in found.values()]
+
     def mean(self, metric: str) -> float:
         """Mean over clips; NaN where a clip has no number."""
         values = self.values(metric)

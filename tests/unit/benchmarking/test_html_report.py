@@ -122,6 +122,11 @@ def test_the_margin_is_that_over_the_best_peer_and_fixed_windows_are_none():
     assert lines(text, "fixed window")[0][2:5] == ["60.0†", "60.0†", "60.0"]
 
 
+def test_a_margin_over_a_peer_that_has_no_setting_so_slow_is_marked():
+    text = page([at("UniCP", 1.5, 50.0), at("UniCP", 2.0, 45.0), at("peer", 2.0, 40.0)], Extras())
+    assert lines(text, "UniCP over the best peer, dB")[0][2:6] == ["+10.0†", "+10.0†", "+5.0", "+5.0"]
+
+
 def test_the_sentence_names_every_speed_where_unicp_loses():
     (part,) = split(ROWS)
     found = compared(part)
@@ -242,10 +247,13 @@ def test_the_full_table_has_pairs_interval_and_memory():
 
 
 def test_an_interval_is_shown_of_clips_enough():
-    rows = [row(psnr=float(n % 2), seed=n) for n in range(20)]
+    rows = [row(psnr=float(n % 2), prompt=str(n)) for n in range(20)]
     own = table(page(rows, Extras()))["UniCP balanced"]
     assert own["95 % interval"] == "0.3–0.7"
     assert own["worst 2 of 20 clips"] == "0.0"
+    # Seeds of one prompt are not so many independent clips.
+    seeds = [row(psnr=float(n % 2), prompt=str(n % 2), seed=n) for n in range(20)]
+    assert table(page(seeds, Extras()))["UniCP balanced"]["95 % interval"] == "–"
 
 
 def test_seconds_that_were_not_measured_in_pairs_are_nowhere():

@@ -5,8 +5,10 @@ from pathlib import Path
 import pytest
 
 from tests.unit.benchmarking.test_rows import row
+from unicp.benchmarking.html.attention import load_attention
 from unicp.benchmarking.html.comparison import COMPUTE, at_each_fidelity, at_each_speed, costs, sweeps, worths
-from unicp.benchmarking.html.parts import split
+from unicp.benchmarking.html.page import Extras, page
+from unicp.benchmarking.html.parts import load_rows, split
 from unicp.benchmarking.report import DOCUMENTS, RESULTS, fill
 from unicp.benchmarking.rows import append_row, read_rows
 from unicp.errors import InputError
@@ -218,6 +220,14 @@ def test_documents_say_compute_where_they_mean_it_and_name_what_was_compared(nam
     for words in ("operations saved", "seconds saved", "every accelerator", "users of diffusers can install"):
         assert words not in text, words
     assert "worst tenth |" not in text
+
+
+def test_the_page_in_the_documents_is_what_the_rows_give():
+    files = [
+        file for kind in ("peers_*", "ablation*", "paper*") for file in sorted((ROOT / RESULTS).glob(f"{kind}.jsonl"))
+    ]
+    made = page(load_rows(files), Extras(attention=load_attention(ROOT / RESULTS / "attention_change.json")))
+    assert (ROOT / RESULTS / "report.html").read_text(encoding="utf-8") == made, "run make report"
 
 
 def test_what_a_target_spent_is_beside_the_least_that_met_it_on_the_same_clip(tmp_path):

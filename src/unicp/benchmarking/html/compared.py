@@ -77,7 +77,7 @@ def _speed_table(part: Part, cost: str) -> str:
     head = tag("tr", text_tag("th", "family", rowspan="2", scope="col") + reach + groups) + tag("tr", names)
     best = {(w, i): _best(found[w], at) for w in known for i, at in enumerate(SPEEDS)}
     body = "".join(_family_row(family, found, best) for family in _ordered(part, found["mean"]))
-    foot = _margin_row(results) + _peer_row(results)
+    foot = _margin_row(results, found) + _peer_row(results)
     table = tag("table", tag("thead", head) + tag("tbody", body) + tag("tfoot", foot), class_="compact")
     said = f"On {'this clip' if part.clips == 1 else f'these {part.clips} clips'}: {verdict(results, cost)}"
     heading = text_tag("h4", f"By {cost}") + text_tag("p", said, class_="verdict")
@@ -110,20 +110,26 @@ def _family_row(family: str, found: Sweeps, best: Mapping[tuple[str, int], float
         for worth in found:
             points = found[worth][family]
             value = fidelity_at(points, at)
-            shown = number(value) + ("†" if value is not None and at < points[0][0] else "")
+            shown = number(value) + ("†" if value is not None and _is_slower(points, at) else "")
             top = value is not None and value == best[worth, index]
             classes = "num" + (" first" if worth == "mean" else "") + (" best" if top else "")
             cells += text_tag("td", shown, class_=classes)
     return tag("tr", cells, class_="ours-row" if is_ours(family) else "base-row" if family == BASELINE else None)
 
 
-def _margin_row(results: Mapping[str, Sequence[Comparison]]) -> str:
+def _is_slower(points: Points, at: float) -> bool:
+    """Whether a speed is below the slowest setting of a frontier, which then counts for it."""
+    return bool(points) and at < points[0][0]
+
+
+def _margin_row(results: Mapping[str, Sequence[Comparison]], found: Sweeps) -> str:
     cells = text_tag("th", "UniCP over the best peer, dB", scope="row") + tag("td")
     for index in range(len(SPEEDS)):
         for worth, rows in results.items():
             one = rows[index]
             look = "lost" if one.lost else "won" if one.margin is not None and not one.level else ""
-            shown = MISSING if one.margin is None else signed(one.margin)
+            mark = "†" if _is_slower(found[worth].get(one.peer_name, ()), one.at) else ""
+            shown = MISSING if one.margin is None else signed(one.margin) + mark
             cells += text_tag("td", shown, class_=f"num {look}{' first' if worth == 'mean' else ''}")
     return tag("tr", cells, class_="margin")
 

@@ -22,9 +22,9 @@ from unicp.records import Trace
 _AT_SPEED = (
     "The best fidelity that each family reaches at a given saving. Every family is interpolated on its own sweep, "
     "linearly between the settings that no faster setting of it beats; nothing is extrapolated beyond the last (–). "
-    f"† the family has no setting this slow, so its slowest counts. Settings above {SAME:.0f} dB are not interpolated "
-    "from. Peers are all other families; fixed window, a baseline of UniCP's own parts, and fewer steps, placed, the "
-    "plain run at steps that a plan chose, are none."
+    "† the family, or the best peer, has no setting this slow, so its slowest counts. Settings above "
+    f"{SAME:.0f} dB are not interpolated from. Peers are all other families; fixed window, a baseline of UniCP's own "
+    "parts, and fewer steps, placed, the plain run at steps that a plan chose, are none."
 )
 _AT_FIDELITY = (
     "The largest saving that still keeps a mean PSNR, interpolated in the same way. The last column is UniCP's number "

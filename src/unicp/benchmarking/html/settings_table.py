@@ -122,7 +122,7 @@ def _rest() -> list[Column]:
 
 def _psnr(clips: int) -> list[Column]:
     def interval(group: Group) -> str:
-        values = group.values(METRIC)
+        values = group.by_prompt(METRIC)
         low, high = bootstrap(values)
         return f"{number(low)}–{number(high)}" if len(values) >= FEWEST_FOR_INTERVAL else MISSING
 
@@ -134,7 +134,7 @@ def _psnr(clips: int) -> list[Column]:
 
     return [
         Column("PSNR mean", "to the plain clip of the same seed, dB", mean, lambda g: number(mean(g))),
-        Column("95 % interval", f"of the mean, bootstrap over {FEWEST_FOR_INTERVAL} clips or more", mean, interval),
+        Column("95 % interval", f"of the mean, bootstrap over {FEWEST_FOR_INTERVAL} prompts or more", mean, interval),
         Column(worst_name(clips), "lowest PSNR, dB; of several their mean", worst, lambda g: number(worst(g))),
     ]
 

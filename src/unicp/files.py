@@ -1,34 +1,42 @@
 """Reading and writing of what UniCP keeps on disk: versioned JSON, never half-written, loaded with suspicion.
 
-JSON has no NaN and no infinity: such numbers are written as the strings "nan", "inf" and "-inf".
+JSON has no NaN and no infinity: such numbers are written as the strings "nan", "inf" and "-inf". Whatever writes a file
+does so through `replacing` or `append_line`: what was there is lost at no moment, on a full disk neither.
 """
 
 from __future__ import annotations
 
+import errno
 import importlib.metadata
 import json
 import math
 import os
 import uuid
-from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import is_dataclass
+from functools import lru_cache
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar
 
+from unicp.checked import Checker, MisfitError, Step, Within
 from unicp.errors import FileFormatError, InputError, UniCPError
-from unicp.records import Action, Entry, Trace
+from unicp.records import Trace
 
 TRACE_TYPE, TRACE_VERSION = "unicp.trace", 1
+# Far beyond every file of ours (a trace of a thousand runs has 50 MB), and still held in memory with ease.
+LARGEST_FILE = 256 * 2**20
+# Of a map of a run, units times steps: a page or a terminal has no room for more.
+MOST_CELLS = 20_000_000
 
-_NOT_FINITE = ("nan", "inf", "-inf")
 _HEADER = ("type", "version", "unicp")
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_TRACE_FIELDS: dict[str, Any] = {
+    "step": Step,
+    "action": Literal["compute", "slice", "forecast", "reuse"],
+    "seconds": Annotated[float, Within(0, 1e30)],
+}
 _R = TypeVar("_R")
-
-
-class _Misfit(Exception):
-    """A value that is not what its field takes."""
 
 
 def save_trace(trace: Trace, path: str | Path) -> None:
@@ -45,7 +53,12 @@ def load_trace(path: str | Path) -> Trace:
     Raises InputError where there is no readable file, FileFormatError where it is damaged, foreign, of another
     version, or has unknown, missing or mistyped fields.
     """
-    return load_record(Trace, TRACE_TYPE, TRACE_VERSION, path, "record it again")
+    trace = load_record(Trace, TRACE_TYPE, TRACE_VERSION, path, "record it again")
+    steps = 1 + max((entry.step for entry in trace.entries), default=0)
+    lines = len({(entry.run, entry.unit, entry.branch) for entry in trace.entries})
+    if steps * lines > MOST_CELLS:
+        raise FileFormatError(f"a trace in {path}", f"{lines} units of {steps} steps", "record it again")
+    return trace
 
 
 def save_record(record: Any, kind: str, version: int, path: str | Path) -> None:
@@ -53,13 +66,17 @@ def save_record(record: Any, kind: str, version: int, path: str | Path) -> None:
     body = {"type": kind, "version": version, "unicp": package_version(), **vars(record)}
     try:
         # Not dataclasses.asdict: it copies every list of every entry.
-        text = json.dumps(json_ready(body), allow_nan=False)
-    except TypeError as error:
+        text = json_line(body)
+        if kind != TRACE_TYPE:  # what nobody could read again is told while it still can be mended
+            _checker(type(record)).read(json_ready(vars(record)))
+    except MisfitError as error:
+        raise InputError(f"to write {path}", str(error), "see what made such numbers") from error
+    except (TypeError, ValueError) as error:
         raise InputError(
-            f"the {_noun(kind)} in {path}", f"a value JSON cannot hold ({error})", "keep plain values in it"
+            f"the {_noun(kind)} in {path}", f"a value JSON cannot hold ({reason(error)})", "keep plain values in it"
         ) from error
     with replacing(path) as part:
-        part.write_text(text + "\n", encoding="ascii")
+        part.write_text(text, encoding="ascii")
 
 
 def load_record(record: type[_R], kind: str, version: int, path: str | Path, again: str) -> _R:
@@ -75,21 +92,41 @@ def load_record(record: type[_R], kind: str, version: int, path: str | Path, aga
             f"read it with that release, or {again}",
         )
     try:
-        return _read_record(record, {name: value for name, value in body.items() if name not in _HEADER}, "")
-    except (_Misfit, UniCPError) as error:
-        raise FileFormatError(f"a {noun} in {path}", getattr(error, "found", str(error)), again) from error
+        return _checker(record).read({name: value for name, value in body.items() if name not in _HEADER})
+    except MisfitError as error:
+        raise FileFormatError(f"a {noun} in {path}", str(error), again) from error
 
 
 def read_json(path: str | Path) -> Any:
     """The value in a JSON file. Raises InputError where it cannot be read, FileFormatError where it is no JSON."""
+    return parse_json(read_bytes(path), f"JSON in {path}")
+
+
+def read_bytes(path: str | Path) -> bytes:
+    """All of a file, at most `LARGEST_FILE`. Raises InputError where there is none that can be read, or a larger one."""
     try:
-        raw = Path(path).read_bytes()
+        # Of a pipe or a device there is no end to wait for.
+        if Path(path).exists() and not Path(path).is_file():
+            raise InputError(f"to read {path}", "a folder or device there", "name a file")
+        with Path(path).open("rb") as file:
+            raw = file.read(LARGEST_FILE + 1)
     except (OSError, ValueError) as error:
-        raise InputError(f"to read {path}", _reason(error), "name a file that can be read") from error
+        if isinstance(error, UniCPError):
+            raise
+        raise InputError(f"to read {path}", reason(error), "name a file that can be read") from error
+    if len(raw) > LARGEST_FILE:
+        raise InputError(f"to read {path}", f"more than {LARGEST_FILE >> 20} MB", "name a file that UniCP wrote")
+    return raw
+
+
+def parse_json(raw: bytes, asked: str, do: str = "make it again") -> Any:
+    """The value of JSON text in UTF-8, nested at most 200 deep. asked, do: for the FileFormatError where it is none."""
+    from pydantic_core import from_json
+
     try:
-        return json.loads(raw.decode("utf-8"), parse_constant=_refuse_constant)
+        return from_json(raw, allow_inf_nan=False)
     except (ValueError, RecursionError) as error:
-        raise FileFormatError(f"JSON in {path}", f"a damaged file ({_reason(error)})", "make it again") from error
+        raise FileFormatError(asked, f"a damaged file ({reason(error)})", do) from error
 
 
 def json_ready(value: Any) -> Any:
@@ -103,6 +140,16 @@ def json_ready(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [json_ready(item) for item in value]
     return value
+
+
+def json_line(value: Any) -> str:
+    """A value as one line of strict JSON in ASCII, with its line break.
+
+    Raises TypeError or ValueError for what JSON cannot hold, or nobody could read again.
+    """
+    # Halves of surrogate pairs, as in an argument that is no text, would be written and could not be read.
+    json.dumps(value := json_ready(value), ensure_ascii=False).encode()
+    return json.dumps(value, allow_nan=False) + "\n"
 
 
 @contextmanager
@@ -119,10 +166,43 @@ def replacing(path: str | Path) -> Iterator[Path]:
         with part.open("rb+") as file:
             os.fsync(file.fileno())
         os.replace(part, target)
+        _sync_folder(target.parent)
+    except UniCPError:
+        raise
     except OSError as error:
-        raise InputError(f"to write {path}", _reason(error), "name a place that can be written") from error
+        raise _cannot_write(path, error) from error
+    except Exception as error:
+        # Libraries have errors of their own for a write that failed.
+        full = _disk_is_full(part)
+        if full is None:
+            raise
+        raise _cannot_write(path, full) from error
     finally:
         part.unlink(missing_ok=True)
+
+
+def append_line(path: str | Path, line: str) -> None:
+    """Adds a line, with its line break, and waits until it is on the disk.
+
+    What a kill left of a half-written line is taken away first. Where the line cannot be written, the file is what it
+    was. Raises InputError.
+    """
+    try:
+        with Path(path).open("ab+") as file:
+            whole, rest = _last_line(file)
+            if rest and _is_json(rest):
+                line = "\n" + line  # somebody's editor left out the last line break
+                whole += len(rest)
+            file.truncate(whole)
+            try:
+                file.write(line.encode("ascii"))
+                file.flush()
+                os.fsync(file.fileno())
+            except OSError:
+                os.ftruncate(file.fileno(), whole)
+                raise
+    except OSError as error:
+        raise _cannot_write(path, error) from error
 
 
 def check_writable(path: str | Path) -> None:
@@ -154,65 +234,65 @@ def _open_part(path: str | Path, target: Path) -> Path:
     try:
         part.touch(exist_ok=False)
     except (OSError, ValueError) as error:
-        raise InputError(f"to write {path}", _reason(error), "name a place that can be written") from error
+        raise InputError(f"to write {path}", reason(error), "name a place that can be written") from error
     return part
 
 
-def _read_record(kind: type, values: Any, where: str) -> Any:
-    if not isinstance(values, dict):
-        raise _Misfit(f"{where or 'the file'} is {values!r:.40}, no {kind.__name__.lower()}")
-    hints = get_type_hints(kind)
-    unknown, missing = sorted(set(values) - set(hints)), sorted(set(hints) - set(values))
-    if unknown or missing:
-        kinds = [f"{word} {', '.join(names)}" for word, names in (("unknown", unknown), ("missing", missing)) if names]
-        raise _Misfit(f"fields {' and '.join(kinds)}{f' in {where}' if where else ''}"[:200])
-    prefix = f"{where}." if where else ""
-    return kind(**{name: _read(hint, values[name], prefix + name) for name, hint in hints.items()})
+@lru_cache(maxsize=32)
+def _checker(record: type) -> Checker:
+    return Checker(record, _TRACE_FIELDS if record is Trace else {})
 
 
-def _read(hint: Any, value: Any, where: str) -> Any:
-    """`value` as the type that `hint` names: a plain type, `X | None`, list[X], dict, Counter or a dataclass."""
-    if get_origin(hint) is list:
-        (item,) = get_args(hint)
-        if isinstance(value, list):
-            return [_read(item, one, f"{where}[{index}]") for index, one in enumerate(value)]
-    elif type(None) in get_args(hint):
-        return None if value is None else _read(get_args(hint)[0], value, where)
-    elif get_origin(hint) in (dict, Counter):
-        if isinstance(value, dict):
-            item = get_args(hint)[1] if get_origin(hint) is dict else int
-            read = value if item is Any else {k: _read(item, v, where) for k, v in value.items()}
-            return read if get_origin(hint) is dict else Counter(read)
-    elif is_dataclass(hint):
-        record = _read_record(hint, value, where)  # type: ignore[arg-type]
-        if isinstance(record, Entry) and record.action not in [action.value for action in Action]:
-            raise _Misfit(f"{where}.action is {record.action!r:.40}")
-        return record
-    elif hint is float:
-        if isinstance(value, (int, float)) and not isinstance(value, bool):
-            return _finite(value, where)
-        if value in _NOT_FINITE:
-            return float(value)
-    elif type(value) is hint:
-        return value
-    raise _Misfit(f"{where} is {value!r:.40}")
+def _cannot_write(path: str | Path, error: OSError) -> InputError:
+    if error.errno in _FULL:
+        found = f"no room on the disk ({reason(error)}); what was there is as it was"
+        return InputError(f"to write {path}", found, "make room or name another place")
+    return InputError(f"to write {path}", reason(error), "name a place that can be written")
 
 
-def _finite(value: float, where: str) -> float:
+def _disk_is_full(part: Path) -> OSError | None:
+    """The error of writing on behind what is there, None where that can be done."""
     try:
-        number = float(value)
-    except OverflowError:
-        number = math.inf
-    # A number too large for a float is read as infinity, which `save_trace` never writes as a number.
-    if not math.isfinite(number):
-        raise _Misfit(f"{where} is a number out of range")
-    return number
+        with part.open("ab", buffering=0) as file:
+            file.write(bytes(2**16))
+            file.write(bytes(2**16))
+            os.fsync(file.fileno())
+    except OSError as error:
+        return error if error.errno in _FULL else None
+    return None
 
 
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no JSON number")
+def _sync_folder(folder: Path) -> None:
+    """The new name too, where the system can do that."""
+    with suppress(OSError):
+        number = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(number)
+        finally:
+            os.close(number)
 
 
-def _reason(error: Exception) -> str:
+def _last_line(file: Any) -> tuple[int, bytes]:
+    """Bytes of a file up to its last line break, and what stands behind it; read from the end."""
+    end = file.seek(0, os.SEEK_END)
+    rest, begin = b"", end
+    while begin > 0 and b"\n" not in rest:
+        begin = max(0, begin - 2**16)
+        file.seek(begin)
+        rest = file.read(min(2**16, end - begin)) + rest
+    rest = rest[rest.rfind(b"\n") + 1 :]
+    return end - len(rest), rest
+
+
+def _is_json(line: bytes) -> bool:
+    try:
+        json.loads(line)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def reason(error: Exception) -> str:
+    """What an error says, in one line."""
     message = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     return " ".join(message.split())[:200] or type(error).__name__

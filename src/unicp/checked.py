@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields, is_dataclass
-from functools import partial
+from functools import partial, reduce
+from operator import or_
 from types import MappingProxyType, UnionType
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -64,7 +65,8 @@ class Checker:
         from pydantic import TypeAdapter
 
         # In a list, because pydantic takes no configuration for what has one of its own.
-        self._adapter = TypeAdapter(list[_form(kind, instead)], config=_config())
+        form: Any = _form(kind, instead)
+        self._adapter: Any = TypeAdapter(list[form], config=_config())  # type: ignore[valid-type]
 
     def read(self, value: Any) -> Any:
         """The value as an instance. Raises MisfitError."""
@@ -97,7 +99,7 @@ def _form(hint: Any, instead: Mapping[str, Any], within: Within | None = None) -
     if hint is str:
         return Annotated[str, Field(max_length=LONGEST_TEXT)]
     if origin in (Union, UnionType):
-        return Union[tuple(_form(one, instead) for one in inner)]
+        return reduce(or_, (_form(one, instead) for one in inner))
     if origin is list:
         return Annotated[list[_form(inner[0], instead)], Field(fail_fast=True)]
     if origin is dict:
@@ -117,7 +119,7 @@ def _record(kind: Any, instead: Mapping[str, Any]) -> Any:
         form = _form(instead.get(field.name, hints[field.name]), instead)
         is_needed = field.default is MISSING and field.default_factory is MISSING
         known[field.name] = form if is_needed else NotRequired[form]
-    checked = TypedDict(kind.__name__, known)  # type: ignore[operator]
+    checked: Any = TypedDict(kind.__name__, known)  # type: ignore[operator]
     checked.__pydantic_config__ = _config()
     return Annotated[checked, AfterValidator(lambda values: kind(**values))]
 
@@ -129,7 +131,7 @@ def _number(within: Within, value: Any) -> Any:
         if within.allows(number):
             return number
         raise ValueError("no finite number")
-    if type(value) in (int, float) and not within.low <= value <= within.high:
+    if isinstance(value, (int, float)) and not within.low <= value <= within.high:
         raise ValueError("out of range")
     return value
 

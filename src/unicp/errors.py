@@ -7,12 +7,12 @@ class UniCPError(Exception):
     """Base of all UniCP errors. `str(error)` is one line: "asked: …; found: …; do: …"."""
 
     def __init__(self, asked: str, found: str, do: str):
-        self.asked, self.found, self.do = _one_line(asked), _one_line(found), _one_line(do)
+        self.asked, self.found, self.do = one_line(asked), one_line(found), one_line(do)
         super().__init__(f"asked: {self.asked}; found: {self.found}; do: {self.do}")
 
 
-def _one_line(text: str) -> str:
-    """Text without line breaks and without what a terminal obeys: names and contents of files may hold anything."""
+def one_line(text: str) -> str:
+    """Text in one line, without anything that a terminal obeys: names and contents of files may hold anything."""
     line = " ".join(text.split())
     return line if line.isprintable() else "".join(one if one.isprintable() else ascii(one)[1:-1] for one in line)
 

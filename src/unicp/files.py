@@ -103,7 +103,7 @@ def read_json(path: str | Path) -> Any:
 
 
 def read_bytes(path: str | Path) -> bytes:
-    """All of a file, at most `LARGEST_FILE`. Raises InputError where there is none that can be read, or a larger one."""
+    """All of a file, of at most `LARGEST_FILE`. Raises InputError where it is larger, or cannot be read."""
     try:
         # Of a pipe or a device there is no end to wait for.
         if Path(path).exists() and not Path(path).is_file():
@@ -158,8 +158,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
     Raises InputError where the place cannot be written.
     """
-    # Through links, so that the file is replaced and not the link to it.
-    target = Path(os.path.realpath(path))
+    target = _target(path)
     part = _open_part(path, target)
     try:
         yield part
@@ -179,6 +178,12 @@ def replacing(path: str | Path) -> Iterator[Path]:
         raise _cannot_write(path, full) from error
     finally:
         part.unlink(missing_ok=True)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Writes a whole text file in UTF-8, by `replacing`."""
+    with replacing(path) as part:
+        part.write_text(text, encoding="utf-8")
 
 
 def append_line(path: str | Path, line: str) -> None:
@@ -207,7 +212,7 @@ def append_line(path: str | Path, line: str) -> None:
 
 def check_writable(path: str | Path) -> None:
     """Raises InputError unless a file can be written at `path`; an existing one is left as it is."""
-    part = _open_part(path, Path(os.path.realpath(path)))
+    part = _open_part(path, _target(path))
     part.unlink(missing_ok=True)
 
 
@@ -223,18 +228,27 @@ def _noun(kind: str) -> str:
     return kind.removeprefix("unicp.")
 
 
+def _target(path: str | Path) -> Path:
+    """The file to replace, through links, so that a link stays one."""
+    try:
+        return Path(os.path.realpath(path))
+    except (OSError, ValueError) as error:
+        raise InputError(f"to write {path}", reason(error), "name a place that can be written") from error
+
+
 def _open_part(path: str | Path, target: Path) -> Path:
     if not str(path):
         raise InputError("to write a file", "an empty name", "name the file")
-    if not target.parent.is_dir():
-        raise InputError(f"to write {path}", f"no folder {target.parent}", "make the folder first")
-    if target.exists() and not target.is_file():
-        raise InputError(f"to write {path}", "a folder or device there", "name a file")
-    part = target.with_name(f".{target.name[:100]}.{uuid.uuid4().hex[:12]}.part")
+    part = target.with_name(f".{target.name[:40]}.{uuid.uuid4().hex[:12]}.part")
     try:
+        if not target.parent.is_dir():
+            raise InputError(f"to write {path}", f"no folder {target.parent}", "make the folder first")
+        # Also tells of a name that is too long, which the unfinished file has not.
+        if target.exists() and not target.is_file():
+            raise InputError(f"to write {path}", "a folder or device there", "name a file")
         part.touch(exist_ok=False)
-    except (OSError, ValueError) as error:
-        raise InputError(f"to write {path}", reason(error), "name a place that can be written") from error
+    except OSError as error:
+        raise _cannot_write(path, error) from error
     return part
 
 

@@ -19,7 +19,7 @@ Of a JSON file it is the list "rows", or after two colons another one ("slices::
 from __future__ import annotations
 
 import argparse
-import json
+import math
 import re
 import sys
 from collections import Counter
@@ -32,7 +32,9 @@ from unicp.benchmarking.html.parts import is_ours
 from unicp.benchmarking.margins import faster, margins
 from unicp.benchmarking.rows import PLAIN, PLANNED, Row, read_rows
 from unicp.benchmarking.statistics import Group, at_speed, frontier, group_rows, markdown
-from unicp.errors import InputError
+from unicp.checked import Checker, MisfitError
+from unicp.errors import FileFormatError, InputError
+from unicp.files import read_json, reason, write_text
 from unicp.planning.targets import parse_target
 
 DOCUMENTS = ("README.md", "docs/results.md", "docs/planning.md")
@@ -51,6 +53,9 @@ def _table(name: str, results: Path) -> str:
     stem, sampler, kind = (*name.split(":"), "", "")[:3]
     rows = [row for row in read_rows(results / f"{stem}.jsonl") if row.sampler == sampler]
     if rows:
+        if len({(row.model, row.conditions) for row in rows}) > 1:
+            found = f"rows of several models or measured under different conditions in {results / stem}.jsonl"
+            raise InputError(f"table {name}", found, "keep those of one measurement in the file")
         groups = _ordered(group_rows(rows))
         if kind.startswith("margins"):
             return margins(rows, kind.removeprefix("margins").removeprefix("-"))
@@ -61,8 +66,12 @@ def _table(name: str, results: Path) -> str:
     path = results / f"{stem}.json"
     if not path.is_file():
         raise InputError(f"table {name}", f"no rows in {results}", "run the benchmark that makes them")
-    record = json.loads(path.read_text(encoding="utf-8"))
-    return _plain_table(record[kind or "rows"])
+    record = read_json(path)
+    try:
+        return _plain_table(Checker(list[dict[str, str | int | float]]).read(record[kind or "rows"]))
+    except (MisfitError, KeyError, TypeError) as error:
+        found = f"no such table in {path} ({reason(error)})"
+        raise FileFormatError(f"table {name}", found, "run the benchmark that makes it") from error
 
 
 def equal_operations(groups: list[Group]) -> str:
@@ -88,7 +97,7 @@ def targets_met(groups: list[Group]) -> str:
         if group.method != PLANNED or group.reason:
             continue
         target = parse_target(group.setting)
-        psnr = [row.fidelity["psnr"] for row in group.rows]
+        psnr = [row.fidelity.get("psnr", math.nan) for row in group.rows]
         speed = [row.plain_seconds / row.seconds for row in group.rows]
         had = {"psnr": psnr, "speedup": speed, "seconds": [-row.seconds for row in group.rows]}[target.kind]
         least = -target.value if target.kind == "seconds" else target.value
@@ -112,11 +121,13 @@ def targets_need(groups: list[Group]) -> str:
         if group.method != PLANNED or group.reason or not group.setting.startswith("psnr"):
             continue
         least = parse_target(group.setting).value
-        met = sum(row.fidelity["psnr"] >= least for row in group.rows)
+        met = sum(row.fidelity.get("psnr", math.nan) >= least for row in group.rows)
         fastest = {(row.prompt, row.seed): 1.0 for row in group.rows}
         one = 1.0
         for other in ours:
-            found = [r for r in other.rows if (r.prompt, r.seed) in fastest and r.fidelity["psnr"] >= least]
+            found = [
+                r for r in other.rows if (r.prompt, r.seed) in fastest and r.fidelity.get("psnr", math.nan) >= least
+            ]
             for row in found:
                 clip = row.prompt, row.seed
                 fastest[clip] = min(fastest[clip], _spent([row]))
@@ -199,7 +210,7 @@ def _ordered(groups: list[Group]) -> list[Group]:
 
 
 def _plain_table(rows: list[dict[str, Any]]) -> str:
-    names = list(rows[0])
+    names = list(rows[0]) if rows else []
     lines = ["| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
     for row in rows:
         cells = (f"{value:.4g}" if isinstance(value, float) else str(value) for value in row.values())
@@ -220,7 +231,7 @@ def main() -> int:
         if before != after:
             stale.append(name)
             if not options.check:
-                path.write_text(after, encoding="utf-8")
+                write_text(path, after)
     if stale and options.check:
         print(f"tables differ from the measured rows in {', '.join(stale)}: run python -m unicp.benchmarking.report")
         return 1

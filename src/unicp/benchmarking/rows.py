@@ -13,6 +13,7 @@ from unicp.errors import FileFormatError, InputError
 from unicp.files import append_line, json_line, parse_json, read_bytes
 
 PLAIN, PLANNED = "plain", "UniCP planned"  # families that more than one place knows by name
+RowKey = tuple[str, str, str, str, str, str, int]
 _Count = Annotated[int, Within(0, 2**63 - 1)]
 _Seconds = Annotated[float, Within(0, 1e9)]
 _Metric = Annotated[float, Within(-1e9, 1e9, endless=True, missing=True)]
@@ -30,7 +31,9 @@ class Row:
     process above that before the call; cache_bytes: tensors alive shortly before the last step beyond those of the
     plain run. work: operations of each step as a share of a plain step.
     fidelity: numbers against the plain clip by name (`clip_metrics`), and adherence to the prompt.
-    environment: versions, device, commit: what is needed to run this row again.
+    environment: versions, device, commit, fingerprint of the model: what is needed to run this row again.
+    conditions: a hash of all that (`unicp.benchmarking.conditions`); "" in rows from before there was one, which are
+    read and shown, and never taken for a measurement that is asked for now.
     """
 
     suite: str
@@ -54,15 +57,16 @@ class Row:
     work: list[Annotated[float, Within(0, 1e6)]] = field(default_factory=list)
     fidelity: dict[str, _Metric] = field(default_factory=dict)
     environment: dict[str, Any] = field(default_factory=dict)
+    conditions: str = ""
 
     def __post_init__(self) -> None:
         if self.measured and not (self.full_operations > 0 and self.seconds > 0 and self.plain_seconds > 0):
             raise FileFormatError("a row", "a measured row without operations or seconds", "measure again")
 
     @property
-    def key(self) -> tuple[str, str, str, str, str, int]:
+    def key(self) -> RowKey:
         """What makes a row the same measurement."""
-        return self.model, self.sampler, self.method, self.setting, self.prompt, self.seed
+        return self.conditions, self.model, self.sampler, self.method, self.setting, self.prompt, self.seed
 
     @property
     def name(self) -> str:

@@ -33,7 +33,7 @@ def bootstrap(
 
 @dataclass(frozen=True)
 class Group:
-    """All rows of one method and setting with one model and sampler."""
+    """All rows of one method and setting with one model and sampler, measured under the same conditions."""
 
     model: str
     sampler: str
@@ -45,6 +45,11 @@ class Group:
     def name(self) -> str:
         """Method and setting in one string."""
         return f"{self.method} {self.setting}".strip()
+
+    @property
+    def conditions(self) -> str:
+        """Of all rows; "" where they do not say."""
+        return self.rows[0].conditions
 
     @property
     def reason(self) -> str:
@@ -97,14 +102,17 @@ class Group:
 
 
 def group_rows(rows: Iterable[Row]) -> list[Group]:
-    """One group per model, sampler, method and setting, in order of appearance.
+    """One group per conditions, model, sampler, method and setting, in order of appearance.
 
     A method that runs on some clips and fails on others makes two groups: the measured rows, and the others.
     """
-    found: dict[tuple[str, str, str, str, bool], list[Row]] = {}
+    found: dict[tuple[object, ...], list[Row]] = {}
     for row in rows:
-        found.setdefault((row.model, row.sampler, row.method, row.setting, row.measured), []).append(row)
-    return [Group(*key[:4], tuple(members)) for key, members in found.items()]
+        key = row.model, row.sampler, row.method, row.setting, row.conditions, row.measured
+        found.setdefault(key, []).append(row)
+    return [
+        Group(rows[0].model, rows[0].sampler, rows[0].method, rows[0].setting, tuple(rows)) for rows in found.values()
+    ]
 
 
 Cost = Callable[[Group], float]

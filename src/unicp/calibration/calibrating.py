@@ -7,7 +7,6 @@ nothing, so a probe late in a run, or a trial, takes a part of a clip's time.
 from __future__ import annotations
 
 import itertools
-import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass

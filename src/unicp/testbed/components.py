@@ -6,6 +6,7 @@ Nothing here is special to UniCP: the saved folder loads with plain `DiffusionPi
 from __future__ import annotations
 
 import copy
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -136,7 +137,15 @@ def encode_prompts(
 def save_pipeline(kind: Any, folder: Path, models: dict[str, Any], others: dict[str, Any]) -> None:
     """Writes the folder that `DiffusionPipeline.from_pretrained` loads as `kind`, copies of `models` in float16."""
     halves = {name: copy.deepcopy(model).to(torch.float16) for name, model in models.items()}
-    kind(**halves, **others).save_pretrained(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name[:100]}.", suffix=".part") as part:
+        kind(**halves, **others).save_pretrained(part)
+        # Each file whole, and beside what else the folder holds: scores, a card.
+        for made in sorted(Path(part).rglob("*")):
+            if made.is_file():
+                target = folder / made.relative_to(part)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                made.replace(target)
 
 
 def normalise_latents(autoencoder: AutoencoderKLWan, latents: Tensor) -> Tensor:

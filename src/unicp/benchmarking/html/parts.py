@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from unicp.benchmarking.rows import PLAIN, PLANNED, Row, read_rows
@@ -26,18 +26,23 @@ class Failure:
 
 @dataclass(frozen=True)
 class Part:
-    """Everything of one model and sampler. groups: with measured rows only. plain: None where it has no row."""
+    """Everything of one model and sampler under one set of conditions.
+
+    groups: with measured rows only. plain: None where it has no row. apart: what tells it from other parts of the same
+    model and sampler.
+    """
 
     model: str
     sampler: str
     plain: Group | None
     groups: tuple[Group, ...]
     failures: tuple[Failure, ...]
+    apart: str = ""
 
     @property
     def name(self) -> str:
         """What a heading says."""
-        return f"{self.model}, sampler {self.sampler}"
+        return f"{self.model}, sampler {self.sampler}{self.apart and f', {self.apart}'}"
 
     @property
     def families(self) -> dict[str, list[Group]]:
@@ -82,11 +87,23 @@ def load_rows(files: Sequence[Path]) -> list[Row]:
 
 
 def split(rows: Iterable[Row]) -> list[Part]:
-    """One part per model and sampler, in order of appearance."""
-    apart: dict[tuple[str, str], list[Group]] = {}
+    """One part per model, sampler and conditions, in order of appearance."""
+    apart: dict[tuple[str, str, str], list[Group]] = {}
     for group in group_rows(rows):
-        apart.setdefault((group.model, group.sampler), []).append(group)
-    return [_part(model, sampler, groups) for (model, sampler), groups in apart.items()]
+        apart.setdefault((group.model, group.sampler, group.conditions), []).append(group)
+    return [
+        replace(_part(model, sampler, groups), apart=_apart(apart, model, sampler, conditions))
+        for (model, sampler, conditions), groups in apart.items()
+    ]
+
+
+def _apart(groups: Mapping[tuple[str, str, str], list[Group]], model: str, sampler: str, conditions: str) -> str:
+    """In which facts these rows differ from others of the same model and sampler; "" where there are no others."""
+    facts = {key[2]: found[0].rows[0].environment for key, found in groups.items() if key[:2] == (model, sampler)}
+    own = facts.pop(conditions)
+    names = sorted({name for other in facts.values() for name in {*own, *other} if own.get(name) != other.get(name)})
+    told = [f"{name} {own[name]!s:.60}" for name in names if name in own and name != "commit"]
+    return ", ".join(told or ["without conditions" if not conditions else f"conditions {conditions}"]) if facts else ""
 
 
 def styles(parts: Iterable[Part]) -> dict[str, Style]:

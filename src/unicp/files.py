@@ -11,6 +11,7 @@ import importlib.metadata
 import json
 import math
 import os
+import tempfile
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -166,18 +167,37 @@ def replacing(path: str | Path) -> Iterator[Path]:
             os.fsync(file.fileno())
         os.replace(part, target)
         _sync_folder(target.parent)
-    except UniCPError:
-        raise
-    except OSError as error:
-        raise _cannot_write(path, error) from error
     except Exception as error:
-        # Libraries have errors of their own for a write that failed.
-        full = _disk_is_full(part)
-        if full is None:
-            raise
-        raise _cannot_write(path, full) from error
+        raise _told(path, error, part) from error
     finally:
         part.unlink(missing_ok=True)
+
+
+@contextmanager
+def replacing_folder(folder: str | Path) -> Iterator[Path]:
+    """Gives a temporary folder beside `folder`; at the end its files go there, each as a whole.
+
+    What else is there stays. Raises InputError where the place cannot be written; what was there is then as it was.
+    """
+    target = _target(folder)
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name[:40]}.", suffix=".part") as name:
+            part = Path(name)
+            try:
+                yield part
+                made = [file for file in sorted(part.rglob("*")) if file.is_file()]
+                for file in made:
+                    with file.open("rb+") as opened:
+                        os.fsync(opened.fileno())
+                for file in made:
+                    place = target / file.relative_to(part)
+                    place.parent.mkdir(parents=True, exist_ok=True)
+                    os.replace(file, place)
+            except Exception as error:
+                raise _told(folder, error, part / "probe") from error
+    except OSError as error:
+        raise _cannot_write(folder, error) from error
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -193,15 +213,17 @@ def append_line(path: str | Path, line: str) -> None:
     was. Raises InputError.
     """
     try:
-        with Path(path).open("ab+") as file:
+        # No buffer: what it could not write it would write again when it is closed.
+        with Path(path).open("ab+", buffering=0) as file:
             whole, rest = _last_line(file)
             if rest and _is_json(rest):
                 line = "\n" + line  # somebody's editor left out the last line break
                 whole += len(rest)
             file.truncate(whole)
             try:
-                file.write(line.encode("ascii"))
-                file.flush()
+                rest = line.encode("ascii")
+                while rest:
+                    rest = rest[file.write(rest) :]
                 os.fsync(file.fileno())
             except OSError:
                 os.ftruncate(file.fileno(), whole)
@@ -255,6 +277,14 @@ def _open_part(path: str | Path, target: Path) -> Path:
 @lru_cache(maxsize=32)
 def _checker(record: type) -> Checker:
     return Checker(record, _TRACE_FIELDS if record is Trace else {})
+
+
+def _told(path: str | Path, error: Exception, part: Path) -> Exception:
+    """The error to raise where writing to `part` failed. Libraries have errors of their own for a disk that is full."""
+    if isinstance(error, UniCPError):
+        return error
+    cause = error if isinstance(error, OSError) else _disk_is_full(part)
+    return error if cause is None else _cannot_write(path, cause)
 
 
 def _cannot_write(path: str | Path, error: OSError) -> InputError:

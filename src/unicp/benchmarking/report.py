@@ -141,7 +141,7 @@ def targets_need(groups: list[Group]) -> str:
 
 def _spent(rows: Sequence[Row]) -> float:
     """Share of the operations of the plain runs that was executed."""
-    return sum(row.operations for row in rows) / sum(row.full_operations for row in rows)
+    return max(1, sum(row.operations for row in rows)) / max(1, sum(row.full_operations for row in rows))
 
 
 def best_settings(groups: list[Group]) -> str:

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import unicp
-from unicp.calibration.notes import Facts, Notes, PlainSeconds
+from unicp.calibration.notes import AGAIN, Facts, Notes, PlainSeconds
 from unicp.calibration.recording import Tape, recording_of
 from unicp.calibration.running import Outcome, Reference, Runs
 from unicp.control.windows import Candidate
-from unicp.errors import InputError
+from unicp.errors import FileFormatError, InputError
 from unicp.models.chosen_steps import can_choose, only_steps
 from unicp.numerics.error_measures import relative_error
 from unicp.numerics.fidelity import psnr
@@ -152,10 +152,14 @@ class Calibration:
             for share in self._placed:
                 self._fewer_placed(references[prompt], number, round(share * self.runs.steps))
                 progress.step(f"plain run of chosen steps of {prompt!r}")
-        profile = counted(self._profile(self.notes.of("trial"), self.notes.of("fewer"), online=self.notes.of("online")))
+        profile = counted(self.profile_of_notes())
         save_profile(profile, self.out)
         self.notes.done()
         return profile
+
+    def profile_of_notes(self) -> Profile:
+        """The profile, once everything is known. Raises FileFormatError where the notes do not make one."""
+        return self._profile(self.notes.of("trial"), self.notes.of("fewer"), online=self.notes.of("online"))
 
     def _plain(self, seed: int, prompt: str) -> Reference:
         """The plain run, always made: what comes after is compared with it and begins with its outputs."""
@@ -167,7 +171,7 @@ class Calibration:
         if len(tape.calls) != self.runs.steps or any(len(step) != branches for step in tape.calls):
             found = f"{len(tape.calls)} steps instead of {self.runs.steps}, or not always as many calls"
             raise InputError("to calibrate this pipeline", found, "use a scheduler with one call a step and branch")
-        if f"recording {prompt}" not in self.notes.known:
+        if not {f"recording {prompt}", f"facts {prompt}"} <= set(self.notes.known):
             recording = recording_of(prompt, tape.calls, self._levels[:-1], self.runs.schedule.prediction)
             steps = [sum(tape.seconds[i : i + branches]) for i in range(0, len(tape.seconds), branches)]
             seconds = PlainSeconds(statistics.median(steps), max(0.0, outcome.seconds - sum(tape.seconds)))
@@ -297,6 +301,8 @@ class Calibration:
         online: list[OnlineTrial] | None = None,
     ) -> Profile:
         facts, served, added = (self.notes.of(word) for word in ("facts", "served", "added"))
+        if not facts:
+            raise FileFormatError(f"to go on with {self.notes.path}", "no plain run", AGAIN)
         seconds = Seconds(
             statistics.median(one.seconds.computed for one in facts),
             facts[0].branches * statistics.median(served) if served else 0.0,

@@ -214,6 +214,8 @@ def _problem(plan: Plan) -> str:
         return f"{len(plan.fewer_computed)} chosen steps for {plan.fewer}"
     if not all(0 <= step < plan.steps for step in plan.fewer_computed):
         return "chosen steps that are not of the run"
+    if len({bound is None for bound in (plan.psnr, plan.psnr_low, plan.psnr_high)}) > 1:
+        return "a predicted PSNR without its bounds"
     curves = plan.curves
     if curves is None:
         return ""

@@ -6,7 +6,6 @@ Nothing here is special to UniCP: the saved folder loads with plain `DiffusionPi
 from __future__ import annotations
 
 import copy
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
+from unicp.files import replacing_folder
 from unicp.testbed.clips import ATTRIBUTES
 
 LATENT_CHANNELS = 8
@@ -137,15 +137,8 @@ def encode_prompts(
 def save_pipeline(kind: Any, folder: Path, models: dict[str, Any], others: dict[str, Any]) -> None:
     """Writes the folder that `DiffusionPipeline.from_pretrained` loads as `kind`, copies of `models` in float16."""
     halves = {name: copy.deepcopy(model).to(torch.float16) for name, model in models.items()}
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name[:100]}.", suffix=".part") as part:
+    with replacing_folder(folder) as part:
         kind(**halves, **others).save_pretrained(part)
-        # Each file whole, and beside what else the folder holds: scores, a card.
-        for made in sorted(Path(part).rglob("*")):
-            if made.is_file():
-                target = folder / made.relative_to(part)
-                target.parent.mkdir(parents=True, exist_ok=True)
-                made.replace(target)
 
 
 def normalise_latents(autoencoder: AutoencoderKLWan, latents: Tensor) -> Tensor:

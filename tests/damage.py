@@ -1,4 +1,4 @@
-"""Files as nobody should have them: a sound file, damaged in every way that one can think of. The same seed, the same."""
+"""Files as nobody should have them: a sound file, damaged in every way one can think of. The same seed, the same."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ TABLE: dict[str, Row] = {
     "checked": row("errors", "pydantic typing_extensions"),
     "files": row("errors settings records checked", "pydantic_core"),
     "numerics": row("errors", "torch"),
-    "models": row("errors settings records files numerics", "torch", {"models/loading.py": "diffusers"}),
+    "models": row("errors settings records files checked numerics", "torch", {"models/loading.py": "diffusers"}),
     "control": row("errors settings records"),
     # No torch: a plan can be made, printed and drawn where there is none.
     "planning": row("errors settings records files checked numerics control"),

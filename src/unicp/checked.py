@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields, is_dataclass
-from functools import partial, reduce
+from functools import lru_cache, partial, reduce
 from operator import or_
 from types import MappingProxyType, UnionType
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -78,6 +78,12 @@ class Checker:
             raise MisfitError(_told(error.errors(include_url=False))) from error
 
 
+@lru_cache(maxsize=64)
+def saved_fields(kind: Any) -> tuple[str, ...]:
+    """Names of the fields of a dataclass that are kept in a file: those that it is made of, private ones left out."""
+    return tuple(field.name for field in fields(kind) if field.init and not field.name.startswith("_"))
+
+
 def _config() -> Any:
     return {"strict": True, "extra": "forbid"}
 
@@ -116,6 +122,8 @@ def _record(kind: Any, instead: Mapping[str, Any]) -> Any:
     hints = {**get_type_hints(kind, include_extras=True)}
     known: dict[str, Any] = {}
     for field in fields(kind):
+        if field.name not in saved_fields(kind):
+            continue
         form = _form(instead.get(field.name, hints[field.name]), instead)
         is_needed = field.default is MISSING and field.default_factory is MISSING
         known[field.name] = form if is_needed else NotRequired[form]

@@ -20,7 +20,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from unicp.checked import Checker, MisfitError, Step, Within
+from unicp.checked import Checker, MisfitError, Step, Within, saved_fields
 from unicp.errors import FileFormatError, InputError, UniCPError
 from unicp.records import Trace
 
@@ -64,12 +64,12 @@ def load_trace(path: str | Path) -> Trace:
 
 def save_record(record: Any, kind: str, version: int, path: str | Path) -> None:
     """Writes a dataclass, with those in it, as JSON under the name `kind`; errors as for `save_trace`."""
-    body = {"type": kind, "version": version, "unicp": package_version(), **vars(record)}
+    values = _plain_values(record)
+    body = {"type": kind, "version": version, "unicp": package_version(), **values}
     try:
-        # Not dataclasses.asdict: it copies every list of every entry.
         text = json_line(body)
         if kind != TRACE_TYPE:  # what nobody could read again is told while it still can be mended
-            _checker(type(record)).read(json_ready(vars(record)))
+            _checker(type(record)).read(json_ready(values))
     except MisfitError as error:
         raise InputError(f"to write {path}", str(error), "see what made such numbers") from error
     except (TypeError, ValueError) as error:
@@ -135,12 +135,17 @@ def json_ready(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return str(float(value))
     if is_dataclass(value) and not isinstance(value, type):
-        return json_ready(vars(value))
+        return json_ready(_plain_values(value))
     if isinstance(value, Mapping):
         return {key: json_ready(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [json_ready(item) for item in value]
     return value
+
+
+def _plain_values(record: Any) -> dict[str, Any]:
+    """Not dataclasses.asdict, which copies every list of every entry."""
+    return {name: getattr(record, name) for name in saved_fields(type(record))}
 
 
 def json_line(value: Any) -> str:

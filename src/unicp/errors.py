@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
+from typing import Any, NoReturn
+
 
 class UniCPError(Exception):
     """Base of all UniCP errors. `str(error)` is one line: "asked: …; found: …; do: …"."""
@@ -35,3 +39,12 @@ class FileFormatError(UniCPError, ValueError):
 
 class InputError(UniCPError, ValueError):
     """A prompt, path or number given by the user that cannot be used."""
+
+
+def run_main(main: Callable[[], Any]) -> NoReturn:
+    """Runs the `main` of a module and leaves with its exit code, or with one line for what a user can cause."""
+    try:
+        code = main()
+    except UniCPError as error:
+        code = f"error: {error}"
+    sys.exit(code)

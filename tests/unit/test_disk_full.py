@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -165,6 +166,36 @@ def write(n):
 fill(write)
 """,
 }
+
+
+# What writes besides: the functions themselves; frames for another program, in a folder that is removed; the kernel.
+ELSEWHERE = {"files.py", "benchmarking/vmaf.py", "benchmarking/harness.py"}
+# A call that writes a file, and to what: a name, or its first argument.
+WRITES = (
+    re.compile(r"([\w.]+)\.write_(?:text|bytes)\("),
+    re.compile(r"([\w.]+)\.open\((?:mode=)?[\"'][wax]"),
+    re.compile(r"\bopen\(([\w.()]+), (?:mode=)?[\"'][wax]"),
+    re.compile(r"\b(?:torch\.save|json\.dump|pickle\.dump|save_file)\((?:.*, )?(\w+)\)"),
+    re.compile(r"\.(?:savefig|save_pretrained|savez|savez_compressed)\((\w+)"),
+)
+
+
+def test_nothing_writes_but_aside_or_behind():
+    """Else the next kind of file would be half-written again."""
+    source, found = ROOT / "src" / "unicp", []
+    for path in sorted(source.rglob("*.py")):
+        if path.relative_to(source).as_posix() not in ELSEWHERE:
+            text = path.read_text(encoding="utf-8")
+            written = [match for pattern in WRITES for match in pattern.finditer(text)]
+            found += [f"{path.name}: {match[0]}" for match in written if match[1] not in ("part", "file", "str(part)")]
+    assert not found
+
+
+def test_nothing_reads_json_but_with_bounds():
+    # Command lines and the answers of other programs are not files of ours.
+    beside = ("files.py", "methods.py", "vmaf.py", "conditions.py")
+    paths = [path for path in (ROOT / "src").rglob("*.py") if path.name not in beside]
+    assert not [path.name for path in paths if re.search(r"json\.loads?\(", path.read_text(encoding="utf-8"))]
 
 
 @pytest.fixture(scope="module")

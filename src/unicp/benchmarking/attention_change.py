@@ -18,6 +18,7 @@ from torch import Tensor
 from unicp.benchmarking.command import harness_of, measuring_parser
 from unicp.benchmarking.step_count import StepCount
 from unicp.benchmarking.suites import SPLITS, STEPS, prompts_of
+from unicp.errors import run_main
 from unicp.files import write_text
 from unicp.models.finder import map_model
 from unicp.numerics.error_measures import relative_error
@@ -99,4 +100,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

@@ -28,6 +28,7 @@ from torch import Tensor
 
 from unicp.benchmarking.harness import environment_of
 from unicp.benchmarking.slice_speed import clock_of, seconds_of
+from unicp.errors import run_main
 from unicp.execution.attention_seam import Costs, SliceState, run_sliced
 from unicp.files import write_text
 from unicp.numerics.error_measures import coprime_stride, relative_error
@@ -196,4 +197,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

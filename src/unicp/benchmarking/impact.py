@@ -19,6 +19,7 @@ from unicp.benchmarking.command import harness_of, measuring_parser
 from unicp.benchmarking.harness import Harness
 from unicp.benchmarking.injection import Injection, injected
 from unicp.benchmarking.suites import STEPS, prompts_of
+from unicp.errors import run_main
 from unicp.files import write_text
 from unicp.numerics.error_measures import relative_error
 
@@ -66,4 +67,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

@@ -8,11 +8,11 @@ A row of the table that the suite has not tested shows as untested, and a test r
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from unicp.errors import run_main
 from unicp.files import read_json, write_text
 from unicp.models.family_form import Family
 from unicp.models.family_rows import AUDIO, IMAGE, REFUSED, VIDEO
@@ -183,4 +183,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_main(main)

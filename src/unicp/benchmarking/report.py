@@ -21,7 +21,6 @@ from __future__ import annotations
 import argparse
 import math
 import re
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -33,7 +32,7 @@ from unicp.benchmarking.margins import faster, margins
 from unicp.benchmarking.rows import PLAIN, PLANNED, Row, read_rows
 from unicp.benchmarking.statistics import Group, at_speed, frontier, group_rows, markdown
 from unicp.checked import Checker, MisfitError
-from unicp.errors import FileFormatError, InputError
+from unicp.errors import FileFormatError, InputError, run_main
 from unicp.files import read_json, reason, write_text
 from unicp.planning.targets import parse_target
 
@@ -239,4 +238,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_main(main)

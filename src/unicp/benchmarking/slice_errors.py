@@ -30,6 +30,7 @@ from unicp.benchmarking.command import harness_of, measuring_parser
 from unicp.benchmarking.harness import Harness
 from unicp.benchmarking.step_count import StepCount
 from unicp.benchmarking.suites import STEPS, prompts_of
+from unicp.errors import run_main
 from unicp.execution.attention_seam import Seam
 from unicp.files import write_text
 from unicp.models.finder import ModelMap, Unit, map_model
@@ -295,4 +296,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

@@ -26,6 +26,7 @@ import torch
 import torch.nn.functional as F
 
 from unicp.benchmarking.harness import environment_of
+from unicp.errors import run_main
 from unicp.execution.attention_seam import Costs, SliceState, run_sliced
 from unicp.files import write_text
 from unicp.numerics.principal_axes import fit_bases
@@ -158,4 +159,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

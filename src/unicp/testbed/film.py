@@ -26,6 +26,7 @@ from diffusers.models.embeddings import get_3d_rotary_pos_embed
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
 
+from unicp.errors import run_main
 from unicp.files import replacing, write_text
 from unicp.testbed import components
 from unicp.testbed.film_data import ATTRIBUTES, FPS, FRAMES, HEIGHT, PROMPTS_FILE, WIDTH, Clips, make_clips, prompts
@@ -332,4 +333,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

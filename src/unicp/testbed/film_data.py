@@ -29,7 +29,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from unicp.errors import InputError
+from unicp.errors import InputError, run_main
 from unicp.files import replacing
 
 PACKAGE = "moviepy==2.2.1"
@@ -226,4 +226,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

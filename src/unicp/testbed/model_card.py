@@ -12,7 +12,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from unicp.errors import FileFormatError
+from unicp.errors import FileFormatError, run_main
 from unicp.files import parse_json, read_bytes, write_text
 from unicp.testbed import clips, folder
 from unicp.testbed.card_form import DEFAULTS_FILE, ENCODER, TOKENIZER, Card, millions, sizes, stages_in_words
@@ -183,4 +183,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

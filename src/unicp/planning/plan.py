@@ -210,6 +210,8 @@ def _problem(plan: Plan) -> str:
         return f"a forecast of {plan.quantity!r:.40} over {plan.abscissa!r:.40}"
     if plan.tolerance is not None and (plan.computed or not 0 < plan.tolerance < math.inf):
         return "an online rule beside computed steps, or with a tolerance that is not positive"
+    if plan.fewer is not None and not 0 < plan.fewer <= plan.steps:
+        return f"a plain run of {plan.fewer} of {plan.steps} steps"
     if plan.fewer_computed and len(plan.fewer_computed) != plan.fewer:
         return f"{len(plan.fewer_computed)} chosen steps for {plan.fewer}"
     if not all(0 <= step < plan.steps for step in plan.fewer_computed):

@@ -28,7 +28,7 @@ class Fingerprint:
     dtype: str
     prediction: str
     scheduler: str
-    branches: Annotated[int, Within(0, 1000)]
+    branches: Annotated[int, Within(1, 1000)]
 
     def differences(self, other: Fingerprint) -> list[str]:
         """One phrase per field in which `other` differs, "" for none."""

@@ -220,11 +220,13 @@ def append_line(path: str | Path, line: str) -> None:
     try:
         # No buffer: what it could not write it would write again when it is closed.
         with Path(path).open("ab+", buffering=0) as file:
+            _lock(file)
             whole, rest = _last_line(file)
             if rest and _is_json(rest):
                 line = "\n" + line  # somebody's editor left out the last line break
                 whole += len(rest)
-            file.truncate(whole)
+            elif rest:
+                file.truncate(whole)
             try:
                 rest = line.encode("ascii")
                 while rest:
@@ -319,6 +321,14 @@ def _sync_folder(folder: Path) -> None:
             os.fsync(number)
         finally:
             os.close(number)
+
+
+def _lock(file: Any) -> None:
+    """Until the file is closed nobody else appends, where the system and the file system can do that."""
+    with suppress(ImportError, OSError):
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX)
 
 
 def _last_line(file: Any) -> tuple[int, bytes]:

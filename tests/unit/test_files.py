@@ -401,3 +401,17 @@ def test_importing_unicp_does_not_import_the_schema_library():
 def test_no_message_holds_what_a_terminal_obeys():
     message = str(InputError("\x1b[2Jone\ntwo", "\x00\x9b3", "\u202eabc \ud800"))
     assert message.isprintable() and "\\x1b[2Jone two" in message and "\\ud800" in message
+
+
+def test_two_processes_that_append_to_one_file_lose_no_line(tmp_path):
+    script = """
+import sys
+from unicp.files import append_line
+for number in range(60):
+    append_line(sys.argv[1], f'{{"n": {number}}}\\n')
+"""
+    command = [sys.executable, "-c", script, str(tmp_path / "lines")]
+    environment = {**os.environ, "PYTHONPATH": str(Path(files.__file__).parents[1])}
+    both = [subprocess.Popen(command, env=environment) for _ in range(2)]
+    assert [one.wait() for one in both] == [0, 0]
+    assert len((tmp_path / "lines").read_text().splitlines()) == 120

@@ -169,7 +169,7 @@ fill(write)
 
 
 # What writes besides: the functions themselves; frames for another program, in a folder that is removed; the kernel.
-ELSEWHERE = {"files.py", "benchmarking/vmaf.py", "benchmarking/harness.py"}
+ELSEWHERE = {"disk.py", "benchmarking/vmaf.py", "benchmarking/harness.py"}
 # A call that writes a file, and to what: a name, or its first argument.
 WRITES = (
     re.compile(r"([\w.]+)\.write_(?:text|bytes)\("),
@@ -193,7 +193,7 @@ def test_nothing_writes_but_aside_or_behind():
 
 def test_nothing_reads_json_but_with_bounds():
     # Command lines and the answers of other programs are not files of ours.
-    beside = ("files.py", "methods.py", "vmaf.py", "conditions.py")
+    beside = ("disk.py", "methods.py", "vmaf.py", "conditions.py")
     paths = [path for path in (ROOT / "src").rglob("*.py") if path.name not in beside]
     assert not [path.name for path in paths if re.search(r"json\.loads?\(", path.read_text(encoding="utf-8"))]
 

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from unicp import files
+from unicp import disk, files
 from unicp.errors import FileFormatError, InputError
 from unicp.files import check_writable, load_trace, replacing, save_trace
 from unicp.records import Action, Entry, Trace
@@ -240,7 +240,7 @@ def test_a_failed_save_leaves_the_old_file_and_no_litter(tmp_path, monkeypatch):
     def disk_full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(files.os, "fsync", disk_full)
+    monkeypatch.setattr(disk.os, "fsync", disk_full)
     with pytest.raises(InputError, match="No space left"):
         save_trace(trace(), path)
     assert path.read_bytes() == before
@@ -354,7 +354,7 @@ def test_fields_of_a_later_release_may_be_absent_and_private_ones_are_not_kept(t
 def test_an_appended_line_that_finds_no_room_leaves_the_file_as_it_was(tmp_path, monkeypatch):
     path = tmp_path / "lines"
     files.append_line(path, '{"a": 1}\n')
-    monkeypatch.setattr(files.os, "fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    monkeypatch.setattr(disk.os, "fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
     with pytest.raises(InputError, match=r"no room on the disk \(No space left"):
         files.append_line(path, '{"b": 2}\n')
     assert path.read_text() == '{"a": 1}\n'

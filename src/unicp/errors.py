@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
+from typing import Any, NoReturn
+
 
 class UniCPError(Exception):
     """Base of all UniCP errors. `str(error)` is one line: "asked: …; found: …; do: …"."""
 
     def __init__(self, asked: str, found: str, do: str):
-        self.asked, self.found, self.do = asked, found, do
-        super().__init__(f"asked: {asked}; found: {found}; do: {do}")
+        self.asked, self.found, self.do = one_line(asked), one_line(found), one_line(do)
+        super().__init__(f"asked: {self.asked}; found: {self.found}; do: {self.do}")
+
+
+def one_line(text: str) -> str:
+    """Text in one line, without anything that a terminal obeys: names and contents of files may hold anything."""
+    line = " ".join(text.split())
+    return line if line.isprintable() else "".join(one if one.isprintable() else ascii(one)[1:-1] for one in line)
 
 
 class SettingsError(UniCPError, ValueError):
@@ -29,3 +39,12 @@ class FileFormatError(UniCPError, ValueError):
 
 class InputError(UniCPError, ValueError):
     """A prompt, path or number given by the user that cannot be used."""
+
+
+def run_main(main: Callable[[], Any]) -> NoReturn:
+    """Runs the `main` of a module and leaves with its exit code, or with one line for what a user can cause."""
+    try:
+        code = main()
+    except UniCPError as error:
+        code = f"error: {error}"
+    sys.exit(code)

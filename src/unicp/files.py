@@ -1,6 +1,7 @@
 """Reading and writing of what UniCP keeps on disk: versioned JSON, never half-written, loaded with suspicion.
 
-JSON has no NaN and no infinity: such numbers are written as the strings "nan", "inf" and "-inf".
+JSON has no NaN and no infinity: such numbers are written as the strings "nan", "inf" and "-inf". Whatever writes a file
+does so through `replacing` or `append_line`: what was there is lost at no moment, on a full disk neither.
 """
 
 from __future__ import annotations
@@ -8,27 +9,35 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import math
-import os
-import uuid
-from collections import Counter
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import is_dataclass
+from functools import lru_cache
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar
 
+from unicp.checked import Checker, MisfitError, Step, Within, saved_fields
+from unicp.disk import append_line as append_line
+from unicp.disk import check_writable as check_writable
+from unicp.disk import reason as reason
+from unicp.disk import replacing as replacing
+from unicp.disk import replacing_folder as replacing_folder
+from unicp.disk import write_text as write_text
 from unicp.errors import FileFormatError, InputError, UniCPError
-from unicp.records import Action, Entry, Trace
+from unicp.records import Trace
 
 TRACE_TYPE, TRACE_VERSION = "unicp.trace", 1
+# Far beyond every file of ours (a trace of a thousand runs has 50 MB), and still held in memory with ease.
+LARGEST_FILE = 256 * 2**20
+# Of a map of a run, units times steps: a page or a terminal has no room for more.
+MOST_CELLS = 20_000_000
 
-_NOT_FINITE = ("nan", "inf", "-inf")
 _HEADER = ("type", "version", "unicp")
+_TRACE_FIELDS: dict[str, Any] = {
+    "step": Step,
+    "action": Literal["compute", "slice", "forecast", "reuse"],
+    "seconds": Annotated[float, Within(0, 1e30)],
+}
 _R = TypeVar("_R")
-
-
-class _Misfit(Exception):
-    """A value that is not what its field takes."""
 
 
 def save_trace(trace: Trace, path: str | Path) -> None:
@@ -45,21 +54,30 @@ def load_trace(path: str | Path) -> Trace:
     Raises InputError where there is no readable file, FileFormatError where it is damaged, foreign, of another
     version, or has unknown, missing or mistyped fields.
     """
-    return load_record(Trace, TRACE_TYPE, TRACE_VERSION, path, "record it again")
+    trace = load_record(Trace, TRACE_TYPE, TRACE_VERSION, path, "record it again")
+    steps = 1 + max((entry.step for entry in trace.entries), default=0)
+    lines = len({(entry.run, entry.unit, entry.branch) for entry in trace.entries})
+    if steps * lines > MOST_CELLS:
+        raise FileFormatError(f"a trace in {path}", f"{lines} units of {steps} steps", "record it again")
+    return trace
 
 
 def save_record(record: Any, kind: str, version: int, path: str | Path) -> None:
     """Writes a dataclass, with those in it, as JSON under the name `kind`; errors as for `save_trace`."""
-    body = {"type": kind, "version": version, "unicp": package_version(), **vars(record)}
+    values = _plain_values(record)
+    body = {"type": kind, "version": version, "unicp": package_version(), **values}
     try:
-        # Not dataclasses.asdict: it copies every list of every entry.
-        text = json.dumps(json_ready(body), allow_nan=False)
-    except TypeError as error:
+        text = json_line(body)
+        if kind != TRACE_TYPE:  # what nobody could read again is told while it still can be mended
+            _checker(type(record)).read(json_ready(values))
+    except MisfitError as error:
+        raise InputError(f"to write {path}", str(error), "see what made such numbers") from error
+    except (TypeError, ValueError) as error:
         raise InputError(
-            f"the {_noun(kind)} in {path}", f"a value JSON cannot hold ({error})", "keep plain values in it"
+            f"the {_noun(kind)} in {path}", f"a value JSON cannot hold ({reason(error)})", "keep plain values in it"
         ) from error
     with replacing(path) as part:
-        part.write_text(text + "\n", encoding="ascii")
+        part.write_text(text, encoding="ascii")
 
 
 def load_record(record: type[_R], kind: str, version: int, path: str | Path, again: str) -> _R:
@@ -75,21 +93,41 @@ def load_record(record: type[_R], kind: str, version: int, path: str | Path, aga
             f"read it with that release, or {again}",
         )
     try:
-        return _read_record(record, {name: value for name, value in body.items() if name not in _HEADER}, "")
-    except (_Misfit, UniCPError) as error:
-        raise FileFormatError(f"a {noun} in {path}", getattr(error, "found", str(error)), again) from error
+        return _checker(record).read({name: value for name, value in body.items() if name not in _HEADER})
+    except MisfitError as error:
+        raise FileFormatError(f"a {noun} in {path}", str(error), again) from error
 
 
 def read_json(path: str | Path) -> Any:
     """The value in a JSON file. Raises InputError where it cannot be read, FileFormatError where it is no JSON."""
+    return parse_json(read_bytes(path), f"JSON in {path}")
+
+
+def read_bytes(path: str | Path) -> bytes:
+    """All of a file, of at most `LARGEST_FILE`. Raises InputError where it is larger, or cannot be read."""
     try:
-        raw = Path(path).read_bytes()
+        # Of a pipe or a device there is no end to wait for.
+        if Path(path).exists() and not Path(path).is_file():
+            raise InputError(f"to read {path}", "a folder or device there", "name a file")
+        with Path(path).open("rb") as file:
+            raw = file.read(LARGEST_FILE + 1)
     except (OSError, ValueError) as error:
-        raise InputError(f"to read {path}", _reason(error), "name a file that can be read") from error
+        if isinstance(error, UniCPError):
+            raise
+        raise InputError(f"to read {path}", reason(error), "name a file that can be read") from error
+    if len(raw) > LARGEST_FILE:
+        raise InputError(f"to read {path}", f"more than {LARGEST_FILE >> 20} MB", "name a file that UniCP wrote")
+    return raw
+
+
+def parse_json(raw: bytes, asked: str, do: str = "make it again") -> Any:
+    """The value of JSON text in UTF-8, nested at most 200 deep. asked, do: for the FileFormatError where it is none."""
+    from pydantic_core import from_json
+
     try:
-        return json.loads(raw.decode("utf-8"), parse_constant=_refuse_constant)
+        return from_json(raw, allow_inf_nan=False)
     except (ValueError, RecursionError) as error:
-        raise FileFormatError(f"JSON in {path}", f"a damaged file ({_reason(error)})", "make it again") from error
+        raise FileFormatError(asked, f"a damaged file ({reason(error)})", do) from error
 
 
 def json_ready(value: Any) -> Any:
@@ -97,7 +135,7 @@ def json_ready(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return str(float(value))
     if is_dataclass(value) and not isinstance(value, type):
-        return json_ready(vars(value))
+        return json_ready(_plain_values(value))
     if isinstance(value, Mapping):
         return {key: json_ready(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -105,30 +143,19 @@ def json_ready(value: Any) -> Any:
     return value
 
 
-@contextmanager
-def replacing(path: str | Path) -> Iterator[Path]:
-    """Gives a temporary file beside `path` to write to, which replaces `path` at the end or is removed on any error.
+def _plain_values(record: Any) -> dict[str, Any]:
+    """Not dataclasses.asdict, which copies every list of every entry."""
+    return {name: getattr(record, name) for name in saved_fields(type(record))}
 
-    Raises InputError where the place cannot be written.
+
+def json_line(value: Any) -> str:
+    """A value as one line of strict JSON in ASCII, with its line break.
+
+    Raises TypeError or ValueError for what JSON cannot hold, or nobody could read again.
     """
-    # Through links, so that the file is replaced and not the link to it.
-    target = Path(os.path.realpath(path))
-    part = _open_part(path, target)
-    try:
-        yield part
-        with part.open("rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(part, target)
-    except OSError as error:
-        raise InputError(f"to write {path}", _reason(error), "name a place that can be written") from error
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def check_writable(path: str | Path) -> None:
-    """Raises InputError unless a file can be written at `path`; an existing one is left as it is."""
-    part = _open_part(path, Path(os.path.realpath(path)))
-    part.unlink(missing_ok=True)
+    # Halves of surrogate pairs, as in an argument that is no text, would be written and could not be read.
+    json.dumps(value := json_ready(value), ensure_ascii=False).encode()
+    return json.dumps(value, allow_nan=False) + "\n"
 
 
 def package_version() -> str:
@@ -143,76 +170,6 @@ def _noun(kind: str) -> str:
     return kind.removeprefix("unicp.")
 
 
-def _open_part(path: str | Path, target: Path) -> Path:
-    if not str(path):
-        raise InputError("to write a file", "an empty name", "name the file")
-    if not target.parent.is_dir():
-        raise InputError(f"to write {path}", f"no folder {target.parent}", "make the folder first")
-    if target.exists() and not target.is_file():
-        raise InputError(f"to write {path}", "a folder or device there", "name a file")
-    part = target.with_name(f".{target.name[:100]}.{uuid.uuid4().hex[:12]}.part")
-    try:
-        part.touch(exist_ok=False)
-    except (OSError, ValueError) as error:
-        raise InputError(f"to write {path}", _reason(error), "name a place that can be written") from error
-    return part
-
-
-def _read_record(kind: type, values: Any, where: str) -> Any:
-    if not isinstance(values, dict):
-        raise _Misfit(f"{where or 'the file'} is {values!r:.40}, no {kind.__name__.lower()}")
-    hints = get_type_hints(kind)
-    unknown, missing = sorted(set(values) - set(hints)), sorted(set(hints) - set(values))
-    if unknown or missing:
-        kinds = [f"{word} {', '.join(names)}" for word, names in (("unknown", unknown), ("missing", missing)) if names]
-        raise _Misfit(f"fields {' and '.join(kinds)}{f' in {where}' if where else ''}"[:200])
-    prefix = f"{where}." if where else ""
-    return kind(**{name: _read(hint, values[name], prefix + name) for name, hint in hints.items()})
-
-
-def _read(hint: Any, value: Any, where: str) -> Any:
-    """`value` as the type that `hint` names: a plain type, `X | None`, list[X], dict, Counter or a dataclass."""
-    if get_origin(hint) is list:
-        (item,) = get_args(hint)
-        if isinstance(value, list):
-            return [_read(item, one, f"{where}[{index}]") for index, one in enumerate(value)]
-    elif type(None) in get_args(hint):
-        return None if value is None else _read(get_args(hint)[0], value, where)
-    elif get_origin(hint) in (dict, Counter):
-        if isinstance(value, dict):
-            item = get_args(hint)[1] if get_origin(hint) is dict else int
-            read = value if item is Any else {k: _read(item, v, where) for k, v in value.items()}
-            return read if get_origin(hint) is dict else Counter(read)
-    elif is_dataclass(hint):
-        record = _read_record(hint, value, where)  # type: ignore[arg-type]
-        if isinstance(record, Entry) and record.action not in [action.value for action in Action]:
-            raise _Misfit(f"{where}.action is {record.action!r:.40}")
-        return record
-    elif hint is float:
-        if isinstance(value, (int, float)) and not isinstance(value, bool):
-            return _finite(value, where)
-        if value in _NOT_FINITE:
-            return float(value)
-    elif type(value) is hint:
-        return value
-    raise _Misfit(f"{where} is {value!r:.40}")
-
-
-def _finite(value: float, where: str) -> float:
-    try:
-        number = float(value)
-    except OverflowError:
-        number = math.inf
-    # A number too large for a float is read as infinity, which `save_trace` never writes as a number.
-    if not math.isfinite(number):
-        raise _Misfit(f"{where} is a number out of range")
-    return number
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no JSON number")
-
-
-def _reason(error: Exception) -> str:
-    message = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return " ".join(message.split())[:200] or type(error).__name__
+@lru_cache(maxsize=32)
+def _checker(record: type) -> Checker:
+    return Checker(record, _TRACE_FIELDS if record is Trace else {})

@@ -6,6 +6,8 @@ import dataclasses
 import json
 import math
 import os
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -13,19 +15,20 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from unicp import files
+from unicp import disk, files
 from unicp.errors import FileFormatError, InputError
 from unicp.files import check_writable, load_trace, replacing, save_trace
 from unicp.records import Action, Entry, Trace
 from unicp.settings import PRESETS, Settings
 
-NUMBERS = st.floats(allow_nan=True, allow_infinity=True)
+NUMBERS = st.floats(-1e100, 1e100) | st.sampled_from([float("nan"), float("inf"), float("-inf")])
 COUNTS = st.integers(0, 2**60)
+STEPS = st.integers(0, 100_000)
 TEXT = st.text(max_size=8)
 ENTRIES = st.builds(
     Entry,
     run=COUNTS,
-    step=COUNTS,
+    step=STEPS,
     branch=TEXT,
     unit=TEXT,
     action=st.sampled_from([action.value for action in Action]),
@@ -38,7 +41,7 @@ ENTRIES = st.builds(
     choice=st.none() | TEXT,
     operations=COUNTS,
     full_operations=COUNTS,
-    seconds=NUMBERS,
+    seconds=st.floats(0, 1e30),
     stored_bytes=COUNTS,
 )
 TRACES = st.builds(
@@ -158,8 +161,8 @@ def test_another_version(version, tmp_path):
         ({"entries": {}}, "entries is"),
         ({"entries": [3]}, r"entries\[0\] is 3"),
         ({"warnings": [3]}, r"warnings\[0\] is 3"),
-        ({"counts": {"a": 0.5}}, "counts is 0.5"),
-        ({"counts": {"a": True}}, "counts is True"),
+        ({"counts": {"a": 0.5}}, "counts.a is 0.5"),
+        ({"counts": {"a": True}}, "counts.a is True"),
         ({"preset": 1}, "preset is 1"),
     ],
 )
@@ -237,7 +240,7 @@ def test_a_failed_save_leaves_the_old_file_and_no_litter(tmp_path, monkeypatch):
     def disk_full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(files.os, "fsync", disk_full)
+    monkeypatch.setattr(disk.os, "fsync", disk_full)
     with pytest.raises(InputError, match="No space left"):
         save_trace(trace(), path)
     assert path.read_bytes() == before
@@ -284,3 +287,131 @@ def test_checking_changes_nothing(tmp_path):
     path.write_text("old")
     check_writable(path)
     assert path.read_text() == "old"
+
+
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [
+        (b'{"a": ' * 300 + b"1" + b"}" * 300, "recursion limit"),
+        (b"1" * 5000, "out of range"),
+        (b"\xef\xbb\xbf{}", "damaged"),
+        (b'"\\ud800"', "damaged"),
+    ],
+)
+def test_json_that_nobody_should_write(content, found, tmp_path):
+    (tmp_path / "file.json").write_bytes(content)
+    with pytest.raises(FileFormatError, match=found):
+        files.read_json(tmp_path / "file.json")
+
+
+def test_a_file_that_is_larger_than_any_of_ours_is_not_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "LARGEST_FILE", 1 << 20)
+    (tmp_path / "file.json").write_bytes(b" " * ((1 << 20) + 1))
+    with pytest.raises(InputError, match="more than 1 MB"):
+        files.read_json(tmp_path / "file.json")
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(InputError, match="a folder or device"):
+        files.read_json(tmp_path / "pipe")
+
+
+def test_a_trace_that_no_map_could_show_is_refused(tmp_path):
+    original = trace()
+    original.entries = [entry(step=100_000, unit=f"unit {number}") for number in range(300)]
+    save_trace(original, tmp_path / "trace.json")
+    with pytest.raises(FileFormatError, match="300 units of 100001 steps"):
+        load_trace(tmp_path / "trace.json")
+
+
+def test_what_nobody_could_read_again_is_not_written(tmp_path):
+    bad = trace()
+    bad.warnings.append("half of a pair: \ud800")
+    with pytest.raises(InputError, match="surrogates not allowed"):
+        save_trace(bad, tmp_path / "trace.json")
+    assert not list(tmp_path.iterdir())
+
+
+def test_fields_of_a_later_release_may_be_absent_and_private_ones_are_not_kept(tmp_path):
+    save_trace(trace(), tmp_path / "trace.json")
+    body = json.loads((tmp_path / "trace.json").read_text())
+    for name in ("counts", "warnings", "preset"):
+        del body[name]
+    del body["entries"][0]["seconds"]
+    (tmp_path / "trace.json").write_text(json.dumps(body))
+    loaded = load_trace(tmp_path / "trace.json")
+    assert loaded.counts == Counter() and loaded.preset is None and loaded.entries[0].seconds == 0.0
+
+    @dataclasses.dataclass
+    class Made:
+        number: int
+        _held: object = None
+
+    assert files.json_ready(Made(3, object())) == {"number": 3}
+
+
+def test_an_appended_line_that_finds_no_room_leaves_the_file_as_it_was(tmp_path, monkeypatch):
+    path = tmp_path / "lines"
+    files.append_line(path, '{"a": 1}\n')
+    monkeypatch.setattr(disk.os, "fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with pytest.raises(InputError, match=r"no room on the disk \(No space left"):
+        files.append_line(path, '{"b": 2}\n')
+    assert path.read_text() == '{"a": 1}\n'
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ('{"a": 1}\n{"b', '{"a": 1}\n{"c": 3}\n'),
+        ('{"a": 1}\n{"b": 2}', '{"a": 1}\n{"b": 2}\n{"c": 3}\n'),
+        ("", '{"c": 3}\n'),
+        ('{"a', '{"c": 3}\n'),
+        ("x" * 200_000 + "\n" + "y" * 100_000, "x" * 200_000 + '\n{"c": 3}\n'),
+    ],
+)
+def test_a_line_is_added_behind_the_last_whole_one(before, after, tmp_path):
+    (tmp_path / "lines").write_text(before)
+    files.append_line(tmp_path / "lines", '{"c": 3}\n')
+    assert (tmp_path / "lines").read_text() == after
+
+
+def test_a_folder_is_replaced_file_by_file_and_what_else_is_there_stays(tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "card").write_text("a card")
+    (tmp_path / "out" / "weights").write_text("old")
+    with pytest.raises(KeyboardInterrupt), files.replacing_folder(tmp_path / "out") as part:
+        (part / "weights").write_text("new")
+        raise KeyboardInterrupt
+    assert (tmp_path / "out" / "weights").read_text() == "old"
+    with files.replacing_folder(tmp_path / "out") as part:
+        (part / "weights").write_text("new")
+        (part / "vae").mkdir()
+        (part / "vae" / "config").write_text("{}")
+    found = {file.name: file.read_text() for file in (tmp_path / "out").rglob("*") if file.is_file()}
+    assert found == {"card": "a card", "weights": "new", "config": "{}"}
+    assert [one.name for one in tmp_path.iterdir()] == ["out"]
+
+
+def test_importing_unicp_does_not_import_the_schema_library():
+    script = "import sys, unicp, unicp.planning.plan, unicp.files; sys.exit('pydantic' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
+
+
+def test_no_message_holds_what_a_terminal_obeys():
+    message = str(InputError("\x1b[2Jone\ntwo", "\x00\x9b3", "\u202eabc \ud800"))
+    assert message.isprintable() and "\\x1b[2Jone two" in message and "\\ud800" in message
+
+
+def test_two_processes_that_append_to_one_file_lose_no_line(tmp_path):
+    script = """
+import sys
+from unicp.files import append_line
+for number in range(60):
+    append_line(sys.argv[1], f'{{"n": {number}}}\\n')
+"""
+    command = [sys.executable, "-c", script, str(tmp_path / "lines")]
+    environment = {**os.environ, "PYTHONPATH": str(Path(files.__file__).parents[1])}
+    both = [subprocess.Popen(command, env=environment) for _ in range(2)]
+    assert [one.wait() for one in both] == [0, 0]
+    assert len((tmp_path / "lines").read_text().splitlines()) == 120

@@ -18,6 +18,8 @@ from torch import Tensor
 from unicp.benchmarking.command import harness_of, measuring_parser
 from unicp.benchmarking.step_count import StepCount
 from unicp.benchmarking.suites import SPLITS, STEPS, prompts_of
+from unicp.errors import run_main
+from unicp.files import write_text
 from unicp.models.finder import map_model
 from unicp.numerics.error_measures import relative_error
 
@@ -88,7 +90,7 @@ def main() -> None:
         "change": changes.mean.tolist(),
     }
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(record) + "\n", encoding="utf-8")
+    write_text(options.out, json.dumps(record) + "\n")
     mean = changes.mean.mean(0)
     print("mean over blocks:", " ".join(f"{value:.3f}" for value in mean[1:].tolist()))
     if options.figure:
@@ -98,4 +100,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

@@ -28,8 +28,9 @@ from torch import Tensor
 
 from unicp.benchmarking.harness import environment_of
 from unicp.benchmarking.slice_speed import clock_of, seconds_of
+from unicp.errors import run_main
 from unicp.execution.attention_seam import Costs, SliceState, run_sliced
-from unicp.files import replacing
+from unicp.files import write_text
 from unicp.numerics.error_measures import coprime_stride, relative_error
 from unicp.numerics.operation_counts import linear_operations
 from unicp.numerics.principal_axes import FIT_TOKENS, Bases, fit_bases
@@ -191,9 +192,9 @@ def main() -> None:
                     print(", ".join(f"{name} {value:.4g}" for name, value in rows[-1].items()), flush=True)
     device = torch.device("cpu")
     conditions = {"clock": clock_of(device), "environment": environment_of(device, torch.float32)}
-    with replacing(options.out) as part:
-        part.write_text(json.dumps({"repeats": options.repeats, **conditions, "rows": rows}, indent=1) + "\n", "utf-8")
+    record = {"repeats": options.repeats, **conditions, "rows": rows}
+    write_text(options.out, json.dumps(record, indent=1) + "\n")
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

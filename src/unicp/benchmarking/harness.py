@@ -13,7 +13,7 @@ import os
 import platform
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib import metadata
@@ -24,11 +24,16 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
+from unicp.benchmarking.conditions import hash_of
 from unicp.benchmarking.methods import Bench, Method
 from unicp.models.loading import check_frames, generation_defaults, load_pipeline, sampler
 from unicp.numerics.operation_counts import OperationCounter
 
-PACKAGES = ("unicp", "torch", "diffusers", "transformers", "cache-dit")
+# Those that run, the peers, and those of metrics.
+PACKAGES = (
+    *("unicp", "torch", "diffusers", "transformers", "cache-dit"),
+    *("imageio-ffmpeg", "scikit-image", "efficientnet-lite-pytorch"),
+)
 WARM_UP_STEPS = 2
 
 
@@ -78,6 +83,12 @@ class Harness:
         self.options = self._options(generation_defaults(model), frames)
         self.bench = Bench(self.pipe, steps, self.latent, calibration, profile)
         self.environment = environment(self.pipe) | {"call": self.options}
+        self.conditions = ""
+
+    def under(self, facts: Mapping[str, Any]) -> None:
+        """Notes what else the numbers depend on; with what is known already it makes the `conditions` of rows."""
+        self.environment = self.environment | dict(facts)
+        self.conditions = hash_of({**self.environment, "sampler": self.sampler, "steps": self.steps})
 
     def _options(self, defaults: dict[str, Any], frames: int | None) -> dict[str, Any]:
         known = inspect.signature(type(self.pipe).__call__).parameters

@@ -19,6 +19,8 @@ from unicp.benchmarking.command import harness_of, measuring_parser
 from unicp.benchmarking.harness import Harness
 from unicp.benchmarking.injection import Injection, injected
 from unicp.benchmarking.suites import STEPS, prompts_of
+from unicp.errors import run_main
+from unicp.files import write_text
 from unicp.numerics.error_measures import relative_error
 
 PROBED = (2, 3, 5, 8, 11, 14, 17, 20, 23, 26, 28, 29)
@@ -59,10 +61,10 @@ def main() -> None:
     table = measure(harness, prompts)
     record = {"sampler": options.sampler, "steps": STEPS, "prompts": prompts, "device": "cpu", "rows": table}
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    write_text(options.out, json.dumps(record, indent=1) + "\n")
     for row in table:
         print(f"sigma {row['sigma']:.3f}  impact {row['impact']:.3f}  error {row['error']:.4f}")
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -16,6 +16,20 @@ from unicp.benchmarking.rows import Row, append_row, read_rows
 
 Fidelity = Callable[[Clip, Clip, str], dict[str, float]]
 Say = Callable[[str], None]
+
+
+class Keeper(Protocol):
+    """Keeps clips."""
+
+    def lacks(self, row: Row) -> bool:
+        """Whether the clip of a row that is there is not kept, and can be made."""
+        ...
+
+    def __call__(self, row: Row, clip: Clip) -> None:
+        """Keeps the clip of a row; it is on the disk afterwards."""
+        ...
+
+
 # A machine's speed changes while a long list of methods is measured: the plain run is timed anew after so many.
 PLAIN_EVERY = 8
 
@@ -29,19 +43,23 @@ def measure_case(
     out: Path,
     fidelity: Fidelity,
     say: Say,
-    keep: Callable[[Row, Clip], None] | None = None,
+    keep: Keeper | None = None,
     plain_every: int = PLAIN_EVERY,
 ) -> None:
-    """All methods on one prompt and seed that have no row in `out` yet, the plain run first.
+    """All methods on one prompt and seed that have no row in `out` yet, or whose clip is not kept; the plain run first.
 
-    fidelity: numbers of a clip against the plain one and the prompt. keep: called with every clip that was made.
+    fidelity: numbers of a clip against the plain one and the prompt. keep: given every clip before its row is written,
+    so that there is no row without its clip.
     plain_every: the plain run is made again before so many methods each, for its seconds. A clip that is another one
     then is told: a method was taken off and left something behind. With 1 every row has a plain run of its own right
     before it and is marked as paired; otherwise none is, since a machine's speed changes between the two.
     """
-    known = {row.key for row in read_rows(out)}
+    rows = {row.key: row for row in read_rows(out)}
+    start, end = (harness.conditions, model, harness.sampler), (case.prompt, case.seed)
     methods = [plain(), *(m for m in methods if m.family != plain().family)]
-    missing = [m for m in methods if (model, harness.sampler, m.family, m.setting, case.prompt, case.seed) not in known]
+    methods = list({method.name: method for method in methods}.values())  # one that is asked for twice is run once
+    known = {method.name: rows.get((*start, method.family, method.setting, *end)) for method in methods}
+    missing = [m for m in methods if (row := known[m.name]) is None or (keep is not None and keep.lacks(row))]
     if not missing:
         return
     harness.warm_up(case.prompt)
@@ -61,10 +79,11 @@ def measure_case(
             reference = replace(reference, seconds=again.seconds, model_seconds=again.model_seconds)
         row, clip = _measure(harness, suite, model, method, case, reference, fidelity)
         row = replace(row, paired=plain_every == 1 and row.measured)
-        append_row(out, row)
         if keep is not None and clip is not None:
             keep(row, clip)
-        say(_line(row))
+        if known[method.name] is None:
+            append_row(out, row)
+        say(_line(row) + ("" if known[method.name] is None else " (for its clip: the row was there)"))
 
 
 def _measure(
@@ -81,6 +100,7 @@ def _measure(
         "seed": case.seed,
         "steps": steps,
         "environment": harness.environment,
+        "conditions": harness.conditions,
     }
     try:
         if method.prepare is not None:

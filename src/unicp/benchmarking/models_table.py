@@ -8,12 +8,12 @@ A row of the table that the suite has not tested shows as untested, and a test r
 
 from __future__ import annotations
 
-import json
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from unicp.errors import run_main
+from unicp.files import read_json, write_text
 from unicp.models.family_form import Family
 from unicp.models.family_rows import AUDIO, IMAGE, REFUSED, VIDEO
 
@@ -178,9 +178,9 @@ def _combined(combined: Mapping[str, Mapping[str, str]]) -> str:
 
 def main() -> int:
     """The command line; see the module's docstring."""
-    DOCUMENT.write_text(document(json.loads(RESULTS.read_text(encoding="utf-8"))), encoding="utf-8")
+    write_text(DOCUMENT, document(read_json(RESULTS)))
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_main(main)

@@ -20,7 +20,7 @@ import torch
 import unicp
 from unicp.benchmarking.harness import Harness, environment
 from unicp.benchmarking.suites import models, prompts_of
-from unicp.files import replacing
+from unicp.files import write_text
 from unicp.settings import SpanKind, preset
 
 TOKENS_PER_LATENT_FRAME = 96
@@ -60,8 +60,7 @@ def measure(out: Path, say: Callable[[str], None], sizes: Sequence[Size] = SIZES
         what = f"{size.span}, {row['tokens']} tokens, {size.blocks} blocks, {size.steps} steps"
         spread = f"{row['lowest %']:.2f} to {row['highest %']:.2f}"
         say(f"{what}: {row['plain seconds']:.2f} s, overhead {row['overhead %']:.2f} % ({spread})")
-    with replacing(out) as part:
-        part.write_text(json.dumps({"repeats": repeats, "environment": found, "rows": rows}, indent=1) + "\n", "utf-8")
+    write_text(out, json.dumps({"repeats": repeats, "environment": found, "rows": rows}, indent=1) + "\n")
 
 
 def _row(harness: Harness, size: Size, repeats: int) -> dict[str, Any]:

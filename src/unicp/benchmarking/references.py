@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from unicp.benchmarking.rows import Row
 
 Size = tuple[int | None, int | None, int | None]
+_Of = tuple[str, str, str, Size]  # conditions, model, sampler
 _UNKNOWN: Size = (None, None, None)
 
 
@@ -30,32 +31,35 @@ def references(rows: Sequence[Row]) -> list[Reference]:
     """For each row the plain run that it is measured against.
 
     Rows do not name it. What one plain run costs tells it from others of the same model: rows that give the same number
-    belong together, and the one with most steps among them has the steps of the plain run.
+    belong together, and the one with most steps among them has the steps of the plain run. Rows under other conditions
+    say nothing of these: one model may have the name of another.
     """
-    sizes: dict[tuple[str, int], Size] = {}
-    steps: dict[tuple[str, int], int] = {}
+    sizes: dict[tuple[str, str, int], Size] = {}
+    steps: dict[tuple[str, str, int], int] = {}
     for row in rows:
         if row.measured:
-            cost = row.model, row.full_operations
+            cost = row.conditions, row.model, row.full_operations
             steps[cost] = max(steps.get(cost, 0), row.steps)
             if _size(row) != _UNKNOWN:
                 sizes.setdefault(cost, _size(row))
-    known: dict[tuple[str, str, Size], set[int]] = {}
+    known: dict[_Of, set[int]] = {}
     found: list[Reference | None] = []
     for row in rows:
         if not row.measured:
             found.append(None)
             continue
-        cost = row.model, row.full_operations
+        cost = row.conditions, row.model, row.full_operations
         size = _size(row) if _size(row) != _UNKNOWN else sizes.get(cost, _UNKNOWN)
-        known.setdefault((row.model, row.sampler, size), set()).add(steps[cost])
+        known.setdefault((row.conditions, row.model, row.sampler, size), set()).add(steps[cost])
         found.append(Reference(steps[cost], *size))
     return [against or _of_failed(row, known) for row, against in zip(rows, found)]
 
 
-def _of_failed(row: Row, known: Mapping[tuple[str, str, Size], Collection[int]]) -> Reference:
+def _of_failed(row: Row, known: Mapping[_Of, Collection[int]]) -> Reference:
     """A row that could not run has no cost; its method may have asked for fewer steps than the plain run has."""
-    more = [steps for steps in known.get((row.model, row.sampler, _size(row)), ()) if steps >= row.steps]
+    more = [
+        steps for steps in known.get((row.conditions, row.model, row.sampler, _size(row)), ()) if steps >= row.steps
+    ]
     return Reference(min(more, default=row.steps), *_size(row))
 
 

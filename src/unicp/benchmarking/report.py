@@ -21,9 +21,8 @@ Every table is over the clips that all its rows have. It says below it where tha
 from __future__ import annotations
 
 import argparse
-import json
+import math
 import re
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -43,7 +42,9 @@ from unicp.benchmarking.statistics import (
     share,
     worst_name,
 )
-from unicp.errors import InputError
+from unicp.checked import Checker, MisfitError
+from unicp.errors import FileFormatError, InputError, run_main
+from unicp.files import read_json, reason, write_text
 from unicp.planning.targets import Target, parse_target
 
 DOCUMENTS = ("README.md", "docs/results.md", "docs/planning.md")
@@ -62,19 +63,34 @@ def _table(name: str, results: Path) -> str:
     stem, sampler, kind = (*name.split(":"), "", "")[:3]
     rows = [row for row in read_rows(results / f"{stem}.jsonl") if row.sampler == sampler]
     if rows:
+        if len({(row.model, row.conditions) for row in rows}) > 1:
+            found = f"rows of several models or measured under different conditions in {results / stem}.jsonl"
+            raise InputError(f"table {name}", found, "keep those of one measurement in the file")
         if kind.startswith("margins"):
             return margins(rows, kind.removeprefix("margins").removeprefix("-"))
         if kind == "faster":
             return faster(rows)
-        shared = share(_ordered(group_rows(rows)))
+        shared = share(_one_length(name, _ordered(group_rows(rows))))
         kinds = {"equal": equal_compute, "met": targets_met, "need": targets_need, "best": best_settings}
         table = kinds.get(kind, markdown)([*shared.groups])
         return f"{table}\n\n{shared.note}" if shared.note else table
     path = results / f"{stem}.json"
     if not path.is_file():
         raise InputError(f"table {name}", f"no rows in {results}", "run the benchmark that makes them")
-    record = json.loads(path.read_text(encoding="utf-8"))
-    return _plain_table(record[kind or "rows"])
+    record = read_json(path)
+    try:
+        return _plain_table(Checker(list[dict[str, str | int | float]]).read(record[kind or "rows"]))
+    except (MisfitError, KeyError, TypeError) as error:
+        found = f"no such table in {path} ({reason(error)})"
+        raise FileFormatError(f"table {name}", found, "run the benchmark that makes it") from error
+
+
+def _one_length(name: str, groups: list[Group]) -> list[Group]:
+    against = {group.reference.name for group in groups if not group.reason}
+    if len(against) > 1:
+        found = f"rows against {', '.join(sorted(against))}"
+        raise InputError(f"table {name}", found, "keep rows of other lengths in a file of their own")
+    return groups
 
 
 def equal_compute(groups: list[Group]) -> str:
@@ -112,7 +128,7 @@ def targets_met(groups: list[Group]) -> str:
         if group.method != PLANNED or group.reason:
             continue
         target = parse_target(group.setting)
-        psnr = [row.fidelity["psnr"] for row in group.rows]
+        psnr = [row.fidelity.get("psnr", math.nan) for row in group.rows]
         met = _met(target, group)
         saved, lowest = f"{group.operations:.2f}x", f"{min(psnr):.1f} dB"
         lines.append(f"| {target} | {len(psnr)} | {met} | {saved} | {group.mean('psnr'):.1f} dB | {lowest} |")
@@ -121,7 +137,7 @@ def targets_met(groups: list[Group]) -> str:
 
 def _met(target: Target, group: Group) -> str:
     if target.kind == "psnr":
-        return str(sum(row.fidelity["psnr"] >= target.value for row in group.rows))
+        return str(sum(row.fidelity.get("psnr", math.nan) >= target.value for row in group.rows))
     if group.paired:
         fits = {
             "speedup": lambda row: row.plain_seconds / row.seconds >= target.value,
@@ -148,11 +164,13 @@ def targets_need(groups: list[Group]) -> str:
         if group.method != PLANNED or group.reason or not group.setting.startswith("psnr"):
             continue
         least = parse_target(group.setting).value
-        met = sum(row.fidelity["psnr"] >= least for row in group.rows)
+        met = sum(row.fidelity.get("psnr", math.nan) >= least for row in group.rows)
         fastest = {(row.prompt, row.seed): 1.0 for row in group.rows}
         one = 1.0
         for other in ours:
-            found = [r for r in other.rows if (r.prompt, r.seed) in fastest and r.fidelity["psnr"] >= least]
+            found = [
+                r for r in other.rows if (r.prompt, r.seed) in fastest and r.fidelity.get("psnr", math.nan) >= least
+            ]
             for row in found:
                 clip = row.prompt, row.seed
                 fastest[clip] = min(fastest[clip], _spent([row]))
@@ -166,7 +184,7 @@ def targets_need(groups: list[Group]) -> str:
 
 def _spent(rows: Sequence[Row]) -> float:
     """Share of the operations of the plain runs that was executed."""
-    return sum(row.operations for row in rows) / sum(row.full_operations for row in rows)
+    return max(1, sum(row.operations for row in rows)) / max(1, sum(row.full_operations for row in rows))
 
 
 def best_settings(groups: list[Group]) -> str:
@@ -229,7 +247,7 @@ def _ordered(groups: list[Group]) -> list[Group]:
 
 
 def _plain_table(rows: list[dict[str, Any]]) -> str:
-    names = list(rows[0])
+    names = list(rows[0]) if rows else []
     lines = ["| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
     for row in rows:
         cells = (f"{value:.4g}" if isinstance(value, float) else str(value) for value in row.values())
@@ -250,7 +268,7 @@ def main() -> int:
         if before != after:
             stale.append(name)
             if not options.check:
-                path.write_text(after, encoding="utf-8")
+                write_text(path, after)
     if stale and options.check:
         print(f"tables differ from the measured rows in {', '.join(stale)}: run python -m unicp.benchmarking.report")
         return 1
@@ -258,4 +276,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_main(main)

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import math
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from unicp.checked import Checker, MisfitError, Step, Within
 from unicp.errors import FileFormatError, InputError
+from unicp.files import append_line, json_line, parse_json, read_bytes
 
 PLAIN, PLANNED = "plain", "UniCP planned"  # families that more than one place knows by name
-_NUMBERS = ("operations", "full_operations", "seconds", "plain_seconds")
+RowKey = tuple[str, str, str, str, str, str, int]
+_Count = Annotated[int, Within(0, 2**63 - 1)]
+_Seconds = Annotated[float, Within(0, 1e9)]
+_Metric = Annotated[float, Within(-1e9, 1e9, endless=True, missing=True)]
 
 
 @dataclass(frozen=True)
@@ -26,7 +31,9 @@ class Row:
     process above that before the call; cache_bytes: tensors alive shortly before the last step beyond those of the
     plain run. work: operations of each step as a share of a plain step.
     fidelity: numbers against the plain clip by name (`clip_metrics`), and adherence to the prompt.
-    environment: versions, device, commit: what is needed to run this row again.
+    environment: versions, device, commit, fingerprint of the model: what is needed to run this row again.
+    conditions: a hash of all that (`unicp.benchmarking.conditions`); "" in rows from before there was one, which are
+    read and shown, and never taken for a measurement that is asked for now.
     paired: the plain run was timed right before this one, so that the two sets of seconds may be compared.
     """
 
@@ -37,26 +44,31 @@ class Row:
     setting: str
     prompt: str
     seed: int
-    steps: int
+    steps: Step
     reason: str = ""
-    operations: int = 0
-    full_operations: int = 0
-    seconds: float = 0.0
-    plain_seconds: float = 0.0
-    model_seconds: float = 0.0
-    plain_model_seconds: float = 0.0
-    peak_bytes: int = 0
-    plain_peak_bytes: int = 0
-    cache_bytes: int = 0
-    work: list[float] = field(default_factory=list)
-    fidelity: dict[str, float] = field(default_factory=dict)
+    operations: _Count = 0
+    full_operations: _Count = 0
+    seconds: _Seconds = 0.0
+    plain_seconds: _Seconds = 0.0
+    model_seconds: _Seconds = 0.0
+    plain_model_seconds: _Seconds = 0.0
+    peak_bytes: _Count = 0
+    plain_peak_bytes: _Count = 0
+    cache_bytes: _Count = 0
+    work: list[Annotated[float, Within(0, 1e6)]] = field(default_factory=list)
+    fidelity: dict[str, _Metric] = field(default_factory=dict)
     environment: dict[str, Any] = field(default_factory=dict)
+    conditions: str = ""
     paired: bool = False
 
+    def __post_init__(self) -> None:
+        if self.measured and not (self.full_operations > 0 and self.seconds > 0 and self.plain_seconds > 0):
+            raise FileFormatError("a row", "a measured row without operations or seconds", "measure again")
+
     @property
-    def key(self) -> tuple[str, str, str, str, str, int]:
+    def key(self) -> RowKey:
         """What makes a row the same measurement."""
-        return self.model, self.sampler, self.method, self.setting, self.prompt, self.seed
+        return self.conditions, self.model, self.sampler, self.method, self.setting, self.prompt, self.seed
 
     @property
     def name(self) -> str:
@@ -72,69 +84,55 @@ class Row:
 def read_rows(path: Path) -> list[Row]:
     """All whole rows of a file; a last line that was cut off by a kill is not one. [] if there is no file.
 
-    Raises FileFormatError for a damaged line before the last one.
+    Raises InputError where it cannot be read, FileFormatError for a damaged line before the last one.
     """
     if not path.exists():
         return []
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise FileFormatError(f"rows in {path}", f"not readable ({error})", "name a file of rows") from None
     rows: list[Row] = []
+    lines = read_bytes(path).split(b"\n")
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
             rows.append(_parse(line))
-        except (TypeError, ValueError) as error:
+        except (MisfitError, FileFormatError) as error:
             # Every whole row ends with a line break, so only what stands behind the last one can be half a row.
             if number == len(lines):
                 continue
-            found = f"line {number} is damaged ({error})"
+            found = f"line {number} is damaged ({getattr(error, 'found', str(error))})"
             raise FileFormatError(f"rows in {path}", found, "delete that line") from None
     return rows
 
 
-def _parse(line: str) -> Row:
-    values = json.loads(line, parse_constant=_refuse)
-    if not isinstance(values, dict):
-        raise ValueError("not an object")
-    values["fidelity"] = {k: math.nan if v is None else float(v) for k, v in values.get("fidelity", {}).items()}
-    row = Row(**values)
-    for name in _NUMBERS:
-        number = getattr(row, name)
-        if isinstance(number, bool) or not isinstance(number, (int, float)) or number < 0:
-            raise ValueError(f"{name} is {number!r}")
-    if row.measured and (row.full_operations == 0 or row.seconds == 0 or row.plain_seconds == 0):
-        raise ValueError("a measured row without operations or seconds")
-    return row
-
-
-def _refuse(constant: str) -> float:
-    raise ValueError(f"{constant} is no JSON")
-
-
 def append_row(path: Path, row: Row) -> None:
-    """Adds one row in one write, after removing what a kill left of a half-written one. Raises InputError."""
-    values = asdict(row)
-    values["fidelity"] = {k: None if math.isnan(v) else round(v, 5) for k, v in row.fidelity.items()}
+    """Adds one row, on the disk when this returns, after removing what a kill left of a half-written one.
+
+    Raises InputError; the file is then what it was.
+    """
     defaults = {f.name: f.default for f in fields(Row)}
-    values = {k: v for k, v in values.items() if v != defaults.get(k) and v not in ({}, [])}
-    line = (json.dumps(values, allow_nan=False) + "\n").encode()
+    values = {k: v for k, v in vars(row).items() if v != defaults.get(k) and v not in ({}, [])}
+    if row.fidelity:
+        values["fidelity"] = {k: None if math.isnan(v) else round(v, 5) for k, v in row.fidelity.items()}
     try:
+        line = json_line(values)
+        _parse(line.encode())
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("ab") as file:
-            end = file.tell()
-            if end:
-                whole = _whole_bytes(path)
-                if whole < end:
-                    file.truncate(whole)
-            file.write(line)
-            file.flush()
+    except (MisfitError, TypeError, ValueError) as error:
+        raise InputError(f"to write a row to {path}", str(error), "see what made such a row") from None
     except OSError as error:
         raise InputError(f"to write {path}", str(error), "choose another file") from None
+    append_line(path, line)
 
 
-def _whole_bytes(path: Path) -> int:
-    """Bytes up to and with the last line break."""
-    return path.read_bytes().rfind(b"\n") + 1
+def _parse(line: bytes) -> Row:
+    """Raises MisfitError, FileFormatError."""
+    values = parse_json(line, "a row", "delete that line")
+    numbers = values.get("fidelity") if isinstance(values, dict) else None
+    if isinstance(numbers, dict):
+        values["fidelity"] = {name: "nan" if number is None else number for name, number in numbers.items()}
+    return _checker().read(values)
+
+
+@lru_cache(maxsize=1)
+def _checker() -> Checker:
+    return Checker(Row)

@@ -30,8 +30,9 @@ from unicp.benchmarking.command import harness_of, measuring_parser
 from unicp.benchmarking.harness import Harness
 from unicp.benchmarking.step_count import StepCount
 from unicp.benchmarking.suites import STEPS, prompts_of
+from unicp.errors import run_main
 from unicp.execution.attention_seam import Seam
-from unicp.files import replacing
+from unicp.files import write_text
 from unicp.models.finder import ModelMap, Unit, map_model
 from unicp.numerics.error_measures import coprime_stride, relative_error
 from unicp.numerics.head_widths import choose_widths, predicted_errors, sliced_by_head
@@ -291,9 +292,8 @@ def main() -> None:
     record = {"model": options.model, "sampler": options.sampler, "steps": STEPS, "prompts": prompts[1:]}
     record |= {"bases of another prompt": prompts[:-1], "rows": over_steps(rows)}
     record |= {"projected": over_steps(rows, "projected"), "by_step": rows}
-    with replacing(options.out) as part:
-        part.write_text(json.dumps({**record, "environment": harness.environment}, indent=1) + "\n", encoding="utf-8")
+    write_text(options.out, json.dumps({**record, "environment": harness.environment}, indent=1) + "\n")
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

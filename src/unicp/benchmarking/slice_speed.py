@@ -26,8 +26,9 @@ import torch
 import torch.nn.functional as F
 
 from unicp.benchmarking.harness import environment_of
+from unicp.errors import run_main
 from unicp.execution.attention_seam import Costs, SliceState, run_sliced
-from unicp.files import replacing
+from unicp.files import write_text
 from unicp.numerics.principal_axes import fit_bases
 from unicp.numerics.sliced_attention import sliced_attention
 from unicp.settings import Slicing
@@ -154,9 +155,8 @@ def main() -> None:
                     )
                     print(f"{tokens} tokens, {width} -> {row['sliced to']}: {gains}", flush=True)
                 # After each shape, so that a run that is stopped keeps what it has.
-                with replacing(options.out) as part:
-                    part.write_text(json.dumps(record | {"rows": rows}, indent=1) + "\n", encoding="utf-8")
+                write_text(options.out, json.dumps(record | {"rows": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

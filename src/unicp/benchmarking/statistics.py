@@ -26,7 +26,8 @@ TIMED = ("speed-up in seconds, pairs", "seconds a clip")
 
 def is_paired(row: Row) -> bool:
     """Whether a row's seconds and those of its plain run were measured one right after the other."""
-    return row.paired or (row.suite == _PAIRED_SUITE and row.method not in _CALIBRATED)
+    is_older = not row.conditions
+    return row.paired or (is_older and row.suite == _PAIRED_SUITE and row.method not in _CALIBRATED)
 
 
 def worst_name(clips: int) -> str:
@@ -58,7 +59,7 @@ def bootstrap(
 
 @dataclass(frozen=True)
 class Group:
-    """All rows of one method and setting with one model, sampler and kind of plain run."""
+    """All rows of one method and setting with one model, sampler and kind of plain run, under the same conditions."""
 
     model: str
     sampler: str
@@ -76,6 +77,11 @@ class Group:
     def clips(self) -> set[Clip]:
         """Prompt and seed of each row."""
         return {(row.prompt, row.seed) for row in self.rows}
+
+    @property
+    def conditions(self) -> str:
+        """Of all rows; "" where they do not say."""
+        return self.rows[0].conditions
 
     @property
     def reason(self) -> str:
@@ -140,14 +146,14 @@ class Group:
 
 
 def group_rows(rows: Iterable[Row]) -> list[Group]:
-    """One group per model, sampler, kind of plain run, method and setting, in order of appearance.
+    """One group per model, sampler, kind of plain run, method, setting and conditions, in order of appearance.
 
     A method that runs on some clips and fails on others makes two groups: the measured rows, and the others.
     """
     rows = list(rows)
-    found: dict[tuple[str, str, Reference, str, str, bool], list[Row]] = {}
+    found: dict[tuple[str, str, Reference, str, str, str, bool], list[Row]] = {}
     for row, against in zip(rows, references(rows)):
-        key = row.model, row.sampler, against, row.method, row.setting, row.measured
+        key = row.model, row.sampler, against, row.method, row.setting, row.conditions, row.measured
         found.setdefault(key, []).append(row)
     return [Group(*key[:5], tuple(members)) for key, members in found.items()]
 

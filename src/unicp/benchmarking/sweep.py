@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from unicp.benchmarking.clip_metrics import FAST, measure_clip
+from unicp.benchmarking.conditions import code, differences, file_hash, fingerprint, hash_of
 from unicp.benchmarking.harness import Case, Clip, Harness
 from unicp.benchmarking.measuring import PLAIN_EVERY, measure_case
 from unicp.benchmarking.methods import Method
 from unicp.benchmarking.rows import PLAIN, Row, read_rows
 from unicp.benchmarking.suites import prompts_of
-from unicp.errors import InputError
 from unicp.testbed.adherence import adherence
 
 FAST_METRICS, ALL_METRICS = "fast", "all"
 CLIP_FPS = 16.0
+MOST_BYTES = 180  # of a name of a clip; file systems have 255, and an unfinished file's is longer
 
 
 @dataclass(frozen=True)
@@ -43,28 +45,43 @@ class Sweep:
     plain_every: int = PLAIN_EVERY
 
 
-def run(sweep: Sweep, say: Callable[[str], None]) -> None:
-    """Measures what has no row yet; `say` is given a line for each new row.
+def run(sweep: Sweep, say: Callable[[str], None]) -> str:
+    """Measures what has no row yet under the conditions of this sweep, which are returned.
 
-    Raises InputError where the file has rows of this model and sampler against another number of steps.
+    `say` is given a line for each new row, and one for rows of the same name that are not this sweep's.
     """
-    rows = [row for row in read_rows(sweep.out) if (row.model, row.sampler) == (sweep.model, sweep.sampler)]
-    others = {row.steps for row in rows if row.method == PLAIN} - {sweep.steps}
-    if others:
-        found = f"rows against {', '.join(map(str, sorted(others)))} steps in {sweep.out}"
-        raise InputError(f"rows against {sweep.steps} steps", found, "name another file with --out")
     calibration = prompts_of("calibration", sweep.model)
     harness = Harness(sweep.folder, sweep.sampler, sweep.steps, calibration, sweep.frames, profile=sweep.profile)
+    harness.under(
+        {
+            "weights": fingerprint(sweep.folder),
+            "profile": "shipped" if sweep.profile is None else file_hash(sweep.profile),
+            "metrics": sweep.metrics,
+            "paired": sweep.plain_every == 1,
+            "calibration": hash_of({"prompts": calibration}),
+            "code": code(),
+        }
+    )
+    _tell_of_others(sweep, harness, say)
     # Fewer steps than the reference are meant.
     methods = [method for method in sweep.methods if method.steps is None or method.steps < sweep.steps]
     fidelity = Fidelity(sweep.metrics)
-    keep = None if sweep.clips is None else _keeper(sweep.clips)
+    keep = None if sweep.clips is None else ClipFolder(sweep.clips)
     for index, prompt in enumerate(sweep.prompts):
         for seed in range(sweep.seeds):
             case = Case(prompt, 1000 * seed + index)
             measure_case(
                 harness, sweep.suite, sweep.model, methods, case, sweep.out, fidelity, say, keep, sweep.plain_every
             )
+    return harness.conditions
+
+
+def _tell_of_others(sweep: Sweep, harness: Harness, say: Callable[[str], None]) -> None:
+    rows = [row for row in read_rows(sweep.out) if (row.model, row.sampler) == (sweep.model, sweep.sampler)]
+    others = [row for row in rows if row.conditions != harness.conditions]
+    if others:
+        what = sorted({name for row in others for name in differences(row.environment, harness.environment)})
+        say(f"note: {len(others)} rows in {sweep.out} are of another sweep and left alone: other {', '.join(what)}")
 
 
 class Fidelity:
@@ -80,15 +97,27 @@ class Fidelity:
 
 
 def clip_file(row: Row) -> str:
-    """The name of a kept clip."""
+    """The name of a kept clip: words to know it by, and what tells its row from all others."""
     words = f"{row.model} {row.sampler} {row.name or PLAIN} {row.prompt} {row.seed}"
-    return "".join(letter if letter.isalnum() or letter in ".-" else "_" for letter in words) + ".mp4"
+    name = "".join(letter if letter.isalnum() or letter in ".-" else "_" for letter in words)
+    if not row.conditions and len(name.encode()) < MOST_BYTES:
+        return name + ".mp4"  # as clips of rows without conditions were named
+    short = name.encode()[:MOST_BYTES].decode(errors="ignore")
+    return f"{short}-{hashlib.sha256(repr(row.key).encode()).hexdigest()[:10]}.mp4"
 
 
-def _keeper(folder: Path) -> Callable[[Row, Clip], None]:
-    from unicp.reporting.video import write_video
+class ClipFolder:
+    """Keeps clips as videos in a folder."""
 
-    def keep(row: Row, clip: Clip) -> None:
-        write_video(clip.frames.numpy(), folder / clip_file(row), CLIP_FPS)
+    def __init__(self, folder: Path):
+        self.folder = folder
 
-    return keep
+    def lacks(self, row: Row) -> bool:
+        """True where the method ran and its clip is not there."""
+        return row.measured and not (self.folder / clip_file(row)).is_file()
+
+    def __call__(self, row: Row, clip: Clip) -> None:
+        """Writes the clip; it is there as a whole or not at all."""
+        from unicp.reporting.video import write_video
+
+        write_video(clip.frames.numpy(), self.folder / clip_file(row), CLIP_FPS)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from unicp.benchmarking.clip_checks import check_side, checked_clips, missing_package
 from unicp.errors import UniCPError
+from unicp.files import reason
 
 MODEL = "vmaf_v0.6.1"
 SMALLEST_SIDE = 24  # libvmaf fails at 16, and what it gives in between says little
@@ -38,12 +39,16 @@ def vmaf(clip: Any, reference: Any) -> float:
     if not finite:
         return math.nan
     binary = _ffmpeg()
-    with tempfile.TemporaryDirectory() as folder:
-        # Files, not pipes: ffmpeg reads its two inputs in turns of its own choosing, which can block two pipes.
-        for name, frames in (("clip", first), ("reference", second)):
-            _write_raw(frames, Path(folder, name))
-        _run(binary, height, width, folder)
-        found = json.loads(Path(folder, "vmaf.json").read_text(encoding="utf-8"))
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            # Files, not pipes: ffmpeg reads its two inputs in turns of its own choosing, which can block two pipes.
+            for name, frames in (("clip", first), ("reference", second)):
+                _write_raw(frames, Path(folder, name))
+            _run(binary, height, width, folder)
+            found = json.loads(Path(folder, "vmaf.json").read_text(encoding="utf-8"))
+    except OSError as error:
+        do = "make room in the folder for temporary files, or leave vmaf out of the metrics"
+        raise UniCPError(_ASKED, reason(error), do) from error
     if len(found["frames"]) != len(first):
         raise UniCPError(_ASKED, f"{binary} measured {len(found['frames'])} of {len(first)} frames", "use another one")
     return float(found["pooled_metrics"]["vmaf"]["mean"])

@@ -7,7 +7,6 @@ nothing, so a probe late in a run, or a trial, takes a part of a clip's time.
 from __future__ import annotations
 
 import itertools
-import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import unicp
-from unicp.calibration.notes import Notes
+from unicp.calibration.notes import AGAIN, Facts, Notes, PlainSeconds
 from unicp.calibration.recording import Tape, recording_of
 from unicp.calibration.running import Outcome, Reference, Runs
 from unicp.control.windows import Candidate
-from unicp.errors import InputError
+from unicp.errors import FileFormatError, InputError
 from unicp.models.chosen_steps import can_choose, only_steps
 from unicp.numerics.error_measures import relative_error
 from unicp.numerics.fidelity import psnr
@@ -58,7 +57,7 @@ WINDOWS = ((0.4, 0.1), (0.65, 0.1), (0.83, 0.17))
 PLAIN_RUNS = 17.4
 POWER = 2.0
 # Notes that are of no run of their own.
-BESIDE = ("about", "facts ", "served ", "added ")
+BESIDE = ("facts ", "served ", "added ")
 Say = Callable[[str], None]
 
 
@@ -98,7 +97,7 @@ class Calibration:
         self._choices: dict[str, dict[int, Choice]] = {}
 
     def _way(self, prompt: str) -> Candidate:
-        return probed_way(Recording(**self.notes.known[f"recording {prompt}"]))
+        return probed_way(self.notes.known[f"recording {prompt}"])
 
     def _probed(self, prompt: str) -> list[int]:
         steps, way = self.runs.steps, self._way(prompt)
@@ -153,10 +152,14 @@ class Calibration:
             for share in self._placed:
                 self._fewer_placed(references[prompt], number, round(share * self.runs.steps))
                 progress.step(f"plain run of chosen steps of {prompt!r}")
-        profile = counted(self._profile(self._known(Trial), self._known(FewerSteps), online=self._known(OnlineTrial)))
+        profile = counted(self.profile_of_notes())
         save_profile(profile, self.out)
         self.notes.done()
         return profile
+
+    def profile_of_notes(self) -> Profile:
+        """The profile, once everything is known. Raises FileFormatError where the notes do not make one."""
+        return self._profile(self.notes.of("trial"), self.notes.of("fewer"), online=self.notes.of("online"))
 
     def _plain(self, seed: int, prompt: str) -> Reference:
         """The plain run, always made: what comes after is compared with it and begins with its outputs."""
@@ -168,12 +171,11 @@ class Calibration:
         if len(tape.calls) != self.runs.steps or any(len(step) != branches for step in tape.calls):
             found = f"{len(tape.calls)} steps instead of {self.runs.steps}, or not always as many calls"
             raise InputError("to calibrate this pipeline", found, "use a scheduler with one call a step and branch")
-        if f"recording {prompt}" not in self.notes.known:
+        if not {f"recording {prompt}", f"facts {prompt}"} <= set(self.notes.known):
             recording = recording_of(prompt, tape.calls, self._levels[:-1], self.runs.schedule.prediction)
-            facts = {"shape": list(tape.calls[0][0][0].shape), "branches": branches}
             steps = [sum(tape.seconds[i : i + branches]) for i in range(0, len(tape.seconds), branches)]
-            facts["seconds"] = {"computed": statistics.median(steps), "rest": outcome.seconds - sum(tape.seconds)}
-            self.notes.add(f"facts {prompt}", facts)
+            seconds = PlainSeconds(statistics.median(steps), max(0.0, outcome.seconds - sum(tape.seconds)))
+            self.notes.add(f"facts {prompt}", Facts(list(tape.calls[0][0][0].shape), branches, seconds))
             self.notes.add(f"recording {prompt}", recording)
         tape.forget_samples()
         return Reference(prompt, seed, outcome, tape)
@@ -226,7 +228,7 @@ class Calibration:
 
     def _errors(self, prompt: str, served: range) -> list[float]:
         """Relative errors of the steps served, as recorded on the plain run."""
-        recording = Recording(**self.notes.known[f"recording {prompt}"])
+        recording = self.notes.known[f"recording {prompt}"]
         profile = self._profile([], [], [Probe(prompt, served[0], 1.0, 1.0, 20.0)], [recording], [])
         errors = forecast_errors(profile, [recording], self._way(prompt), self._levels[:-1])
         assert errors is not None
@@ -248,7 +250,7 @@ class Calibration:
                 f"served {kind} {share:.3f} {reference.prompt}", statistics.median(served) if served else 0.0
             )
             self.notes.add(key, trial)
-        return _read(Trial, self.notes.known[key])
+        return self.notes.known[key]
 
     def _online(self, reference: Reference, tolerance: float) -> OnlineTrial:
         key = f"online {tolerance:g} {reference.prompt}"
@@ -258,7 +260,7 @@ class Calibration:
             made = {entry.step for entry in trace.entries if entry.action == "compute"}
             quality = psnr(reference.outcome.frames, outcome.frames).total
             self.notes.add(key, OnlineTrial(reference.prompt, tolerance, len(made), quality))
-        return _read(OnlineTrial, self.notes.known[key])
+        return self.notes.known[key]
 
     def _fewer(self, reference: Reference, seed: int, steps: int) -> None:
         key = f"fewer {steps} {reference.prompt}"
@@ -289,17 +291,6 @@ class Calibration:
             self._choices[prompt] = best_choices(profile, self._levels, prompt)
         return plan_to_try(profile, self._levels, self._choices[prompt], count, guarded)
 
-    def _known(self, kind: type) -> list[Any]:
-        start = {
-            Probe: "probe ",
-            WindowProbe: "window ",
-            Trial: "trial ",
-            OnlineTrial: "online ",
-            FewerSteps: "fewer ",
-            Recording: "recording ",
-        }[kind]
-        return [_read(kind, value) for key, value in self.notes.known.items() if key.startswith(start)]
-
     def _profile(
         self,
         trials: list[Trial],
@@ -309,27 +300,26 @@ class Calibration:
         windows: list[WindowProbe] | None = None,
         online: list[OnlineTrial] | None = None,
     ) -> Profile:
-        known = self.notes.known
-        facts = [value for key, value in known.items() if key.startswith("facts ")]
-        served = [value for key, value in known.items() if key.startswith("served ")]
-        added = [value for key, value in known.items() if key.startswith("added ")]
+        facts, served, added = (self.notes.of(word) for word in ("facts", "served", "added"))
+        if not facts:
+            raise FileFormatError(f"to go on with {self.notes.path}", "no plain run", AGAIN)
         seconds = Seconds(
-            statistics.median(one["seconds"]["computed"] for one in facts),
-            facts[0]["branches"] * statistics.median(served) if served else 0.0,
-            statistics.median(one["seconds"]["rest"] for one in facts),
+            statistics.median(one.seconds.computed for one in facts),
+            facts[0].branches * statistics.median(served) if served else 0.0,
+            statistics.median(one.seconds.rest for one in facts),
             max(0.0, statistics.median(added)) if added else 0.0,
         )
         return Profile(
-            Fingerprint(**{**vars(self.fingerprint), "branches": facts[0]["branches"]}),
+            Fingerprint(**{**vars(self.fingerprint), "branches": facts[0].branches}),
             str(self.runs.transformer.device),
-            facts[0]["shape"],
+            facts[0].shape,
             [level.signal for level in self._levels],
             [level.noise for level in self._levels],
             POWER,
             seconds,
-            self._known(Recording) if recordings is None else recordings,
-            self._known(Probe) if probes is None else probes,
-            self._known(WindowProbe) if windows is None else windows,
+            self.notes.of("recording") if recordings is None else recordings,
+            self.notes.of("probe") if probes is None else probes,
+            self.notes.of("window") if windows is None else windows,
             trials,
             online or [],
             fewer,
@@ -344,7 +334,3 @@ def _runs_of_prompt(probes: int, placed: int) -> int:
 
 def _displacement(outcome: Outcome, reference: Reference) -> float:
     return float(relative_error(outcome.latent, reference.outcome.latent).max())
-
-
-def _read(kind: type, values: dict[str, Any]) -> Any:
-    return kind(**{name: math.inf if value == "inf" else value for name, value in values.items()})

@@ -2,20 +2,64 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from unicp.checked import Checker, MisfitError, NotNegative, Positive, Within
 from unicp.errors import FileFormatError, InputError
-from unicp.files import json_ready
+from unicp.files import append_line, json_line, json_ready, parse_json, read_bytes
+from unicp.planning.profile import FewerSteps, OnlineTrial, Probe, Recording, Trial, WindowProbe
 
 SUFFIX = ".unfinished"
+AGAIN = "delete it to begin anew"
+
+
+@dataclass(frozen=True)
+class PlainSeconds:
+    """Seconds of a plain run: of a computed step (median), and of all the rest."""
+
+    computed: Positive
+    rest: NotNegative
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Of a plain run. shape: of its latent, batch first. branches: calls a step."""
+
+    shape: list[Annotated[int, Within(1, 10**9)]]
+    branches: Annotated[int, Within(1, 1000)]
+    seconds: PlainSeconds
+
+
+# What a note holds, by the first word of its key.
+KINDS: dict[str, Any] = {
+    "about": dict[str, Any],
+    "facts": Facts,
+    "recording": Recording,
+    "probe": Probe,
+    "window": WindowProbe,
+    "trial": Trial,
+    "online": OnlineTrial,
+    "fewer": FewerSteps,
+    # Median seconds of a step served in a trial, and what UniCP cost in one as a share of its computed steps.
+    "served": NotNegative,
+    "added": Annotated[float, Within(-1e30, 1e30)],
+}
+
+
+@dataclass(frozen=True)
+class Note:
+    """One line of the file. value: of the kind that the first word of the key says."""
+
+    key: str
+    value: Any
 
 
 @dataclass
 class Notes:
-    """Results by key, each written to the file the moment it is known. about: what they hold for."""
+    """Results by key, each on the disk the moment it is known. about: what they hold for."""
 
     path: Path
     about: dict[str, Any]
@@ -27,53 +71,63 @@ class Notes:
 
         Raises InputError where they are of another calibration or cannot be written, FileFormatError where damaged.
         """
-        path = out.with_name(out.name + SUFFIX)
-        about = json.loads(json.dumps(json_ready(about)))
-        notes = cls(path, about)
-        lines = _lines(path)
+        notes = cls(out.with_name(out.name + SUFFIX), json_ready(about))
+        path = notes.path
+        raw = read_bytes(path) if path.exists() else b""
+        if not raw or (b"\n" not in raw and raw.startswith(b'{"key": "about"')):  # nothing was found out yet
+            notes._append("about", notes.about)
+            return notes
+        lines = raw.split(b"\n")
         for number, line in enumerate(lines):
             try:
-                entry = json.loads(line)
-                key, value = entry["key"], entry["value"]
-            except (ValueError, KeyError, TypeError) as error:
+                note = _note(line, path)
+            except FileFormatError:
+                # Every whole line ends with a line break: only what stands behind the last one can be half a line.
                 if number == len(lines) - 1 and number > 0:
                     break
-                raise FileFormatError(f"to go on with {path}", "a damaged file", "delete it to begin anew") from error
-            if number == 0 and value != about:
-                names = ", ".join(sorted(name for name in about if about[name] != (value or {}).get(name)))
-                raise InputError(f"to go on with {path}", f"another {names}", "delete it to begin anew")
-            notes.known[key] = value
-        notes._write_all()
+                raise
+            if number == 0 and (note.key != "about" or note.value != notes.about):
+                old = note.value if note.key == "about" else {}
+                names = ", ".join(sorted(name for name, value in notes.about.items() if value != old.get(name)))
+                raise InputError(f"to go on with {path}", f"another {names or 'calibration'}", AGAIN)
+            if number > 0:
+                notes.known[note.key] = note.value
         return notes
 
     def add(self, key: str, value: Any) -> None:
-        """Keeps a result: a dataclass or plain values."""
-        plain = json_ready(asdict(value) if hasattr(value, "__dataclass_fields__") else value)
-        self.known[key] = plain
-        with self.path.open("a", encoding="ascii") as file:
-            file.write(_line(key, plain))
+        """Keeps a result, of the kind that the first word of its key stands for. Raises InputError."""
+        self._append(key, value)
+        self.known[key] = value
+
+    def of(self, word: str) -> list[Any]:
+        """All results whose keys begin with this word."""
+        return [value for key, value in self.known.items() if key.partition(" ")[0] == word]
 
     def done(self) -> None:
         """The output is written: the notes are not needed any more."""
         self.path.unlink(missing_ok=True)
 
-    def _write_all(self) -> None:
-        # Anew, so that a line that was cut off does not spoil the next.
-        results = [_line(key, value) for key, value in self.known.items() if key != "about"]
+    def _append(self, key: str, value: Any) -> None:
         try:
-            self.path.write_text("".join([_line("about", self.about), *results]), encoding="ascii")
-        except OSError as error:
-            raise InputError(f"to write {self.path}", str(error), "name a place that can be written") from error
+            line = json_line({"key": key, "value": value})
+            _note(line.encode(), self.path)
+        except (FileFormatError, TypeError, ValueError) as error:
+            found = getattr(error, "found", str(error))
+            raise InputError(f"to note {key!r:.60}", found, "see what made such a value") from error
+        append_line(self.path, line)
 
 
-def _lines(path: Path) -> list[str]:
+def _note(line: bytes, path: Path) -> Note:
+    """The note of a line. Raises FileFormatError."""
+    asked = f"to go on with {path}"
+    raw = parse_json(line, asked, AGAIN)
     try:
-        return path.read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
-        return []
-    except (OSError, UnicodeDecodeError) as error:
-        raise FileFormatError(f"to go on with {path}", "a damaged file", "delete it to begin anew") from error
+        note = _checker(Note).read(raw)
+        return Note(note.key, _checker(KINDS.get(note.key.partition(" ")[0], Note)).read(note.value))
+    except MisfitError as error:
+        raise FileFormatError(asked, f"a damaged file ({error})", AGAIN) from error
 
 
-def _line(key: str, value: Any) -> str:
-    return json.dumps({"key": key, "value": value}, allow_nan=False) + "\n"
+@lru_cache(maxsize=32)
+def _checker(kind: Any) -> Checker:
+    return Checker(kind)

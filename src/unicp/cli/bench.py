@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from unicp.cli import options
-from unicp.errors import InputError
-from unicp.files import check_writable, read_json
+from unicp.errors import InputError, one_line
+from unicp.files import check_writable, read_json, reason
 from unicp.models.loading import SAMPLERS, check_model
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ def bench(
     chosen = suites.suite(suite)
     folder = suites.models().get(model, Path(model))
     check_model(folder)
-    name = model if model in suites.models() else Path(model).name
+    name = model if model in suites.models() else _name_of(folder)
     methods = [parse_method(text, list(chosen.methods)) for text in method] if method else list(chosen.methods)
     texts = _prompts_of(split, name, prompts_file)
     plan = sweep.Sweep(
@@ -101,11 +102,16 @@ def bench(
     _run(plan, chosen.about)
 
 
+def _name_of(folder: Path) -> str:
+    """The last part of a model's path, also where that is "." or no text."""
+    return (folder.name or folder.resolve().name).encode(errors="backslashreplace").decode()
+
+
 def _usual_frames(frames: int | None, folder: Path) -> int | None:
     """Those of the suite, unless the model makes clips of one length only."""
     config = folder / "transformer" / "config.json"
-    is_fixed = config.is_file() and "video_length" in read_json(config)
-    return None if is_fixed else frames
+    values = read_json(config) if config.is_file() else {}
+    return None if isinstance(values, dict) and "video_length" in values else frames
 
 
 def _overhead(out: Path | None, is_alone: bool) -> None:
@@ -129,10 +135,17 @@ def _check(prompts: int | None, seeds: int | None, steps: int, frames: int | Non
 def _rows_file(out: Path | None, default: str) -> Path:
     rows = out or Path("build/bench") / default
     if out is None:
-        rows.parent.mkdir(parents=True, exist_ok=True)
-    if not rows.exists():
+        _make_folder(rows.parent, "--out")
+    if not os.path.exists(rows):
         check_writable(rows)
     return rows
+
+
+def _make_folder(folder: Path, flag: str) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (OSError, ValueError) as error:
+        raise InputError(f"to make the folder {folder}", reason(error), f"name another place with {flag}") from error
 
 
 def _run(plan: Sweep, about: str) -> None:
@@ -145,12 +158,17 @@ def _run(plan: Sweep, about: str) -> None:
     if plan.profile is not None:
         load_profile(plan.profile)
     if plan.clips is not None:
-        plan.clips.mkdir(parents=True, exist_ok=True)
+        _make_folder(plan.clips, "--clips")
     total = len(plan.prompts) * plan.seeds * (len(plan.methods) + 1)
-    typer.echo(f"{plan.suite}: {about}; {total} runs, {len(known)} rows in {plan.out} already", err=True)
-    sweep.run(plan, typer.echo)
-    mine = [row for row in read_rows(plan.out) if row.model == plan.model and row.sampler == plan.sampler]
-    typer.echo(markdown(group_rows(mine)))
+    typer.echo(f"{plan.suite}: {about}; {total} runs, {len(known)} rows in {one_line(str(plan.out))} already", err=True)
+    conditions = sweep.run(plan, _say)
+    mine = [row for row in read_rows(plan.out) if row.conditions == conditions and row.model == plan.model]
+    _say(markdown(group_rows(mine)))
+
+
+def _say(text: str) -> None:
+    # Prompts and names come from files, and may hold what a terminal obeys.
+    typer.echo("\n".join(one_line(line) for line in text.splitlines()))
 
 
 def _first(texts: tuple[str, ...], asked: int | None, usual: int) -> tuple[str, ...]:

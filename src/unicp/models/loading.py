@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
+from unicp.checked import MOST_STEPS, Checker, MisfitError, Within
 from unicp.errors import FileFormatError, InputError, UnsupportedModelError
 from unicp.files import read_json
 
@@ -23,15 +23,19 @@ _DTYPES = ("float32", "bfloat16", "float16")
 _TRANSFORMERS = ("transformer", "transformer_2")
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _PASS_A_PIPELINE = "pass the folder that save_pretrained made of a video pipeline"
-_DEFAULT_TYPES: dict[str, type] = {
-    "height": int,
-    "width": int,
-    "num_frames": int,
-    "guidance_scale": float,
-    "num_inference_steps": int,
-    "max_sequence_length": int,
-    "fps": float,
-}
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """What a model folder may say in `unicp_defaults.json` of how its pipeline is meant to be called."""
+
+    height: Annotated[int, Within(1, 65_536)] = 1
+    width: Annotated[int, Within(1, 65_536)] = 1
+    num_frames: Annotated[int, Within(1, 100_000)] = 1
+    guidance_scale: Annotated[float, Within(0, 1e6)] = 0.0
+    num_inference_steps: Annotated[int, Within(1, MOST_STEPS)] = 1
+    max_sequence_length: Annotated[int, Within(1, 1_000_000)] = 1
+    fps: Annotated[float, Within(0.01, 1000)] = 1.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,14 +137,11 @@ def generation_defaults(model: str | Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     values = read_json(path)
-    if not isinstance(values, dict):
-        raise FileFormatError(f"defaults in {path}", f"a JSON {type(values).__name__}", "write an object")
-    for name, value in values.items():
-        if name not in _DEFAULT_TYPES:
-            raise FileFormatError(f"default {name!r} in {path}", "an unknown name", f"use {', '.join(_DEFAULT_TYPES)}")
-        kinds = (int,) if _DEFAULT_TYPES[name] is int else (int, float)
-        if isinstance(value, bool) or not isinstance(value, kinds) or not 0 <= value < math.inf:
-            raise FileFormatError(f"default {name} in {path}", f"{value!r:.40}", "write a number of at least 0")
+    try:
+        Checker(Defaults).read(values)
+    except MisfitError as error:
+        do = f"use numbers for {', '.join(field.name for field in fields(Defaults))}"
+        raise FileFormatError(f"defaults in {path}", str(error), do) from error
     return values
 
 

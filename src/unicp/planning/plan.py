@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import get_args
 
+from unicp.checked import Decibels, Finite, NotNegative, Positive, Step
 from unicp.control.controller import Course, OnlineRule
 from unicp.control.guard import Guard, Schedule
 from unicp.control.step_paths import SUM, WindowLoss
@@ -31,13 +32,13 @@ class Curves:
     power, row, end: see `unicp.control.step_paths.WindowLoss`.
     """
 
-    places: list[float]
-    products: list[list[float]]
-    scales: list[float]
-    weights: list[float]
+    places: list[Finite]
+    products: list[list[Finite]]
+    scales: list[NotNegative]
+    weights: list[NotNegative]
     power: float
-    row: float
-    end: float
+    row: Positive
+    end: Positive
     mended: bool = False
 
 
@@ -58,23 +59,23 @@ class Plan:
 
     target: str
     model: str
-    steps: int
-    sigmas: list[float]
-    computed: list[int]
+    steps: Step
+    sigmas: list[NotNegative]
+    computed: list[Step]
     quantity: str
     abscissa: str
-    allowance: float = 0.0
-    most: int = 0
-    expected: float = 0.0
-    psnr: float | None = None
-    psnr_low: float | None = None
-    psnr_high: float | None = None
-    speed_up: float | None = None
-    seconds: float | None = None
-    fewer: int | None = None
-    fewer_computed: list[int] = field(default_factory=list)
+    allowance: NotNegative = 0.0
+    most: Step = 0
+    expected: NotNegative = 0.0
+    psnr: Decibels | None = None
+    psnr_low: Decibels | None = None
+    psnr_high: Decibels | None = None
+    speed_up: NotNegative | None = None
+    seconds: NotNegative | None = None
+    fewer: Step | None = None
+    fewer_computed: list[Step] = field(default_factory=list)
     curves: Curves | None = None
-    tolerance: float | None = None
+    tolerance: Positive | None = None
     notes: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -209,10 +210,14 @@ def _problem(plan: Plan) -> str:
         return f"a forecast of {plan.quantity!r:.40} over {plan.abscissa!r:.40}"
     if plan.tolerance is not None and (plan.computed or not 0 < plan.tolerance < math.inf):
         return "an online rule beside computed steps, or with a tolerance that is not positive"
+    if plan.fewer is not None and not 0 < plan.fewer <= plan.steps:
+        return f"a plain run of {plan.fewer} of {plan.steps} steps"
     if plan.fewer_computed and len(plan.fewer_computed) != plan.fewer:
         return f"{len(plan.fewer_computed)} chosen steps for {plan.fewer}"
     if not all(0 <= step < plan.steps for step in plan.fewer_computed):
         return "chosen steps that are not of the run"
+    if len({bound is None for bound in (plan.psnr, plan.psnr_low, plan.psnr_high)}) > 1:
+        return "a predicted PSNR without its bounds"
     curves = plan.curves
     if curves is None:
         return ""

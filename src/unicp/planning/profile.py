@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
 
+from unicp.checked import Decibels, Finite, NotNegative, Positive, Step, Within
 from unicp.errors import FileFormatError
 from unicp.files import load_record, save_record
 from unicp.numerics.noise_levels import NoiseLevel, coefficients
@@ -26,7 +28,7 @@ class Fingerprint:
     dtype: str
     prediction: str
     scheduler: str
-    branches: int
+    branches: Annotated[int, Within(1, 1000)]
 
     def differences(self, other: Fingerprint) -> list[str]:
         """One phrase per field in which `other` differs, "" for none."""
@@ -44,8 +46,8 @@ class Recording:
     """
 
     prompt: str
-    power: list[float]
-    products: dict[str, list[float]]
+    power: list[Positive]
+    products: dict[str, list[Finite]]
 
 
 @dataclass(frozen=True)
@@ -56,10 +58,10 @@ class Probe:
     """
 
     prompt: str
-    step: int
-    error: float
-    displacement: float
-    psnr: float
+    step: Step
+    error: Positive
+    displacement: NotNegative
+    psnr: Decibels
 
     @property
     def change(self) -> float:
@@ -75,9 +77,9 @@ class WindowProbe:
     """
 
     prompt: str
-    first: int
-    errors: list[float]
-    psnr: float
+    first: Step
+    errors: list[NotNegative]
+    psnr: Decibels
 
     @property
     def change(self) -> float:
@@ -95,12 +97,12 @@ class Trial:
     """
 
     prompt: str
-    planned: int
-    computed: int
-    saved: int
-    allowed: float
-    displacement: float
-    psnr: float
+    planned: Step
+    computed: Step
+    saved: Step
+    allowed: NotNegative
+    displacement: NotNegative
+    psnr: Decibels
     guarded: bool = True
 
 
@@ -112,9 +114,9 @@ class OnlineTrial:
     """
 
     prompt: str
-    tolerance: float
-    computed: int
-    psnr: float
+    tolerance: Positive
+    computed: Step
+    psnr: Decibels
 
 
 @dataclass(frozen=True)
@@ -126,10 +128,10 @@ class FewerSteps:
     """
 
     prompt: str
-    steps: int
-    psnr: float
-    computed: list[int] = field(default_factory=list)
-    allowed: float = 0.0
+    steps: Step
+    psnr: Decibels
+    computed: list[Step] = field(default_factory=list)
+    allowed: NotNegative = 0.0
 
 
 @dataclass(frozen=True)
@@ -139,10 +141,10 @@ class Seconds:
     added: what UniCP itself costs, as a share of each computed step; median over trials, at least 0.
     """
 
-    computed: float
-    served: float
-    rest: float
-    added: float = 0.0
+    computed: Positive
+    served: NotNegative
+    rest: NotNegative
+    added: NotNegative = 0.0
 
 
 @dataclass(frozen=True)
@@ -158,8 +160,8 @@ class Profile:
     fingerprint: Fingerprint
     device: str
     shape: list[int]
-    signal: list[float]
-    noise: list[float]
+    signal: list[NotNegative]
+    noise: list[NotNegative]
     power: float
     seconds: Seconds
     recordings: list[Recording]

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from unicp.files import replacing
+
 _INK, _MUTED = "#1a1a1a", "#767676"
 
 
@@ -47,8 +49,13 @@ def draw_trade_off(table: Sequence[dict[str, Any]], path: Path, title: str) -> N
     panels[0].legend(frameon=False)
     figure.suptitle(title)
     figure.tight_layout()
+    _save(plt, figure, path)
+
+
+def _save(plt: Any, figure: Any, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)
+    with replacing(path) as part:
+        figure.savefig(part, format=path.suffix[1:] or "png")
     plt.close(figure)
 
 
@@ -67,6 +74,4 @@ def _finish(plt: Any, figure: Any, axes: Any, title: str, path: Path) -> None:
     axes.grid(alpha=0.25)
     axes.legend(frameon=False, fontsize=7, ncol=3)
     figure.tight_layout()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)
-    plt.close(figure)
+    _save(plt, figure, path)

@@ -16,6 +16,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
+from unicp.files import replacing_folder
 from unicp.testbed.clips import ATTRIBUTES
 
 LATENT_CHANNELS = 8
@@ -136,7 +137,8 @@ def encode_prompts(
 def save_pipeline(kind: Any, folder: Path, models: dict[str, Any], others: dict[str, Any]) -> None:
     """Writes the folder that `DiffusionPipeline.from_pretrained` loads as `kind`, copies of `models` in float16."""
     halves = {name: copy.deepcopy(model).to(torch.float16) for name, model in models.items()}
-    kind(**halves, **others).save_pretrained(folder)
+    with replacing_folder(folder) as part:
+        kind(**halves, **others).save_pretrained(part)
 
 
 def normalise_latents(autoencoder: AutoencoderKLWan, latents: Tensor) -> Tensor:

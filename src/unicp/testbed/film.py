@@ -26,6 +26,8 @@ from diffusers.models.embeddings import get_3d_rotary_pos_embed
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
 
+from unicp.errors import run_main
+from unicp.files import replacing, write_text
 from unicp.testbed import components
 from unicp.testbed.film_data import ATTRIBUTES, FPS, FRAMES, HEIGHT, PROMPTS_FILE, WIDTH, Clips, make_clips, prompts
 from unicp.testbed.model_card import write_defaults
@@ -226,9 +228,8 @@ def encode_clips(path: Path, autoencoder: Any, clips: Clips) -> Tensor:
         if len(rows) % 20 == 0:
             print(f"latents of {len(rows)} clips", flush=True)
     latents = torch.stack(rows)
-    part = path.with_suffix(".part")
-    torch.save({"scaling_factor": factor, "latents": latents}, part)
-    part.replace(path)
+    with replacing(path) as part:
+        torch.save({"scaling_factor": factor, "latents": latents}, part)
     return latents
 
 
@@ -282,7 +283,7 @@ def save_pipeline(
     others = {"tokenizer": build_tokenizer(), "scheduler": build_scheduler()}
     components.save_pipeline(CogVideoXPipeline, folder, models, others)
     write_defaults(folder, DEFAULTS)
-    (folder / PROMPTS_FILE).write_text("\n".join(prompts(known)) + "\n", encoding="utf-8")
+    write_text(folder / PROMPTS_FILE, "\n".join(prompts(known)) + "\n")
 
 
 def pixels(frames: Tensor) -> Tensor:
@@ -332,4 +333,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

@@ -11,6 +11,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from unicp.errors import run_main
 from unicp.testbed import film, film_data
 from unicp.testbed.card_form import ENCODER, TOKENIZER, Card, millions, sizes, stages_in_words
 from unicp.testbed.model_card import SCORES_FILE, read_scores, write_readme
@@ -132,4 +133,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

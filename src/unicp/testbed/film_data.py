@@ -29,7 +29,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from unicp.errors import InputError
+from unicp.errors import InputError, run_main
+from unicp.files import replacing
 
 PACKAGE = "moviepy==2.2.1"
 _ARCHIVE = "moviepy-2.2.1/docs/_static/medias/getting_started/moviepy_10_minutes/moviepy_10_minutes.zip"
@@ -120,9 +121,8 @@ def fetch_film(folder: Path) -> Path:
             member = tar.extractfile(_ARCHIVE)
             assert member is not None
             inner = zipfile.ZipFile(io.BytesIO(member.read()))
-        part = path.with_suffix(".part")
-        part.write_bytes(inner.read(_FILM))
-        part.replace(path)
+        with replacing(path) as part:
+            part.write_bytes(inner.read(_FILM))
     return path
 
 
@@ -195,9 +195,8 @@ def cut_clips(frames: Frames, cuts: Sequence[int]) -> Clips:
 def save_clips(clips: Clips, path: Path) -> None:
     """Writes the clips as one compressed file; it appears only when it is whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part.npz")
-    np.savez_compressed(part, frames=clips.frames, shot=clips.shot, captions=np.array(clips.captions))
-    part.replace(path)
+    with replacing(path) as part, part.open("wb") as file:
+        np.savez_compressed(file, frames=clips.frames, shot=clips.shot, captions=np.array(clips.captions))
 
 
 def load_clips(path: Path) -> Clips:
@@ -227,4 +226,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

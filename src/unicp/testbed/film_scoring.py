@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unicp.errors import UniCPError
+from unicp.errors import UniCPError, run_main
 from unicp.testbed import film_card
 from unicp.testbed.film import DEFAULTS, pixels
 from unicp.testbed.film_data import ATTRIBUTES, Clips, attributes_of, describe, load_clips, prompts
@@ -138,4 +138,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

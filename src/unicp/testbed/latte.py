@@ -19,6 +19,7 @@ from diffusers import AutoencoderKL, DDIMScheduler, LattePipeline, LatteTransfor
 from torch import Tensor
 from transformers import T5Config, T5EncoderModel
 
+from unicp.errors import run_main
 from unicp.testbed import clips, components
 from unicp.testbed.model_card import write_defaults
 from unicp.testbed.training_loop import (
@@ -247,4 +248,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from unicp.errors import run_main
 from unicp.testbed import clips, latte
 from unicp.testbed.card_form import ENCODER, TOKENIZER, Card, millions, sizes, stages_in_words
 from unicp.testbed.model_card import SCORES_FILE, read_scores, score_table, write_readme
@@ -92,4 +93,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import uuid
 from pathlib import Path
 from typing import Any
 
-from unicp.errors import FileFormatError
+from unicp.errors import FileFormatError, run_main
+from unicp.files import parse_json, read_bytes, write_text
 from unicp.testbed import clips, folder
 from unicp.testbed.card_form import DEFAULTS_FILE, ENCODER, TOKENIZER, Card, millions, sizes, stages_in_words
 
@@ -134,10 +134,7 @@ def read_scores(path: Path) -> dict[str, Any]:
     """The rows of `scores.json`; empty where there is no such file."""
     if not path.exists():
         return {}
-    try:
-        rows = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise FileFormatError(f"scores in {path}", f"no JSON ({error})", "remove it and score again") from error
+    rows = parse_json(read_bytes(path), f"scores in {path}", "remove it and score again")
     if not isinstance(rows, dict):
         raise FileFormatError(f"scores in {path}", f"a JSON {type(rows).__name__}", "remove it and score again")
     return rows
@@ -146,11 +143,6 @@ def read_scores(path: Path) -> dict[str, Any]:
 def record_scores(path: Path, key: str, row: dict[str, Any]) -> None:
     """Sets one row of the JSON file `path`; a reader finds the old file or the new one, never a part."""
     _write(path, json.dumps({**read_scores(path), key: row}, indent=2, sort_keys=True) + "\n")
-
-
-def part_beside(path: Path) -> Path:
-    """A name for the unfinished file that is to replace `path`, in the same folder."""
-    return path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
 
 
 def _tokens(frames: int, components: Any) -> int:
@@ -177,9 +169,7 @@ def score_table(scores: dict[str, Any]) -> str:
 
 def _write(path: Path, text: str) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = part_beside(path)
-    part.write_text(text, encoding="utf-8")
-    part.replace(path)
+    write_text(path, text)
     return path
 
 
@@ -193,4 +183,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

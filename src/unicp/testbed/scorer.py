@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unicp.errors import InputError
+from unicp.files import replacing
 from unicp.testbed import clips, folder
-from unicp.testbed.model_card import WEIGHTS_FILE, part_beside
+from unicp.testbed.model_card import WEIGHTS_FILE
 
 FRAMES_READ = 5
 STEPS, BATCH = 300, 32
@@ -84,9 +85,8 @@ def train_scorer(out: Path, seed: int = 0, steps: int = STEPS, batch: int = BATC
             print(f"scorer {step + 1}/{steps} loss {mean:.4f} {time.monotonic() - begin:.0f} s", flush=True)
     weights = {name: value.half() for name, value in scorer.state_dict().items() if value.is_floating_point()}
     out.parent.mkdir(parents=True, exist_ok=True)
-    part = part_beside(out)
-    part.write_bytes(save(weights))  # the library's own writing makes the file private to the user
-    part.replace(out)
+    with replacing(out) as part:
+        part.write_bytes(save(weights))  # the library's own writing makes the file private to the user
     return load_scorer(out)
 
 

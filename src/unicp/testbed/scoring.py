@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import inspect
-import json
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -23,9 +22,10 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from unicp.errors import InputError, UniCPError
+from unicp.files import read_json, replacing
 from unicp.testbed import clips, folder
 from unicp.testbed.card_form import DEFAULTS_FILE
-from unicp.testbed.model_card import DEFAULTS, SCORES_FILE, WEIGHTS_FILE, part_beside, record_scores
+from unicp.testbed.model_card import DEFAULTS, SCORES_FILE, WEIGHTS_FILE, record_scores
 from unicp.testbed.scorer import (
     STEPS,
     Scorer,
@@ -132,9 +132,8 @@ def draw_sheet(rows: Sequence[tuple[clips.Scene, Tensor]], out: Path, columns: i
             text = f"{name}: {clips.ATTRIBUTES[name][value]}{note}"
             pen.text((left, top + 46 + 18 * line), text, "#1a7f37" if fits else "#c01c28", small)
     out.parent.mkdir(parents=True, exist_ok=True)
-    part = part_beside(out)
-    sheet.save(part, format="PNG", optimize=True)
-    part.replace(out)
+    with replacing(out) as part:
+        sheet.save(part, format="PNG", optimize=True)
 
 
 def _readings(video: Tensor) -> list[dict[str, int]]:
@@ -201,7 +200,7 @@ def _generate(options: argparse.Namespace) -> None:
 
 def _trained_frames(model: Path) -> int:
     path = model / DEFAULTS_FILE
-    defaults = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else DEFAULTS
+    defaults = read_json(path) if path.is_file() else DEFAULTS
     return defaults["num_frames"]
 
 

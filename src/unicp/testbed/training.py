@@ -20,6 +20,7 @@ import torch
 from diffusers import AutoencoderKLWan, WanPipeline
 from torch import Tensor
 
+from unicp.errors import run_main
 from unicp.testbed import clips, components
 from unicp.testbed.training_loop import (
     Log,
@@ -171,4 +172,4 @@ def main(arguments: Iterator[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from unicp.files import append_line, replacing
+
 CHECKPOINT_SECONDS = 120.0
 
 
@@ -71,7 +73,7 @@ class Log:
     """Prints a line every 20 steps and keeps the same numbers as JSON lines."""
 
     def __init__(self, path: Path):
-        self.file = path.open("a", buffering=1)
+        self.path = path
         self.mean: float | None = None
         self.begin = time.monotonic()
 
@@ -82,7 +84,7 @@ class Log:
             seconds = time.monotonic() - self.begin
             print(f"{stage.name} {step}/{stage.steps} loss {self.mean:.4f} {note} {seconds:.0f} s", flush=True)
             row = {"stage": stage.name, "step": step, "loss": self.mean, "seconds": round(seconds, 1)}
-            self.file.write(json.dumps(row) + "\n")
+            append_line(self.path, json.dumps(row) + "\n")
 
 
 def generator_of(stage: Stage, step: int) -> torch.Generator:
@@ -111,9 +113,8 @@ def time_steps(count: int, generator: torch.Generator) -> Tensor:
 
 def save_state(path: Path, step: int, **parts: Any) -> None:
     """Writes the states of all parts and the number of finished steps; the old file stays until then."""
-    part = path.with_suffix(".part")
-    torch.save({"step": step, **{name: value.state_dict() for name, value in parts.items()}}, part)
-    part.replace(path)
+    with replacing(path) as part:
+        torch.save({"step": step, **{name: value.state_dict() for name, value in parts.items()}}, part)
 
 
 def resume_state(path: Path, **parts: Any) -> dict[str, Any]:

@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[3]
 def write(path: Path, rows: Iterable[tuple[str, str, float, float]]) -> None:
     """Rows of one clip each: method, setting, PSNR, and what was executed of 100 operations."""
     for method, setting, psnr, operations in rows:
-        append_row(path, row(setting, psnr, method=method, operations=operations))
+        append_row(path, row(setting, psnr, method=method, operations=round(100 * operations), full_operations=10_000))
 
 
 def test_a_marked_table_is_made_from_its_rows(tmp_path):
@@ -98,6 +98,8 @@ def test_rows_of_clips_of_two_lengths_are_not_one_table(tmp_path):
         append_row(tmp_path / "p.jsonl", row(full_operations=cost, environment={"call": {"num_frames": frames}}))
     with pytest.raises(InputError, match="9 frames, presets, glyphs, sampler unipc, 30 steps, 41 frames"):
         fill("<!-- table p:unipc:margins -->\n<!-- end -->", tmp_path)
+    with pytest.raises(InputError, match="rows against 30 steps, 41 frames, 30 steps, 9 frames"):
+        fill("<!-- table p:unipc -->\n<!-- end -->", tmp_path)
 
 
 def test_at_equal_fidelity_speeds_are_read_off_the_sweeps(tmp_path):

@@ -55,9 +55,10 @@ def test_a_file_cut_anywhere_loses_at_most_its_last_row_and_goes_on_whole(tmp_pa
     append_row(path, row("fast"))
     whole = path.read_bytes()
     path.write_bytes(whole[: max(first, len(whole) - cut)])
-    assert read_rows(path)[0] == row()
+    found = read_rows(path)  # a row that lacks nothing but its line break is whole
+    assert found == [row(), row("fast")][: 2 if cut == 1 else 1]
     append_row(path, row("quality"))
-    assert read_rows(path) == [row(), row("quality")]
+    assert read_rows(path) == [*found, row("quality")]
 
 
 def test_a_damaged_line_in_the_middle_is_one_clear_error(tmp_path):

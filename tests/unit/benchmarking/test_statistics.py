@@ -63,6 +63,7 @@ def test_older_rows_are_paired_where_their_suite_made_pairs_and_nothing_came_bet
     assert is_paired(row(suite="seconds")) and not is_paired(row(suite="peers"))
     assert not is_paired(row(suite="seconds", method="diffusers MagCache"))
     assert is_paired(row(suite="seconds", method="diffusers MagCache", paired=True))
+    assert not is_paired(row(suite="seconds", conditions="a")) and is_paired(row(conditions="a", paired=True))
 
 
 def clips(setting, count, **changes):

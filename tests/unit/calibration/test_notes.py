@@ -17,15 +17,10 @@ def test_results_are_there_after_a_stop(tmp_path):
     out = tmp_path / "profile.json"
     notes = Notes.open(out, ABOUT)
     notes.add("fewer 4 a", FewerSteps("a", 4, math.inf))
-    notes.add("plain", [1, 2])
+    notes.add("served trial a", 0.25)
     again = Notes.open(out, ABOUT)
-    assert again.known["fewer 4 a"] == {
-        "prompt": "a",
-        "steps": 4,
-        "psnr": "inf",
-        "computed": [],
-        "allowed": 0.0,
-    } and again.known["plain"] == [1, 2]
+    assert again.known == {"fewer 4 a": FewerSteps("a", 4, math.inf), "served trial a": 0.25}
+    assert again.of("fewer") == [FewerSteps("a", 4, math.inf)] and again.of("trial") == []
     again.done()
     assert list(tmp_path.iterdir()) == []
 
@@ -33,13 +28,13 @@ def test_results_are_there_after_a_stop(tmp_path):
 def test_a_line_that_was_cut_off_is_done_again(tmp_path):
     out = tmp_path / "profile.json"
     notes = Notes.open(out, ABOUT)
-    notes.add("one", 1)
+    notes.add("served one", 1.0)
     with notes.path.open("a") as file:
-        file.write('{"key": "two", "val')
+        file.write('{"key": "served two", "val')
     again = Notes.open(out, ABOUT)
-    assert "one" in again.known and "two" not in again.known
-    again.add("two", 2)
-    assert Notes.open(out, ABOUT).known["two"] == 2
+    assert "served one" in again.known and "served two" not in again.known
+    again.add("served two", 2.0)
+    assert Notes.open(out, ABOUT).known["served two"] == 2
 
 
 def test_another_calibration_is_not_gone_on_with(tmp_path):
@@ -50,7 +45,7 @@ def test_another_calibration_is_not_gone_on_with(tmp_path):
 
 def test_a_damaged_file_is_refused(tmp_path):
     notes = Notes.open(tmp_path / "profile.json", ABOUT)
-    for text in ("nonsense\n", notes.path.read_text() + "nonsense\n" + '{"key": "a", "value": 1}\n'):
+    for text in ("nonsense\n", notes.path.read_text() + "nonsense\n" + '{"key": "served a", "value": 1}\n'):
         notes.path.write_text(text)
         with pytest.raises(FileFormatError, match="delete it to begin anew"):
             Notes.open(tmp_path / "profile.json", ABOUT)

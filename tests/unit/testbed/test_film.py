@@ -47,8 +47,7 @@ def run(folder: Path, train: Any, kill_after: int = 1_000) -> Any:
     folder.mkdir(exist_ok=True)
     log = KilledLog(folder / "log.jsonl")
     log.left = kill_after
-    with log.file:
-        return train(folder, log)
+    return train(folder, log)
 
 
 def assert_resumes(folder: Path, train: Any, after: int) -> Any:

@@ -28,9 +28,8 @@ def _few_scenes(monkeypatch):
 def train(folder: Path):
     folder.mkdir(exist_ok=True)
     log = Log(folder / "log.jsonl")
-    with log.file:
-        autoencoder = latte.train_autoencoder(folder, log, AUTOENCODER)
-        return autoencoder, latte.train_denoiser(folder, autoencoder, log, DENOISER)
+    autoencoder = latte.train_autoencoder(folder, log, AUTOENCODER)
+    return autoencoder, latte.train_denoiser(folder, autoencoder, log, DENOISER)
 
 
 @pytest.mark.slow

@@ -42,8 +42,7 @@ def logging(folder: Path, kill_after: int = 1_000) -> Iterator[Log]:
     folder.mkdir(exist_ok=True)
     log = KilledLog(folder / "log.jsonl")
     log.left = kill_after
-    with log.file:
-        yield log
+    yield log
 
 
 @pytest.fixture(autouse=True)

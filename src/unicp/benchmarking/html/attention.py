@@ -4,32 +4,55 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
 from unicp.benchmarking.html.chart import BANNERS, Axis, Canvas, figure, path, position
 from unicp.benchmarking.html.markup import counted, escape, number, scroll, tag, text_tag
+from unicp.checked import Checker, MisfitError, Step, Within
 from unicp.errors import FileFormatError
 from unicp.files import read_json
 
 DEPTHS = 6
 
 
-def load_attention(file: Path) -> dict[str, Any]:
+_Change = Annotated[float, Within(0, 1e12)]
+
+
+@dataclass(frozen=True)
+class AttentionChange:
+    """What `unicp.benchmarking.attention_change` writes.
+
+    change: by unit and step; the first step has none before it.
+    """
+
+    units: list[str]
+    change: list[list[_Change]]
+    model: str = ""
+    sampler: str = ""
+    steps: Step = 0
+    clips: Step = 0
+
+    def __post_init__(self) -> None:
+        widths = {len(row) for row in self.change}
+        if len(self.change) != len(self.units) or len(widths) != 1 or min(widths) < 2:
+            raise FileFormatError("changes of attention", "no table of units and steps", "measure again")
+
+
+def load_attention(file: Path) -> AttentionChange:
     """A record of `unicp.benchmarking.attention_change`. Raises InputError, FileFormatError."""
     record = read_json(file)
-    change = record.get("change") if isinstance(record, dict) else None
-    units = record.get("units") if isinstance(record, dict) else None
-    if not isinstance(change, list) or not isinstance(units, list) or not _is_table(change, len(units)):
+    try:
+        return Checker(AttentionChange).read(record)
+    except MisfitError as error:
         do = "name a file written by python -m unicp.benchmarking.attention_change"
-        raise FileFormatError(f"changes of attention in {file}", "no table of units and steps", do)
-    return record
+        raise FileFormatError(f"changes of attention in {file}", str(error), do) from error
 
 
-def attention_figure(record: dict[str, Any]) -> str:
+def attention_figure(record: AttentionChange) -> str:
     """One thin line per block, shallow to deep, and their mean."""
-    change: list[list[float]] = record["change"]
-    # The first step has none before it.
+    change = record.change
     lines = [list(enumerate(row))[1:] for row in change]
     mean = [(step, sum(row[step] for row in change) / len(change)) for step in range(1, len(change[0]))]
     top = max((value for row in change for value in row[1:]), default=1.0) or 1.0
@@ -37,7 +60,7 @@ def attention_figure(record: dict[str, Any]) -> str:
     y_axis = Axis(0, top * 1.05, "relative change")
     label = f"Relative change of attention outputs by step, {counted(len(change), 'block')} and their mean"
     drawings = "".join(_draw(lines, mean, canvas, x_axis, y_axis, label) for canvas in BANNERS)
-    facts = [str(record.get("model", "")), f"sampler {record.get('sampler', '')}", f"{record.get('clips', '')} clips"]
+    facts = [record.model, f"sampler {record.sampler}", counted(record.clips, "clip")]
     heading = text_tag("b", "Change of attention output between neighbouring steps") + " "
     caption = tag("figcaption", heading + text_tag("span", ", ".join(facts), class_="muted"))
     return tag("figure", caption + _key(len(change)) + drawings, class_="attention") + _table(record, mean)
@@ -72,10 +95,10 @@ def _key(blocks: int) -> str:
     return tag("p", f"first block {tag('span', steps, class_='ramp', aria_hidden='true')} last block", class_="key")
 
 
-def _table(record: dict[str, Any], mean: Sequence[tuple[int, float]]) -> str:
+def _table(record: AttentionChange, mean: Sequence[tuple[int, float]]) -> str:
     head = text_tag("th", "unit", scope="col") + "".join(text_tag("th", step, scope="col") for step, _ in mean)
     body = ""
-    rows = [*zip(record["units"], record["change"]), ("mean", [math.nan, *(value for _, value in mean)])]
+    rows = [*zip(record.units, record.change), ("mean", [math.nan, *(value for _, value in mean)])]
     for name, row in rows:
         cells = "".join(text_tag("td", number(value, 3), class_="num") for value in row[1:])
         body += tag("tr", text_tag("th", name, scope="row") + cells)
@@ -87,16 +110,3 @@ def _table(record: dict[str, Any], mean: Sequence[tuple[int, float]]) -> str:
 
 def _depth(index: int, count: int) -> int:
     return min(DEPTHS - 1, index * DEPTHS // max(1, count))
-
-
-def _is_table(change: list[Any], units: int) -> bool:
-    if len(change) != units or not change:
-        return False
-    widths = {len(row) if isinstance(row, list) else 0 for row in change}
-    numbers = all(
-        isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-        for row in change
-        if isinstance(row, list)
-        for value in row
-    )
-    return len(widths) == 1 and min(widths) > 1 and numbers

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import math
+import os
 import struct
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -33,7 +34,7 @@ class Clips:
     def take(self, names: Sequence[str]) -> list[tuple[int, int]]:
         """Takes clips that belong together into the report; their sizes, [] where the folder lacks one of them."""
         files = [self.folder / name for name in names]
-        absent = sum(not file.is_file() for file in files)
+        absent = sum(not os.path.isfile(file) for file in files)
         self.missing += absent
         if absent:
             return []

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from unicp.benchmarking.html import attention, clips, compared, header, pareto, settings_table, strips
 from unicp.benchmarking.html.comparison import SAME
@@ -46,7 +45,7 @@ _CLIPS = (
 class Extras:
     """What a report shows besides rows; None = not asked for."""
 
-    attention: dict[str, Any] | None = None
+    attention: attention.AttentionChange | None = None
     trace: Trace | None = None
     clips: clips.Clips | None = None
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from unicp.benchmarking.conditions import differences
 from unicp.benchmarking.html.markup import listed
 from unicp.benchmarking.references import Reference, references
 from unicp.benchmarking.rows import PLAIN, PLANNED, Row, read_rows
@@ -15,6 +16,7 @@ from unicp.errors import InputError
 OURS, BASELINE, CHOSEN = "UniCP", "fixed window", "fewer steps, placed"
 COLOURS, SHAPES = 5, 4
 LEAST_PAIRS = 3  # one disturbed pair of two moves their median
+_Kind = tuple[str, str, Reference]  # model, sampler, plain run
 
 
 @dataclass(frozen=True)
@@ -29,10 +31,11 @@ class Failure:
 
 @dataclass(frozen=True)
 class Part:
-    """Everything of one model, sampler and kind of plain run, over the clips that all its settings have.
+    """Everything of one model, sampler, kind of plain run and set of conditions, over the clips all its settings have.
 
     suites: those that were measured on the same clips. groups: with measured rows only. plain: None where it has no
-    row. shared: how many clips, and what was left out.
+    row. shared: how many clips, and what was left out. apart: what tells it from parts that differ from it by their
+    conditions alone.
     """
 
     model: str
@@ -43,11 +46,13 @@ class Part:
     groups: tuple[Group, ...]
     failures: tuple[Failure, ...]
     shared: Shared
+    apart: str = ""
 
     @property
     def name(self) -> str:
         """What a heading says."""
-        return f"{self.model}, sampler {self.sampler}, {self.reference.name}, {listed(self.suites)}"
+        names = [self.model, f"sampler {self.sampler}", self.reference.name, listed(self.suites), self.apart]
+        return ", ".join(filter(None, names))
 
     @property
     def clips(self) -> int:
@@ -103,26 +108,42 @@ def load_rows(files: Sequence[Path]) -> list[Row]:
 
 
 def split(rows: Iterable[Row], together: bool = False) -> list[Part]:
-    """One part per model, sampler, kind of plain run and set of clips, in order of appearance.
+    """One part per model, sampler, kind of plain run, conditions and set of clips, in order of appearance.
 
     Suites that were measured on the same clips are one part, the later row of two of the same measurement; others would
     leave each other but the clips that they share. together: all suites in one part nevertheless.
     """
     rows = list(rows)
-    suites: dict[tuple[str, str, Reference], dict[str, list[Row]]] = {}
+    suites: dict[_Kind, dict[str, dict[str, list[Row]]]] = {}
     for row, against in zip(rows, references(rows)):
-        suites.setdefault((row.model, row.sampler, against), {}).setdefault(row.suite, []).append(row)
-    parts = []
-    for key, by_suite in suites.items():
-        alike: dict[frozenset[Clip], list[str]] = {}
-        for suite, members in by_suite.items():
-            clips = frozenset[Clip]() if together else frozenset((row.prompt, row.seed) for row in members)
-            alike.setdefault(clips, []).append(suite)
-        plain = [row for members in by_suite.values() for row in members if row.method == PLAIN]
-        for names in alike.values():
-            found = {row.key: row for row in [*plain, *(row for name in names for row in by_suite[name])]}
-            parts.append(_part(*key, tuple(names), group_rows(found.values())))
-    return parts
+        of_kind = suites.setdefault((row.model, row.sampler, against), {})
+        of_kind.setdefault(row.conditions, {}).setdefault(row.suite, []).append(row)
+    return [
+        replace(part, apart=_apart(of_kind, conditions))
+        for kind, of_kind in suites.items()
+        for conditions, by_suite in of_kind.items()
+        for part in _parts_of(kind, by_suite, together)
+    ]
+
+
+def _parts_of(kind: _Kind, by_suite: Mapping[str, list[Row]], together: bool) -> Iterator[Part]:
+    alike: dict[frozenset[Clip], list[str]] = {}
+    for suite, members in by_suite.items():
+        clips = frozenset[Clip]() if together else frozenset((row.prompt, row.seed) for row in members)
+        alike.setdefault(clips, []).append(suite)
+    plain = [row for members in by_suite.values() for row in members if row.method == PLAIN]
+    for names in alike.values():
+        found = {row.key: row for row in [*plain, *(row for name in names for row in by_suite[name])]}
+        yield _part(*kind, tuple(names), group_rows(found.values()))
+
+
+def _apart(of_kind: Mapping[str, Mapping[str, list[Row]]], conditions: str) -> str:
+    """In which facts these rows differ from those of the same kind under other conditions; "" where there are none."""
+    facts = {name: next(iter(by_suite.values()))[0].environment for name, by_suite in of_kind.items()}
+    own = facts.pop(conditions)
+    names = sorted({name for other in facts.values() for name in differences(own, other)})
+    told = [f"{name} {own[name]!s:.60}" for name in names if name in own]
+    return ", ".join(told or ["without conditions" if not conditions else f"conditions {conditions}"]) if facts else ""
 
 
 def styles(parts: Iterable[Part]) -> dict[str, Style]:

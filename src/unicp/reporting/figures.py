@@ -29,29 +29,6 @@ def draw_attention_change(record: dict[str, Any], path: Path) -> None:
     _finish(plt, figure, axes, title, path)
 
 
-def draw_trade_off(table: Sequence[dict[str, Any]], path: Path, title: str) -> None:
-    """Mean and worst-tenth PSNR against operations saved, one marker a method (`benchmarking.rows.aggregate`)."""
-    plt = _pyplot()
-    figure, panels = plt.subplots(1, 2, figsize=(9.6, 4.2), dpi=150, sharey=True)
-    groups = {"steps": ("fewer steps", "#9a6324"), "window": ("fixed windows", "#4363d8")}
-    for axes, field, name in zip(panels, ("psnr_mean", "psnr_worst_tenth"), ("mean", "worst tenth")):
-        for kind, (label, colour) in groups.items():
-            rows = sorted((r for r in table if kind in r["method"]), key=lambda r: r["operations"])
-            xs, ys = [r["operations"] for r in rows], [r[field] for r in rows]
-            axes.plot(xs, ys, "o-", color=colour, ms=4, lw=1.2, label=label)
-        for row in table:
-            if not any(kind in row["method"] for kind in groups):
-                axes.plot(row["operations"], row[field], "D", color="#e6194b", ms=6)
-                axes.annotate(row["method"], (row["operations"], row[field]), xytext=(5, 5), textcoords="offset points")
-        axes.set_xlabel("operations saved (x)")
-        axes.set_ylabel(f"PSNR to the plain run, dB ({name})")
-        axes.grid(alpha=0.25)
-    panels[0].legend(frameon=False)
-    figure.suptitle(title)
-    figure.tight_layout()
-    _save(plt, figure, path)
-
-
 def _save(plt: Any, figure: Any, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as part:

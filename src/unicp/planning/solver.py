@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -120,8 +121,9 @@ def _choices(
 
 def _paths(schedule: Schedule, rule: WindowLoss) -> dict[int, StepPath]:
     """Paths of short reach; of far reach where there are none, or where they do worse than far ones of fewer steps."""
-    near = best_paths(schedule.steps, schedule.change, rule=rule)
-    far = best_paths(schedule.steps, schedule.change, max_reach=FAR_REACH, rule=rule)
+    change = functools.cache(schedule.change)
+    near = best_paths(schedule.steps, change, rule=rule)
+    far = best_paths(schedule.steps, change, max_reach=FAR_REACH, rule=rule)
     return far | {n: path for n, path in near.items() if n - 1 not in far or path.loss <= far[n - 1].loss}
 
 

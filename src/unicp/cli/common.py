@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import sys
 import time
 import traceback
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from unicp.cli.options import Request
+from unicp.cli.terminal import clean, raw
 from unicp.errors import InputError, UniCPError
 from unicp.files import json_ready
 
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     import numpy as np
     from diffusers.pipelines.pipeline_utils import DiffusionPipeline
     from numpy.typing import NDArray
+    from rich.console import Console
 
     from unicp.planning.plan import Plan
     from unicp.reporting.summary import Summary
@@ -106,7 +109,7 @@ def generate(prepared: Prepared, title: str, steps: int | None = None) -> Genera
     if steps is not None:
         arguments["num_inference_steps"] = steps
     generator = torch.Generator("cpu").manual_seed(prepared.seed)
-    with _steps_bar(title, steps or prepared.steps) as bar:
+    with _steps_bar(clean(title), steps or prepared.steps) as bar:
         if "callback_on_step_end" in _parameters(prepared.pipe):
             arguments["callback_on_step_end"] = bar.step
         begin = time.perf_counter()
@@ -152,11 +155,18 @@ def plan_facts(request: Request, plan: Plan | None) -> dict[str, Any]:
 @contextmanager
 def waiting(what: str) -> Iterator[None]:
     """A moving sign on stderr while something takes long; nothing where stderr is no terminal."""
+    from rich.text import Text
+
+    console = _console()
+    # Not as a string: rich would take a name like "a[/b].mp4" for markup.
+    with console.status(Text(f"{clean(what)} …")) if console.is_terminal else nullcontext():
+        yield
+
+
+def _console() -> Console:
     from rich.console import Console
 
-    console = Console(stderr=True)
-    with console.status(f"{what} …") if console.is_terminal else nullcontext():
-        yield
+    return Console(file=raw(sys.stderr))
 
 
 def print_json(value: Any) -> None:
@@ -196,7 +206,6 @@ class _StepsBar:
 
 @contextmanager
 def _steps_bar(title: str, steps: int | None) -> Iterator[_StepsBar]:
-    from rich.console import Console
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
@@ -206,8 +215,8 @@ def _steps_bar(title: str, steps: int | None) -> Iterator[_StepsBar]:
         TimeRemainingColumn,
     )
 
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    console = _console()
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     # Not a terminal: rich would write an empty line, which spoils "errors are one line".
     hidden = not console.is_terminal
     with Progress(*columns, TimeRemainingColumn(), console=console, transient=True, disable=hidden) as progress:

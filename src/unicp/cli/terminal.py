@@ -1,0 +1,120 @@
+"""What reaches the user's terminal: cleaned of what would steer it, and one line where it cannot be written at all."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import io
+import os
+import re
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+# Control characters but for line breaks and tabs, what turns the direction of text, and halves of characters (names of
+# files that are no UTF-8). Escape sequences begin with one of these.
+_UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+_LONGEST_WORD = 300
+
+
+class OutputLostError(Exception):
+    """Stdout cannot be written. reason: in words; has_left: nobody reads it any more, as after `| head`."""
+
+    def __init__(self, error: OSError):
+        self.reason, self.has_left = error.strerror or str(error), error.errno == errno.EPIPE
+        super().__init__(self.reason)
+
+
+def clean(text: str) -> str:
+    """The text with everything visible that would steer a terminal: "\\x1b" for an escape character."""
+    return _UNSAFE.sub(lambda match: match[0].encode("unicode_escape", "surrogatepass").decode("ascii"), text)
+
+
+def one_line(text: str) -> str:
+    """A message as one line; of words that no line has room for the beginning and the end."""
+    words = (
+        word if len(word) <= _LONGEST_WORD else f"{word[: _LONGEST_WORD // 2]}…{word[-_LONGEST_WORD // 4 :]}"
+        for word in text.split()
+    )
+    return clean(" ".join(words))
+
+
+@contextlib.contextmanager
+def guarded() -> Iterator[None]:
+    """Everything that is printed meanwhile goes through `clean`, whoever prints it.
+
+    Raises OutputLostError where stdout cannot be written; stderr that cannot be is left unwritten.
+    """
+    _fill_closed()
+    before = sys.stdout, sys.stderr
+    sys.stdout = None if before[0] is None else _Cleaned(before[0], is_needed=True)  # type: ignore[assignment]
+    sys.stderr = None if before[1] is None else _Cleaned(before[1], is_needed=False)  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        sys.stdout, sys.stderr = before
+
+
+def give_up_stdout() -> None:
+    """What is left in its buffer goes nowhere, so that Python does not fail again when it ends."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        place = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(place, raw(sys.stdout).fileno())
+        os.close(place)
+
+
+def raw(stream: Any) -> Any:
+    """The stream itself, for what draws on a terminal and cleans its texts on its own."""
+    return stream.raw_stream if isinstance(stream, _Cleaned) else stream
+
+
+class _Cleaned(io.TextIOBase):
+    """A text stream in front of another one."""
+
+    def __init__(self, stream: Any, is_needed: bool):
+        self.raw_stream, self._is_needed = stream, is_needed
+
+    def write(self, text: str, /) -> int:
+        # As the stream can encode it: not every terminal knows every letter.
+        name = self.encoding or "utf-8"
+        shown = clean(text).encode(name, "backslashreplace").decode(name)
+        self._try(lambda: self.raw_stream.write(shown))
+        return len(text)
+
+    def flush(self) -> None:
+        self._try(lambda: self.raw_stream.flush())
+
+    def _try(self, act: Any) -> None:
+        try:
+            act()
+        except OSError as error:
+            if self._is_needed:
+                raise OutputLostError(error) from error
+
+    @property
+    def encoding(self) -> str | None:  # type: ignore[override]
+        return getattr(self.raw_stream, "encoding", None)
+
+    @property
+    def errors(self) -> str | None:  # type: ignore[override]
+        return getattr(self.raw_stream, "errors", None)
+
+    def isatty(self) -> bool:
+        return self.raw_stream.isatty()
+
+    def fileno(self) -> int:
+        return self.raw_stream.fileno()
+
+    def writable(self) -> bool:
+        return True
+
+
+def _fill_closed() -> None:
+    """Standard streams that are closed become /dev/null: else the next file that is opened takes their place, and what
+    a library prints goes into the video."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            with contextlib.suppress(OSError):
+                os.open(os.devnull, os.O_RDWR)

@@ -111,8 +111,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
     Raises InputError where the place cannot be written.
     """
-    # Through links, so that the file is replaced and not the link to it.
-    target = Path(os.path.realpath(path))
+    target = _target(path)
     part = _open_part(path, target)
     try:
         yield part
@@ -127,7 +126,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
 def check_writable(path: str | Path) -> None:
     """Raises InputError unless a file can be written at `path`; an existing one is left as it is."""
-    part = _open_part(path, Path(os.path.realpath(path)))
+    part = _open_part(path, _target(path))
     part.unlink(missing_ok=True)
 
 
@@ -146,16 +145,38 @@ def _noun(kind: str) -> str:
 def _open_part(path: str | Path, target: Path) -> Path:
     if not str(path):
         raise InputError("to write a file", "an empty name", "name the file")
-    if not target.parent.is_dir():
+    # os.path answers "no" where a name is too long to be asked for; Path would raise.
+    if not os.path.isdir(target.parent):
         raise InputError(f"to write {path}", f"no folder {target.parent}", "make the folder first")
-    if target.exists() and not target.is_file():
+    if os.path.exists(target) and not os.path.isfile(target):
         raise InputError(f"to write {path}", "a folder or device there", "name a file")
-    part = target.with_name(f".{target.name[:100]}.{uuid.uuid4().hex[:12]}.part")
+    _check_length(path, target)
+    # Of the name only as much as leaves room for the rest, whatever its letters: they have up to four bytes each.
+    part = target.with_name(f".{target.name[:50]}.{uuid.uuid4().hex[:12]}.part")
     try:
         part.touch(exist_ok=False)
     except (OSError, ValueError) as error:
         raise InputError(f"to write {path}", _reason(error), "name a place that can be written") from error
     return part
+
+
+def _target(path: str | Path) -> Path:
+    """Where `path` leads, through links, so that the file is replaced and not the link to it."""
+    try:
+        return Path(os.path.realpath(path))
+    except (OSError, ValueError) as error:
+        raise InputError(f"to write {path}", _reason(error), "name a place that can be written") from error
+
+
+def _check_length(path: str | Path, target: Path) -> None:
+    """The temporary file has a short name: that the real one is too long would be seen only when all is made."""
+    try:
+        most = os.pathconf(target.parent, "PC_NAME_MAX")
+    except (AttributeError, OSError, ValueError):
+        return
+    length = len(os.fsencode(target.name))
+    if length > most:
+        raise InputError(f"to write {path}", f"a name of {length} bytes, at most {most} are possible", "shorten it")
 
 
 def _read_record(kind: type, values: Any, where: str) -> Any:

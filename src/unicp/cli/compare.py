@@ -84,6 +84,7 @@ def compare(
         sampler=sampler,
         target=target,
         profile=profile,
+        is_pair=True,
     )
     if request.preset == OFF:
         raise InputError(f"compare with --preset {OFF}", "nothing to compare with", "name a preset")

@@ -170,6 +170,11 @@ def _way_back(came_from: Sequence[NDArray[np.int64]], last: int, gap: int) -> li
     return steps[::-1]
 
 
+def fewest_computed(steps: int) -> int:
+    """At least so many steps of a run any path computes: the first ones, and one after each widest window."""
+    return min(steps, max(len(WARM_UP), math.ceil(steps / (MAX_WINDOW + 1))))
+
+
 def path_loss(computed: Sequence[int], steps: int, change: Change, rule: WindowLoss = SUM) -> float:
     """The loss of a given schedule: `computed` in order, all other steps after the second one served."""
     following = [*computed, steps]

@@ -104,8 +104,8 @@ def bench(
 def _usual_frames(frames: int | None, folder: Path) -> int | None:
     """Those of the suite, unless the model makes clips of one length only."""
     config = folder / "transformer" / "config.json"
-    is_fixed = config.is_file() and "video_length" in read_json(config)
-    return None if is_fixed else frames
+    told = read_json(config) if config.is_file() else None
+    return None if isinstance(told, dict) and "video_length" in told else frames
 
 
 def _overhead(out: Path | None, is_alone: bool) -> None:
@@ -129,7 +129,7 @@ def _check(prompts: int | None, seeds: int | None, steps: int, frames: int | Non
 def _rows_file(out: Path | None, default: str) -> Path:
     rows = out or Path("build/bench") / default
     if out is None:
-        rows.parent.mkdir(parents=True, exist_ok=True)
+        options.make_folder("--out", rows.parent)
     if not rows.exists():
         check_writable(rows)
     return rows
@@ -145,7 +145,7 @@ def _run(plan: Sweep, about: str) -> None:
     if plan.profile is not None:
         load_profile(plan.profile)
     if plan.clips is not None:
-        plan.clips.mkdir(parents=True, exist_ok=True)
+        options.make_folder("--clips", plan.clips)
     total = len(plan.prompts) * plan.seeds * (len(plan.methods) + 1)
     typer.echo(f"{plan.suite}: {about}; {total} runs, {len(known)} rows in {plan.out} already", err=True)
     sweep.run(plan, typer.echo)

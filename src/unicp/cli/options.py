@@ -83,6 +83,15 @@ def check_written(flag: str, written: Path, read: Mapping[str, Path | None]) -> 
             raise InputError(f"{flag} {written}", f"the same file as {other}", "name another one")
 
 
+def make_folder(flag: str, folder: Path) -> None:
+    """Makes a folder, with those it is in, where there is none. Raises InputError."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise InputError(f"the folder {folder}", reason, f"name another one with {flag}") from None
+
+
 def _same_file(one: Path, other: Path) -> bool:
     try:
         if os.path.exists(one) and os.path.exists(other):

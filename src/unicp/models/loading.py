@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,20 +51,21 @@ def check_model(model: str | Path) -> None:
     A name like "owner/name" that is no folder is taken for one of the hub and not looked up.
     """
     folder = Path(model)
-    if not folder.exists():
+    # os.path answers "no" for names that are too long to be asked for, or no names at all; Path would raise.
+    if not os.path.exists(folder):
         if _HUB_NAME.fullmatch(str(model)):
             return
         do = "name an existing folder, or a pipeline of the hub like Wan-AI/Wan2.1-T2V-1.3B-Diffusers"
         raise InputError(f"model {str(model)!r}", "no such folder", do)
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise InputError(f"model {model}", "a file, not a folder", _PASS_A_PIPELINE)
-    if not (folder / _INDEX).is_file():
+    if not os.path.isfile(folder / _INDEX):
         raise InputError(f"model {model}", f"a folder without {_INDEX}", _PASS_A_PIPELINE)
     index = read_json(folder / _INDEX)
     if not isinstance(index, dict):
         raise FileFormatError(f"a pipeline in {model}", f"{_INDEX} without entries", _PASS_A_PIPELINE)
     names = _transformer_classes(model, index)
-    missing = [name for name in names if not (folder / name).is_dir()]
+    missing = [name for name in names if not os.path.isdir(folder / name)]
     if missing:
         raise InputError(f"model {model}", f"no folder {' or '.join(missing)} in it", "copy the whole pipeline")
 
@@ -88,7 +90,11 @@ def load_pipeline(model: str | Path, dtype: str | None = None, device: Any = Non
         _raise_not_loaded(model, error)
     if not any(getattr(pipe, name, None) is not None for name in _TRANSFORMERS):
         raise _without_transformer(model, type(pipe).__name__)
-    return pipe.to(place)
+    try:
+        return pipe.to(place)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"model {model} on {place}", reason, "use another device, or float16") from error
 
 
 def load_outline(model: str | Path) -> Outline:
@@ -130,7 +136,7 @@ def generation_defaults(model: str | Path) -> dict[str, Any]:
     Raises FileFormatError for names it does not know and values of the wrong type.
     """
     path = Path(model) / DEFAULTS_FILE
-    if not path.is_file():
+    if not os.path.isfile(path):
         return {}
     values = read_json(path)
     if not isinstance(values, dict):
@@ -239,7 +245,7 @@ def _device(device: Any) -> Any:
 def _raise_not_loaded(model: str | Path, error: Exception) -> NoReturn:
     """A failed load as one line: what it was, and whether the folder or the hub is to blame."""
     reason = " ".join(str(error).split())[:200] or type(error).__name__
-    if Path(model).is_dir():
+    if os.path.isdir(model):
         found, do = f"a folder that cannot be loaded ({reason})", "check that all its files are there and whole"
     else:
         found = f"no folder of that name, and the hub did not give it ({reason})"

@@ -64,7 +64,7 @@ def test_bad_input_is_one_line_and_leaves_the_old_file(rows, arguments, said):
 def test_the_rows_are_never_written_over(rows):
     before = rows.read_bytes()
     result = run(rows, "--out", "rows.jsonl")
-    assert result.exit_code == 2 and "a file that the report reads" in result.stderr
+    assert result.exit_code == 2 and "the same file as ROWS" in result.stderr
     assert rows.read_bytes() == before
 
 

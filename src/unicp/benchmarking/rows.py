@@ -84,7 +84,7 @@ def read_rows(path: Path) -> list[Row]:
             continue
         try:
             rows.append(_parse(line))
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, RecursionError) as error:
             # Every whole row ends with a line break, so only what stands behind the last one can be half a row.
             if number == len(lines):
                 continue

@@ -72,6 +72,7 @@ def bench(
         given = (sampler != "default", steps != 30, prompts, seeds, frames, prompts_file, method, clips, profile)
         return _overhead(out, model == "glyphs" and split == "table" and not fast_metrics and not any(given))
     _check(prompts, seeds, steps, frames, sampler)
+    options.check_read("--profile", profile)
 
     from unicp.benchmarking import suites, sweep
     from unicp.benchmarking.methods import parse_method
@@ -130,8 +131,7 @@ def _rows_file(out: Path | None, default: str) -> Path:
     rows = out or Path("build/bench") / default
     if out is None:
         options.make_folder("--out", rows.parent)
-    if not rows.exists():
-        check_writable(rows)
+    check_writable(rows)
     return rows
 
 

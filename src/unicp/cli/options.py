@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,6 +74,16 @@ def read_prompts(flag: str, file: Path) -> tuple[str, ...]:
     if not texts:
         raise InputError(f"{flag} {file}", "no prompts in it", "write one prompt a line")
     return texts
+
+
+def check_read(flag: str, file: Path | None) -> None:
+    """Raises InputError for a device: some never end. What is not there is told where it is read."""
+    try:
+        is_device = file is not None and stat.S_IFMT(os.stat(file).st_mode) in (stat.S_IFCHR, stat.S_IFBLK)
+    except (OSError, ValueError):
+        return
+    if is_device:
+        raise InputError(f"{flag} {file}", "a device", "name a file")
 
 
 def check_written(flag: str, written: Path, read: Mapping[str, Path | None]) -> None:
@@ -213,6 +224,7 @@ class Request:
         target = parse_target(self.target)
         if self.steps is not None:
             check_steps(self.steps)
+        check_read("--profile", self.profile)
         if self.profile is not None:
             check_feasible(load_profile(self.profile), target)
 

@@ -46,6 +46,7 @@ def plan(
         if steps < 1:
             raise InputError(f"--steps {steps}", "not a positive number", "use 1 or more")
         check_steps(steps)
+    options.check_read("PROFILE", profile)
     known = load_profile(profile)
     if out is not None:
         options.check_written("--out", out, {"PROFILE": profile})

@@ -59,6 +59,8 @@ def report(
         raise InputError("--family", "no --clips that it could choose from", "give --clips too")
     read = {f"ROWS {file}": file for file in rows}
     options.check_written("--out", out, {**read, "--attention": attention, "--trace": trace})
+    for flag, file in (*(("ROWS", file) for file in rows), ("--attention", attention), ("--trace", trace)):
+        options.check_read(flag, file)
     for file in rows:
         _check_rows(file)
 

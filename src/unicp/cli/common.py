@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from unicp.cli.options import Request
-from unicp.cli.terminal import clean, raw
+from unicp.cli.terminal import check_interrupt, clean, raw
 from unicp.errors import InputError, UniCPError
 from unicp.files import json_ready
 from unicp.reporting.limits import check_fps
@@ -178,6 +178,7 @@ def waiting(what: str) -> Iterator[None]:
     # Not as a string: rich would take a name like "a[/b].mp4" for markup.
     with console.status(Text(f"{clean(what)} …")) if console.is_terminal else nullcontext():
         yield
+    check_interrupt()
 
 
 def _console() -> Console:

@@ -44,7 +44,7 @@ class _Group(TyperGroup):
     """Turns what a user did wrong into one line and an exit code."""
 
     def main(self, *args: Any, standalone_mode: bool = True, **extra: Any) -> Any:
-        with terminal.guarded():
+        with terminal.guarded(), terminal.interruptible():
             sys.exit(self._code(*args, **extra))
 
     def _code(self, *args: Any, **extra: Any) -> int:
@@ -54,24 +54,28 @@ class _Group(TyperGroup):
             code = super().main(*args, standalone_mode=False, **extra)
         except (KeyboardInterrupt, typer.Abort):
             code = INTERRUPTED
-        except UniCPError as error:
-            return _failed(str(error))
-        except terminal.OutputLostError as error:
-            terminal.give_up_stdout()
-            if error.has_left:
-                return NOBODY_READS
-            return _failed(f"asked: to print the result; found: {error.reason}; do: send stdout where there is room")
-        except MemoryError:
-            return _failed("asked: to hold it all in memory; found: not enough; do: ask for less")
         except Exception as error:
-            return _told(error)
+            code = INTERRUPTED if terminal.was_interrupted() else _told(error)
         if code == INTERRUPTED:
             typer.echo("unicp: interrupted", err=True)
         return code if isinstance(code, int) else 0
 
 
 def _told(error: Exception) -> int:
-    """The parser's own errors and those of the machine as one line; others are faults of UniCP or of a library."""
+    """The exit code of what went wrong, which is told on stderr.
+
+    What a user did wrong, what the parser says of it and what the machine lacks is one line; anything else is a fault
+    of UniCP or of a library, with a traceback.
+    """
+    if isinstance(error, UniCPError):
+        return _failed(str(error))
+    if isinstance(error, terminal.OutputLostError):
+        terminal.give_up_stdout()
+        if error.has_left:
+            return NOBODY_READS
+        return _failed(f"asked: to print the result; found: {error.reason}; do: send stdout where there is room")
+    if isinstance(error, MemoryError):
+        return _failed("asked: to hold it all in memory; found: not enough; do: ask for less")
     # Where the class of the parser's errors lives depends on the version of typer.
     message = getattr(error, "format_message", None)
     if message is not None:

@@ -7,6 +7,7 @@ import errno
 import io
 import os
 import re
+import signal
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -53,6 +54,40 @@ def guarded() -> Iterator[None]:
         yield
     finally:
         sys.stdout, sys.stderr = before
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """Notes a Ctrl-C: while they are imported, libraries swallow it, or make another error of it."""
+    _interrupts.clear()
+    try:
+        before = signal.signal(signal.SIGINT, _interrupt)
+    except ValueError:  # not the main thread, which alone gets signals
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def was_interrupted() -> bool:
+    """Whether there was a Ctrl-C since this command began."""
+    return bool(_interrupts)
+
+
+def check_interrupt() -> None:
+    """Raises KeyboardInterrupt if there was a Ctrl-C that something swallowed."""
+    if _interrupts:
+        raise KeyboardInterrupt
+
+
+_interrupts: list[int] = []
+
+
+def _interrupt(number: int, _frame: Any) -> None:
+    _interrupts.append(number)
+    raise KeyboardInterrupt
 
 
 def give_up_stdout() -> None:

@@ -18,6 +18,7 @@ from tests.commands import refused, run
 from tests.made_profiles import made
 from unicp.cli import common, terminal
 from unicp.cli.main import app
+from unicp.errors import InputError
 from unicp.planning.profile import save_profile
 
 ROOT = Path(unicp.__file__).parents[1]
@@ -149,6 +150,23 @@ def test_an_interrupt_while_loading_is_one_line():
     process.send_signal(signal.SIGINT)
     _, stderr = process.communicate(timeout=30)
     assert process.returncode == 130 and stderr == "unicp: interrupted\n"
+
+
+@pytest.mark.parametrize("becomes", ["nothing", "another error", "an error of ours"])
+def test_an_interrupt_that_a_library_swallows_is_one(becomes, monkeypatch):
+    def load(*_args):
+        with common.waiting("loading"):
+            try:
+                signal.raise_signal(signal.SIGINT)
+            except KeyboardInterrupt:
+                if becomes != "nothing":
+                    kind = RuntimeError("failed to import") if becomes == "another error" else InputError("a", "b", "c")
+                    raise kind from None
+
+    monkeypatch.setattr(common, "model_of", load)
+    result = run("inspect")
+    assert (result.exit_code, result.stderr) == (130, "unicp: interrupted\n")
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_an_unknown_error_is_a_traceback_without_escape_sequences(monkeypatch):

@@ -68,6 +68,11 @@ def check_model(model: str | Path) -> None:
     missing = [name for name in names if not os.path.isdir(folder / name)]
     if missing:
         raise InputError(f"model {model}", f"no folder {' or '.join(missing)} in it", "copy the whole pipeline")
+    # diffusers takes a configuration that is no object for a name, and asks the hub for it.
+    for place in (*(f"{name}/config.json" for name in names), "scheduler/scheduler_config.json"):
+        path = folder / place
+        if os.path.isfile(path) and not isinstance(read_json(path), dict):
+            raise FileFormatError(f"a pipeline in {model}", f"{place} without entries", "copy the whole pipeline")
 
 
 def load_pipeline(model: str | Path, dtype: str | None = None, device: Any = None) -> DiffusionPipeline:

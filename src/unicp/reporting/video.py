@@ -14,6 +14,7 @@ from typing import Any
 
 import av
 import numpy as np
+from av.error import FFmpegError
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
@@ -43,11 +44,12 @@ def write_video(frames: Any, path: str | Path, fps: float) -> str:
     writer = writers.get(Path(path).suffix.lower())
     if writer is None:
         raise InputError(f"a video in {path}", f"endings {', '.join(writers)}", "use one of them")
-    check_clip(Path(path).suffix, *pictures.shape[:3], fps)
+    count, height, width, _ = pictures.shape
+    check_clip(Path(path).suffix, count, height, width, fps)
     with replacing(path) as part:
         try:
             return writer(pictures, part, fps)
-        except (av.error.FFmpegError, ValueError, OverflowError, struct.error) as error:
+        except (FFmpegError, ValueError, OverflowError, struct.error) as error:
             if isinstance(error, OSError) and error.errno in errno.errorcode:
                 raise
             reason = " ".join(str(error).split())[:200]

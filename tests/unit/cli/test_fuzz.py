@@ -104,7 +104,7 @@ ODD += [
     "target x",
 ]
 VALUES = [*NUMBERS, *TEXTS, *PLACES, *ODD]
-SAMPLE = 700
+SAMPLE = 400
 
 
 class Reached(InputError):

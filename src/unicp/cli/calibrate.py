@@ -67,7 +67,11 @@ def calibrate(
         trace=None,
         sampler=sampler,
     )
+    from unicp.calibration.notes import SUFFIX
+
     options.check_written("--out", out, {"--prompts": prompts})
+    # What is known so far is kept beside it, under a longer name.
+    options.check_written("--out", out.with_name(out.name + SUFFIX), {"--prompts": prompts})
     _run(request, texts, out)
 
 

@@ -51,7 +51,8 @@ TABLE: dict[str, Row] = {
     "files": row("errors settings records checked disk", "pydantic_core"),
     "numerics": row("errors", "torch"),
     "models": row("errors settings records files checked numerics", "torch", {"models/loading.py": "diffusers"}),
-    "control": row("errors settings records"),
+    # numpy: the schedules of a run of hundreds of steps are solved over arrays; by loops they took minutes.
+    "control": row("errors settings records", "", {"control/step_paths.py": "numpy"}),
     # No torch: a plan can be made, printed and drawn where there is none.
     "planning": row("errors settings records files checked numerics control"),
     "execution": row(

@@ -15,6 +15,8 @@ from typing import Any
 from unicp.errors import InputError, UniCPError
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# Letters of a name that a temporary one takes over: of up to four bytes each, they leave room for the rest.
+_TAKEN = 50
 
 
 @contextmanager
@@ -46,7 +48,7 @@ def replacing_folder(folder: str | Path) -> Iterator[Path]:
     target = _target(folder)
     try:
         target.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name[:40]}.", suffix=".part") as name:
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name[:_TAKEN]}.", suffix=".part") as name:
             part = Path(name)
             try:
                 yield part
@@ -104,28 +106,51 @@ def check_writable(path: str | Path) -> None:
     part.unlink(missing_ok=True)
 
 
+def check_appendable(path: str | Path) -> None:
+    """Raises InputError unless a line can be added to the file at `path`, which is left as it is; there may be none."""
+    if not os.path.isfile(path):
+        return check_writable(path)
+    try:
+        with Path(path).open("ab"):
+            pass
+    except OSError as error:
+        raise _cannot_write(path, error) from error
+
+
 def _target(path: str | Path) -> Path:
     """The file to replace, through links, so that a link stays one."""
     try:
         return Path(os.path.realpath(path))
     except (OSError, ValueError) as error:
-        raise InputError(f"to write {path}", reason(error), "name a place that can be written") from error
+        raise _cannot_write(path, error) from error
 
 
 def _open_part(path: str | Path, target: Path) -> Path:
     if not str(path):
         raise InputError("to write a file", "an empty name", "name the file")
-    part = target.with_name(f".{target.name[:40]}.{uuid.uuid4().hex[:12]}.part")
+    # os.path answers "no" where a name is too long to be asked for; Path would raise.
+    if not os.path.isdir(target.parent):
+        raise InputError(f"to write {path}", f"no folder {target.parent}", "make the folder first")
+    if os.path.exists(target) and not os.path.isfile(target):
+        raise InputError(f"to write {path}", "a folder or device there", "name a file")
+    _check_length(path, target)
+    part = target.with_name(f".{target.name[:_TAKEN]}.{uuid.uuid4().hex[:12]}.part")
     try:
-        if not target.parent.is_dir():
-            raise InputError(f"to write {path}", f"no folder {target.parent}", "make the folder first")
-        # Also tells of a name that is too long, which the unfinished file has not.
-        if target.exists() and not target.is_file():
-            raise InputError(f"to write {path}", "a folder or device there", "name a file")
         part.touch(exist_ok=False)
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise _cannot_write(path, error) from error
     return part
+
+
+def _check_length(path: str | Path, target: Path) -> None:
+    """The temporary file has a short name: that the real one is too long would be seen only when all is made."""
+    try:
+        most = os.pathconf(target.parent, "PC_NAME_MAX")
+    except (AttributeError, OSError, ValueError):
+        return
+    length = len(os.fsencode(target.name))
+    if length > most:
+        raise InputError(f"to write {path}", f"a name of {length} bytes, at most {most} are possible", "shorten it")
 
 
 def _told(path: str | Path, error: Exception, part: Path) -> Exception:
@@ -136,8 +161,8 @@ def _told(path: str | Path, error: Exception, part: Path) -> Exception:
     return error if cause is None else _cannot_write(path, cause)
 
 
-def _cannot_write(path: str | Path, error: OSError) -> InputError:
-    if error.errno in _FULL:
+def _cannot_write(path: str | Path, error: OSError | ValueError) -> InputError:
+    if isinstance(error, OSError) and error.errno in _FULL:
         found = f"no room on the disk ({reason(error)}); what was there is as it was"
         return InputError(f"to write {path}", found, "make room or name another place")
     return InputError(f"to write {path}", reason(error), "name a place that can be written")

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
+
+# Control characters but for line breaks and tabs, what turns the direction of text, and halves of characters (names of
+# files that are no UTF-8). Escape sequences begin with one of these.
+_UNSAFE = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
+)
+_LONGEST_WORD = 300
 
 
 class UniCPError(Exception):
@@ -15,10 +23,21 @@ class UniCPError(Exception):
         super().__init__(f"asked: {self.asked}; found: {self.found}; do: {self.do}")
 
 
+def clean(text: str) -> str:
+    """The text with everything visible that would steer a terminal: "\\x1b" for an escape character."""
+    return _UNSAFE.sub(lambda match: match[0].encode("unicode_escape", "surrogatepass").decode("ascii"), text)
+
+
 def one_line(text: str) -> str:
-    """Text in one line, without anything that a terminal obeys: names and contents of files may hold anything."""
-    line = " ".join(text.split())
-    return line if line.isprintable() else "".join(one if one.isprintable() else ascii(one)[1:-1] for one in line)
+    """A message as one line, cleaned; of words that no line has room for the beginning and the end.
+
+    Names and contents of files may hold anything.
+    """
+    words = (
+        word if len(word) <= _LONGEST_WORD else f"{word[: _LONGEST_WORD // 2]}…{word[-_LONGEST_WORD // 4 :]}"
+        for word in text.split()
+    )
+    return clean(" ".join(words))
 
 
 class SettingsError(UniCPError, ValueError):

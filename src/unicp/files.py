@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import is_dataclass
 from functools import lru_cache
@@ -17,6 +18,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from unicp.checked import Checker, MisfitError, Step, Within, saved_fields
 from unicp.disk import append_line as append_line
+from unicp.disk import check_appendable as check_appendable
 from unicp.disk import check_writable as check_writable
 from unicp.disk import reason as reason
 from unicp.disk import replacing as replacing
@@ -36,6 +38,7 @@ _TRACE_FIELDS: dict[str, Any] = {
     "step": Step,
     "action": Literal["compute", "slice", "forecast", "reuse"],
     "seconds": Annotated[float, Within(0, 1e30)],
+    "run_steps": dict[str, Step],
 }
 _R = TypeVar("_R")
 
@@ -107,8 +110,9 @@ def read_bytes(path: str | Path) -> bytes:
     """All of a file, of at most `LARGEST_FILE`. Raises InputError where it is larger, or cannot be read."""
     try:
         # Of a pipe or a device there is no end to wait for.
-        if Path(path).exists() and not Path(path).is_file():
-            raise InputError(f"to read {path}", "a folder or device there", "name a file")
+        if os.path.exists(path) and not os.path.isfile(path):
+            found = "a folder" if os.path.isdir(path) else "a device or pipe"
+            raise InputError(f"to read {path}", found, "name a file")
         with Path(path).open("rb") as file:
             raw = file.read(LARGEST_FILE + 1)
     except (OSError, ValueError) as error:

@@ -11,6 +11,7 @@ import random
 import signal
 import tempfile
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,14 +23,14 @@ from tests.damage import damaged
 from unicp.benchmarking import report
 from unicp.benchmarking.html.attention import attention_figure, load_attention
 from unicp.benchmarking.html.page import Extras, page
-from unicp.benchmarking.html.parts import load_rows
+from unicp.benchmarking.html.parts import LEAST_PAIRS, load_rows
 from unicp.benchmarking.html.strips import trace_map
 from unicp.benchmarking.rows import Row, append_row
 from unicp.benchmarking.statistics import group_rows, markdown
 from unicp.calibration.calibrating import Calibration
 from unicp.calibration.notes import Facts, Notes, PlainSeconds
 from unicp.control.guard import Guard
-from unicp.errors import UniCPError
+from unicp.errors import UniCPError, one_line
 from unicp.files import json_ready, load_trace, parse_json
 from unicp.planning.curves import counted, levels_of
 from unicp.planning.plan import PLAN_TYPE, PLAN_VERSION, load_plan, plan_of_trace
@@ -133,7 +134,8 @@ def rows() -> list[Row]:
     methods = [("UniCP", "fast"), ("UniCP planned", "psnr>=35"), ("fixed window", "2"), ("fewer steps", "15")]
     found = [row(method="plain", psnr=100.0, operations=100)]
     found += [row(setting, 30.0 + 5 * i, method=method) for i, (method, setting) in enumerate(methods)]
-    return [*found, row("x", method="peer"), row("y", method="stuck", reason="no such block", fidelity={}, work=[])]
+    found += [row("x", method="peer"), row("y", method="stuck", reason="no such block", fidelity={}, work=[])]
+    return [replace(one, seed=seed, paired=one.measured) for seed in range(LEAST_PAIRS) for one in found]
 
 
 def trace() -> Trace:
@@ -225,7 +227,7 @@ def test_no_file_ends_in_a_traceback(kind, place):
             use(path)
         except UniCPError as error:
             refused += 1
-            if not str(error).isprintable() or len(str(error)) > 1500:
+            if one_line(str(error)) != str(error) or len(str(error)) > 1500:
                 faults.append((number, str(error)[:300], raw[:200]))
         except Exception as error:
             faults.append((number, repr(error)[:300], raw[:200]))

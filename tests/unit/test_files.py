@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import math
 import os
@@ -17,7 +18,7 @@ from hypothesis import strategies as st
 
 from unicp import disk, files
 from unicp.errors import FileFormatError, InputError
-from unicp.files import check_writable, load_trace, replacing, save_trace
+from unicp.files import check_appendable, check_writable, load_trace, replacing, save_trace
 from unicp.records import Action, Entry, Trace
 from unicp.settings import PRESETS, Settings
 
@@ -272,21 +273,34 @@ def test_a_link_stays_a_link(tmp_path):
 
 
 def test_places_that_cannot_be_written(tmp_path):
-    for place in (tmp_path / "none" / "trace.json", tmp_path, Path(os.devnull), ""):
-        with pytest.raises(InputError) as caught:
-            check_writable(place)
-        assert "\n" not in str(caught.value)
+    long, zero = tmp_path / ("a" * 300), tmp_path / "a\0b"
+    for place in (tmp_path / "none" / "trace.json", tmp_path, Path(os.devnull), "", "/", long, zero):
+        for check in (check_writable, check_appendable):
+            with pytest.raises(InputError) as caught:
+                check(place)
+            assert "\n" not in str(caught.value)
     with pytest.raises(InputError):
         save_trace(trace(), tmp_path / "none" / "trace.json")
 
 
-def test_checking_changes_nothing(tmp_path):
+@pytest.mark.parametrize("check", [check_writable, check_appendable])
+def test_checking_changes_nothing(tmp_path, check):
     path = tmp_path / "trace.json"
-    check_writable(path)
+    check(path)
     assert not list(tmp_path.iterdir())
     path.write_text("old")
-    check_writable(path)
+    check(path)
     assert path.read_text() == "old"
+
+
+def test_a_file_that_takes_no_more_lines_is_told_before_there_are_any(tmp_path, monkeypatch):
+    def refuse(self, mode):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    (tmp_path / "rows.jsonl").write_text("")
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(InputError, match="Permission denied"):
+        check_appendable(tmp_path / "rows.jsonl")
 
 
 @pytest.mark.parametrize(
@@ -313,7 +327,7 @@ def test_a_file_that_is_larger_than_any_of_ours_is_not_read(tmp_path, monkeypatc
 
 def test_a_pipe_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(InputError, match="a folder or device"):
+    with pytest.raises(InputError, match="found: a device or pipe"):
         files.read_json(tmp_path / "pipe")
 
 

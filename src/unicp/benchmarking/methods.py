@@ -7,6 +7,7 @@ around it in the same way for all (`harness`), so an adapter cannot flatter its 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -149,7 +150,8 @@ def parse_method(text: str, known: list[Method]) -> Method:
         if method.name == text:
             return method
     words = text.split()
-    if words[:-1] in (["fixed", "window"], ["fewer", "steps"]) and words[-1].isdigit() and int(words[-1]) > 0:
+    is_number = bool(words) and re.fullmatch("[0-9]{1,9}", words[-1]) is not None
+    if words[:-1] in (["fixed", "window"], ["fewer", "steps"]) and is_number and int(words[-1]) > 0:
         return fixed_window(int(words[-1])) if words[0] == "fixed" else fewer_steps(int(words[-1]))
     name, _, rest = text.removeprefix("UniCP ").partition(" ")
     if name == "target":
@@ -157,7 +159,7 @@ def parse_method(text: str, known: list[Method]) -> Method:
     try:
         changes = json.loads(rest) if rest else {}
         settings = Settings.from_dict({**preset(name).to_dict(), **changes})
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         found = f"no such method ({error})"
         raise InputError(f"method {text!r}", found, 'name a preset, "fixed window 2" or "fewer steps 12"') from None
     return unicp_method(f"{name} {rest}".strip(), settings)

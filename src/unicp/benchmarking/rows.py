@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import dataclass, field, fields
 from functools import lru_cache
 from pathlib import Path
@@ -86,7 +87,7 @@ def read_rows(path: Path) -> list[Row]:
 
     Raises InputError where it cannot be read, FileFormatError for a damaged line before the last one.
     """
-    if not path.exists():
+    if not os.path.exists(path):
         return []
     rows: list[Row] = []
     lines = read_bytes(path).split(b"\n")

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from unicp.cli import options
-from unicp.errors import InputError, one_line
-from unicp.files import check_writable, read_json, reason
+from unicp.errors import InputError
+from unicp.files import check_appendable, check_writable, read_json
 from unicp.models.loading import SAMPLERS, check_model
 
 if TYPE_CHECKING:
@@ -92,13 +91,14 @@ def bench(
         prompts=_first(texts, prompts, chosen.prompts),
         seeds=chosen.seeds if seeds is None else seeds,
         methods=tuple(methods),
-        out=_rows_file(out, f"{suite}-{name}.jsonl"),
+        out=_place(out, f"{suite}-{name}.jsonl"),
         frames=frames or _usual_frames(chosen.frames, folder),
         metrics=sweep.FAST_METRICS if fast_metrics else sweep.ALL_METRICS,
         clips=clips,
         profile=profile,
         plain_every=chosen.plain_every,
     )
+    check_appendable(plan.out)
     _run(plan, chosen.about)
 
 
@@ -117,7 +117,8 @@ def _usual_frames(frames: int | None, folder: Path) -> int | None:
 def _overhead(out: Path | None, is_alone: bool) -> None:
     if not is_alone:
         raise InputError("unicp bench overhead with these options", "sizes of its own", "give --out alone")
-    file = _rows_file(out, "overhead.json")
+    file = _place(out, "overhead.json")
+    check_writable(file)
 
     from unicp.benchmarking import overhead
 
@@ -132,20 +133,11 @@ def _check(prompts: int | None, seeds: int | None, steps: int, frames: int | Non
         raise InputError(f"--sampler {sampler!r}", f"known ones {', '.join(SAMPLERS)}", "use one of them")
 
 
-def _rows_file(out: Path | None, default: str) -> Path:
+def _place(out: Path | None, default: str) -> Path:
     rows = out or Path("build/bench") / default
     if out is None:
-        _make_folder(rows.parent, "--out")
-    if not os.path.exists(rows):
-        check_writable(rows)
+        options.make_folder("--out", rows.parent)
     return rows
-
-
-def _make_folder(folder: Path, flag: str) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except (OSError, ValueError) as error:
-        raise InputError(f"to make the folder {folder}", reason(error), f"name another place with {flag}") from error
 
 
 def _run(plan: Sweep, about: str) -> None:
@@ -158,17 +150,12 @@ def _run(plan: Sweep, about: str) -> None:
     if plan.profile is not None:
         load_profile(plan.profile)
     if plan.clips is not None:
-        _make_folder(plan.clips, "--clips")
+        options.make_folder("--clips", plan.clips)
     total = len(plan.prompts) * plan.seeds * (len(plan.methods) + 1)
-    typer.echo(f"{plan.suite}: {about}; {total} runs, {len(known)} rows in {one_line(str(plan.out))} already", err=True)
-    conditions = sweep.run(plan, _say)
+    typer.echo(f"{plan.suite}: {about}; {total} runs, {len(known)} rows in {plan.out} already", err=True)
+    conditions = sweep.run(plan, typer.echo)
     mine = [row for row in read_rows(plan.out) if row.conditions == conditions and row.model == plan.model]
-    _say(markdown(group_rows(mine)))
-
-
-def _say(text: str) -> None:
-    # Prompts and names come from files, and may hold what a terminal obeys.
-    typer.echo("\n".join(one_line(line) for line in text.splitlines()))
+    typer.echo(markdown(group_rows(mine)))
 
 
 def _first(texts: tuple[str, ...], asked: int | None, usual: int) -> tuple[str, ...]:

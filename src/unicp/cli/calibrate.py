@@ -10,7 +10,7 @@ import typer
 from unicp.cli import options
 from unicp.cli.options import OFF, Request
 from unicp.errors import InputError
-from unicp.files import check_writable
+from unicp.planning.solver import check_steps
 
 PROMPTS = 4
 
@@ -48,6 +48,8 @@ def calibrate(
       unicp calibrate ./my-pipeline --prompts prompts.txt --steps 40 --out mine.json
     """
     texts = calibration_prompts(prompts, count, model)
+    if steps is not None:
+        check_steps(steps)
     request = Request(
         prompt=texts[0],
         model=model,
@@ -65,7 +67,11 @@ def calibrate(
         trace=None,
         sampler=sampler,
     )
-    check_writable(out)
+    from unicp.calibration.notes import SUFFIX
+
+    options.check_written("--out", out, {"--prompts": prompts})
+    # What is known so far is kept beside it, under a longer name.
+    options.check_written("--out", out.with_name(out.name + SUFFIX), {"--prompts": prompts})
     _run(request, texts, out)
 
 
@@ -76,6 +82,7 @@ def _run(request: Request, prompts: list[str], out: Path) -> None:
     prepared = common.prepare(request)
     if prepared.steps is None:
         raise InputError("to calibrate", "a pipeline that does not say how many steps it takes", "give --steps")
+    check_steps(prepared.steps)
     left_out = ("prompt", "num_inference_steps")
     arguments: dict[str, Any] = {k: v for k, v in prepared.arguments.items() if k not in left_out}
     calibration = Calibration(prepared.pipe, prompts, prepared.steps, arguments, out, common.say)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import sys
 import time
 import traceback
 from collections.abc import Iterator
@@ -15,20 +16,26 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from unicp.cli.options import Request
-from unicp.errors import InputError, UniCPError
+from unicp.cli.terminal import check_interrupt, raw
+from unicp.errors import InputError, UniCPError, clean
 from unicp.files import json_ready
+from unicp.reporting.limits import check_fps
 
 if TYPE_CHECKING:
     import numpy as np
     from diffusers.pipelines.pipeline_utils import DiffusionPipeline
     from numpy.typing import NDArray
+    from rich.console import Console
 
     from unicp.planning.plan import Plan
+    from unicp.records import Trace
     from unicp.reporting.summary import Summary
 
 DEFAULT_FPS = 16.0
 
 _FRAME_NAMES = ("num_frames", "video_length")
+# Where pipelines and schedulers look at what they are given, before the first step.
+_CHECKS = frozenset(("check_inputs", "retrieve_timesteps", "set_timesteps", "prepare_latents"))
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,11 +59,12 @@ class Prepared:
 
 @dataclass(frozen=True, eq=False)
 class Made:
-    """A run with what was asked for: its video, and, where there are such, the summary and the plan."""
+    """A run with what was asked for: its video, and, where there are such, the summary, the plan and the trace."""
 
     video: Generated
-    summary: Summary | None
-    plan: Plan | None
+    summary: Summary | None = None
+    plan: Plan | None = None
+    trace: Trace | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,13 +96,16 @@ def prepare(request: Request) -> Prepared:
 
     model = model_of(request.model)
     defaults = generation_defaults(model)
-    fps = request.fps or defaults.pop("fps", None) or DEFAULT_FPS
+    fps = float(request.fps or defaults.pop("fps", None) or DEFAULT_FPS)
     defaults.pop("fps", None)
+    check_fps(f"{fps:g} frames a second, as {model} has it", fps)
     with waiting("loading the model"), _quiet_loading():
         pipe = load_pipeline(model)
     sampler(pipe, request.sampler)
     pipe.set_progress_bar_config(disable=True)
-    return Prepared(pipe, _arguments(pipe, request, defaults), float(fps), request.seed)
+    arguments = _arguments(pipe, request, defaults)
+    _check_size(pipe, request, arguments, fps)
+    return Prepared(pipe, arguments, fps, request.seed)
 
 
 def generate(prepared: Prepared, title: str, steps: int | None = None) -> Generated:
@@ -106,38 +117,47 @@ def generate(prepared: Prepared, title: str, steps: int | None = None) -> Genera
     if steps is not None:
         arguments["num_inference_steps"] = steps
     generator = torch.Generator("cpu").manual_seed(prepared.seed)
-    with _steps_bar(title, steps or prepared.steps) as bar:
+    with _steps_bar(clean(title), steps or prepared.steps) as bar:
         if "callback_on_step_end" in _parameters(prepared.pipe):
             arguments["callback_on_step_end"] = bar.step
         begin = time.perf_counter()
-        try:
+        with _refusing(prepared):
             output = prepared.pipe(generator=generator, output_type="np", **arguments)  # type: ignore[operator]
-        except UniCPError:
-            raise
-        except ValueError as error:
-            if not _from_argument_check(error):
-                raise
-            reason = " ".join(str(error).split())[:300]
-            found = f"the pipeline refuses them ({reason})"
-            raise InputError("a video with these options", found, "change them") from error
         seconds = time.perf_counter() - begin
-    return Generated(np.asarray(output.frames[0], dtype=np.float32), seconds)
+    # Of pictures the first is a video of one frame.
+    frames = output.frames[0] if hasattr(output, "frames") else output.images[:1]
+    return Generated(np.asarray(frames, dtype=np.float32), seconds)
+
+
+@contextmanager
+def _refusing(prepared: Prepared) -> Iterator[None]:
+    """One line for what a pipeline says of its arguments, and for too little memory."""
+    import torch
+
+    try:
+        yield
+    except UniCPError:
+        raise
+    except (ValueError, MemoryError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        asked = "a video with these options"
+        # The CPU's allocator has no error of its own.
+        if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in reason:
+            raise InputError(asked, f"not enough memory ({reason})", "make it smaller or shorter") from error
+        if not isinstance(error, ValueError) or not _from_argument_check(error):
+            raise
+        raise InputError(asked, f"the pipeline refuses them ({reason})", "change them") from error
 
 
 def generate_enabled(prepared: Prepared, request: Request, title: str) -> Made:
     """A run with what was asked for."""
-    from unicp.files import save_trace
-
     if request.enabling is None:
-        return Made(generate(prepared, "generating"), None, None)
+        return Made(generate(prepared, "generating"))
     import unicp
 
     with unicp.enable(prepared.pipe, **request.enabling) as session:
         video = generate(prepared, title)
-        summary = session.summary()
-        if request.trace is not None:
-            save_trace(session.trace, request.trace)
-    return Made(video, summary, session.plan)
+        return Made(video, session.summary(), session.plan, session.trace)
 
 
 def plan_facts(request: Request, plan: Plan | None) -> dict[str, Any]:
@@ -152,11 +172,19 @@ def plan_facts(request: Request, plan: Plan | None) -> dict[str, Any]:
 @contextmanager
 def waiting(what: str) -> Iterator[None]:
     """A moving sign on stderr while something takes long; nothing where stderr is no terminal."""
+    from rich.text import Text
+
+    console = _console()
+    # Not as a string: rich would take a name like "a[/b].mp4" for markup.
+    with console.status(Text(f"{clean(what)} …")) if console.is_terminal else nullcontext():
+        yield
+    check_interrupt()
+
+
+def _console() -> Console:
     from rich.console import Console
 
-    console = Console(stderr=True)
-    with console.status(f"{what} …") if console.is_terminal else nullcontext():
-        yield
+    return Console(file=raw(sys.stderr))
 
 
 def print_json(value: Any) -> None:
@@ -169,12 +197,19 @@ def say(text: str) -> None:
     typer.echo(text, err=True)
 
 
-def write(frames: Any, path: Path, fps: float) -> None:
-    """Writes the video and says where; tells of a codec that is not the usual one."""
-    from unicp.reporting.video import write_video
+def write(frames: Any, request: Request, prepared: Prepared, made: Made) -> None:
+    """Writes the video, and then the trace; tells of a codec that is not the usual one."""
+    from unicp.files import save_trace
+    from unicp.reporting.video import write_or_keep
 
-    with waiting(f"writing {path}"):
-        codec = write_video(frames, path, fps)
+    assert request.out is not None
+    with waiting(f"writing {request.out}"):
+        codec = write_or_keep(frames, request.out, prepared.fps)
+    if request.trace is not None and made.trace is not None:
+        try:
+            save_trace(made.trace, request.trace)
+        except InputError as error:
+            raise InputError(error.asked, error.found, f"the video is in {request.out}; {error.do}") from error
     if codec == "mpeg4":
         say("unicp: note: this PyAV has no H.264 encoder, so the video is MPEG-4 part 2 and not all players show it")
 
@@ -196,7 +231,6 @@ class _StepsBar:
 
 @contextmanager
 def _steps_bar(title: str, steps: int | None) -> Iterator[_StepsBar]:
-    from rich.console import Console
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
@@ -206,8 +240,8 @@ def _steps_bar(title: str, steps: int | None) -> Iterator[_StepsBar]:
         TimeRemainingColumn,
     )
 
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    console = _console()
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     # Not a terminal: rich would write an empty line, which spoils "errors are one line".
     hidden = not console.is_terminal
     with Progress(*columns, TimeRemainingColumn(), console=console, transient=True, disable=hidden) as progress:
@@ -227,12 +261,41 @@ def _arguments(pipe: Any, request: Request, defaults: dict[str, Any]) -> dict[st
             raise InputError(f"{flag} {value}", f"a {type(pipe).__name__}, which takes no {name}", f"leave {flag} out")
         arguments[name] = value
     check_frames(pipe, arguments.get(frames_name))
-    return {"prompt": request.prompt, **arguments}
+    arguments = {"prompt": request.prompt, **arguments}
+    _check_kind(pipe, arguments)
+    return arguments
+
+
+def _check_kind(pipe: Any, arguments: dict[str, Any]) -> None:
+    """Refuses pipelines that make no pictures, or none of a prompt alone."""
+    name, parameters = type(pipe).__name__, dict(inspect.signature(type(pipe).__call__).parameters)
+    parameters.pop("self", None)
+    needed = [
+        one.name
+        for one in parameters.values()
+        if one.default is one.empty and one.kind is one.POSITIONAL_OR_KEYWORD and one.name not in arguments
+    ]
+    if needed or "prompt" not in parameters:
+        found = f"a {name}, which needs {', '.join(needed)}" if needed else f"a {name}, which takes no prompt"
+        raise InputError("a video of a prompt", found, "use a text-to-video pipeline, or call it from Python")
+    if "height" not in parameters and "width" not in parameters:
+        raise InputError("a video of a prompt", f"a {name}, which makes no pictures", "call it from Python")
+
+
+def _check_size(pipe: Any, request: Request, arguments: dict[str, Any], fps: float) -> None:
+    """With what the model folder and the pipeline say of what the user left out."""
+    parameters = inspect.signature(type(pipe).__call__).parameters
+
+    def size(*names: str) -> int:
+        told = (arguments.get(name, getattr(parameters.get(name), "default", None)) for name in names)
+        return next((value for value in told if isinstance(value, int)), 1)
+
+    request.check_size(size(*_FRAME_NAMES), size("height"), size("width"), fps)
 
 
 def _from_argument_check(error: Exception) -> bool:
     """Whether a pipeline's own check of its arguments raised this; any other ValueError is no fault of the user."""
-    return any(frame.name == "check_inputs" for frame in traceback.extract_tb(error.__traceback__))
+    return any(frame.name in _CHECKS for frame in traceback.extract_tb(error.__traceback__))
 
 
 def _parameters(pipe: Any) -> frozenset[str]:

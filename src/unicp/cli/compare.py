@@ -84,6 +84,7 @@ def compare(
         sampler=sampler,
         target=target,
         profile=profile,
+        is_pair=True,
     )
     if request.preset == OFF:
         raise InputError(f"compare with --preset {OFF}", "nothing to compare with", "name a preset")
@@ -96,7 +97,7 @@ def _run(request: Request) -> _Comparison:
     from unicp.numerics.fidelity import psnr
     from unicp.reporting.video import side_by_side
 
-    assert request.enabling is not None and request.out is not None
+    assert request.enabling is not None
     prepared = common.prepare(request)
     # A model that cannot be accelerated is told before the plain run, not after it.
     with unicp.enable(prepared.pipe, **request.enabling):
@@ -109,7 +110,7 @@ def _run(request: Request) -> _Comparison:
         fidelity = psnr(plain.frames, fast.frames)
         result = _Comparison(plain, fast, fidelity, made.summary, made.plan, prepared)
         joined = side_by_side(plain.frames, fast.frames, _labels(request, result))
-    common.write(joined, request.out, prepared.fps)
+    common.write(joined, request, prepared, made)
     return result
 
 

@@ -66,8 +66,7 @@ def _run(request: Request) -> dict[str, Any]:
 
     prepared = common.prepare(request)
     made = common.generate_enabled(prepared, request, f"generating ({request.name})")
-    assert request.out is not None
-    common.write(made.video.frames, request.out, prepared.fps)
+    common.write(made.video.frames, request, prepared, made)
     return {"prepared": prepared, "video": made.video, "summary": made.summary, "plan": made.plan}
 
 

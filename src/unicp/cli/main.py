@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import sys
+import traceback
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
+from unicp.cli import terminal
 from unicp.cli.bench import bench
 from unicp.cli.calibrate import calibrate
 from unicp.cli.compare import compare
@@ -15,10 +18,10 @@ from unicp.cli.generate import generate
 from unicp.cli.inspect_model import inspect_model
 from unicp.cli.plan import plan
 from unicp.cli.report import report
-from unicp.errors import UniCPError
+from unicp.errors import UniCPError, one_line
 from unicp.files import package_version
 
-BAD_INPUT, INTERRUPTED = 2, 130
+CRASHED, BAD_INPUT, INTERRUPTED, NOBODY_READS = 1, 2, 130, 141
 
 EPILOG = """\b
 Exit codes:
@@ -26,30 +29,68 @@ Exit codes:
   1    an error in UniCP or in a library, with a traceback
   2    bad input: one line on stderr says what was asked, what was found and what to do
   130  interrupted; no half-written file is left
+  141  whoever read the output has left, as in `unicp … | head`
 """
+
+
+# Errors of the machine, not of the program: one line tells them.
+_OF_THE_MACHINE = frozenset(
+    getattr(errno, name, -1)
+    for name in ("ENOSPC", "EDQUOT", "EIO", "EROFS", "EMFILE", "ENFILE", "ENOMEM", "EACCES", "EPERM", "ENAMETOOLONG")
+)
 
 
 class _Group(TyperGroup):
     """Turns what a user did wrong into one line and an exit code."""
 
     def main(self, *args: Any, standalone_mode: bool = True, **extra: Any) -> Any:
+        with terminal.guarded(), terminal.interruptible():
+            sys.exit(self._code(*args, **extra))
+
+    def _code(self, *args: Any, **extra: Any) -> int:
+        """The exit code of a command; what went wrong is told on stderr."""
         # Always as a part: standalone, typer would print its own errors over several lines.
         try:
             code = super().main(*args, standalone_mode=False, **extra)
         except (KeyboardInterrupt, typer.Abort):
-            typer.echo("unicp: interrupted", err=True)
-            sys.exit(INTERRUPTED)
-        except UniCPError as error:
-            _fail(str(error))
+            code = INTERRUPTED
         except Exception as error:
-            # The parser's own errors; where their class lives depends on the version of typer.
-            message = getattr(error, "format_message", None)
-            if message is None:
-                raise
-            _fail(f"{message()} (see unicp --help)")
+            code = INTERRUPTED if terminal.was_interrupted() else _told(error)
         if code == INTERRUPTED:
             typer.echo("unicp: interrupted", err=True)
-        sys.exit(code if isinstance(code, int) else 0)
+        return code if isinstance(code, int) else 0
+
+
+def _told(error: Exception) -> int:
+    """The exit code of what went wrong, which is told on stderr.
+
+    What a user did wrong, what the parser says of it and what the machine lacks is one line; anything else is a fault
+    of UniCP or of a library, with a traceback.
+    """
+    if isinstance(error, UniCPError):
+        return _failed(str(error))
+    if isinstance(error, terminal.OutputLostError):
+        terminal.give_up_stdout()
+        if error.has_left:
+            return NOBODY_READS
+        return _failed(f"asked: to print the result; found: {error.reason}; do: send stdout where there is room")
+    if isinstance(error, MemoryError):
+        return _failed("asked: to hold it all in memory; found: not enough; do: ask for less")
+    # Where the class of the parser's errors lives depends on the version of typer.
+    message = getattr(error, "format_message", None)
+    if message is not None:
+        context = getattr(error, "ctx", None)
+        return _failed(f"{message()} (see {'unicp' if context is None else context.command_path} --help)")
+    if isinstance(error, OSError) and error.errno in _OF_THE_MACHINE:
+        where = "" if error.filename is None else f" ({error.filename})"
+        return _failed(f"asked: to use a file; found: {error.strerror}{where}; do: free some space or name another one")
+    traceback.print_exception(error)
+    return CRASHED
+
+
+def _failed(message: str) -> int:
+    typer.echo(f"unicp: error: {one_line(message)}", err=True)
+    return BAD_INPUT
 
 
 app = typer.Typer(
@@ -93,11 +134,6 @@ def start(
     """
     if context.invoked_subcommand is None:
         typer.echo(context.get_help())
-
-
-def _fail(message: str) -> None:
-    typer.echo(f"unicp: error: {' '.join(message.split())}", err=True)
-    sys.exit(BAD_INPUT)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ import typer
 
 from unicp.cli import options
 from unicp.errors import InputError
-from unicp.files import check_writable
 
 ProfileArgument = Annotated[Path, typer.Argument(metavar="PROFILE", help="A file of unicp calibrate.")]
 TargetOption = Annotated[
@@ -39,14 +38,17 @@ def plan(
     from unicp.planning.curves import levels_of
     from unicp.planning.plan import save_plan
     from unicp.planning.profile import load_profile
-    from unicp.planning.solver import Solver
+    from unicp.planning.solver import Solver, check_steps
     from unicp.planning.targets import parse_target
 
-    wanted, known = parse_target(target), load_profile(profile)
-    if steps is not None and steps < 1:
-        raise InputError(f"--steps {steps}", "not a positive number", "use 1 or more")
+    wanted = parse_target(target)
+    if steps is not None:
+        if steps < 1:
+            raise InputError(f"--steps {steps}", "not a positive number", "use 1 or more")
+        check_steps(steps)
+    known = load_profile(profile)
     if out is not None:
-        check_writable(out)
+        options.check_written("--out", out, {"PROFILE": profile})
     made = Solver(known, levels_of(known, steps or known.steps)).plan(wanted)
     if out is not None:
         save_plan(made, out)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import re
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from unicp.cli import options
 from unicp.errors import InputError
-from unicp.files import check_writable
 
 RowsArgument = Annotated[list[Path], typer.Argument(metavar="ROWS...", help="Files that `unicp bench` wrote.")]
 OutOption = Annotated[Path, typer.Option(metavar="FILE", help="The HTML file to write.")]
@@ -27,6 +29,10 @@ AttentionOption = Annotated[
 TraceOption = Annotated[
     Path | None, typer.Option(metavar="FILE", help="Also map the decisions of a run (`unicp generate --trace`).")
 ]
+
+_BEGINNING = 200
+_KIND = re.compile(rb'\s*\{\s*"type"\s*:\s*"unicp\.([a-z]{1,20})"')
+_FOR = {"trace": "--trace"}
 
 
 def report(
@@ -52,9 +58,10 @@ def report(
         raise InputError(f"--worst {worst}", "not a positive number", "use 1 or more")
     if clips is None and family:
         raise InputError("--family", "no --clips that it could choose from", "give --clips too")
-    check_writable(out)
-    if out.resolve() in [file.resolve() for file in (*rows, attention, trace) if file is not None]:
-        raise InputError(f"--out {out}", "a file that the report reads", "name another file")
+    read = {f"ROWS {file}": file for file in rows}
+    options.check_written("--out", out, {**read, "--attention": attention, "--trace": trace})
+    for file in rows:
+        _check_rows(file)
 
     from unicp.benchmarking.html.attention import load_attention
     from unicp.benchmarking.html.clips import Clips
@@ -70,3 +77,19 @@ def report(
     )
     write_report(found, out, extras)
     typer.echo(f"{out}: {len(found)} rows, {out.stat().st_size / 1e6:.1f} MB")
+
+
+def _check_rows(file: Path) -> None:
+    """Refuses files of other kinds, with what they are for: as rows they would be damaged from the first line on."""
+    if not os.path.isfile(file):
+        return  # told where it is read
+    try:
+        with file.open("rb") as opened:
+            # Every file of UniCP says what it is before anything else.
+            known = _KIND.match(opened.read(_BEGINNING))
+    except OSError:
+        return
+    if known is not None:
+        kind = known[1].decode("ascii")
+        do = "give a file that `unicp bench` wrote" + (f", and this one with {_FOR[kind]}" if kind in _FOR else "")
+        raise InputError(f"rows in {file}", f"a {kind}", do)

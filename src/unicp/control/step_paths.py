@@ -7,10 +7,14 @@ caller's.
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 # (step computed before last, step computed last, next computed step) -> the change that serving the steps between the
 # latter two makes; inf = not servable. The number of steps of a run stands for the next step where none is computed.
@@ -82,51 +86,93 @@ def best_paths(
         raise ValueError(f"a path of {steps} steps that starts with {begin}")
     if len(begin) == steps:
         return {steps: StepPath(begin, 0.0)}
-    # The best path so far by the last two computed steps, all with the same number of computed steps.
-    layer: dict[tuple[int, int], StepPath] = {(begin[-2], begin[-1]): StepPath(begin, 0.0)}
-    change = functools.cache(change)
+    import numpy as np  # not with the module: what only prints or follows a plan needs no arrays
+
+    windows = _windows(steps, change, begin, frozenset(required), max_window, max_reach, rule)
+    # Losses of the best paths so far by (step computed last, distance to the one before), all with the same number of
+    # computed steps; and, for each number, the distance that the step before last had on the way there.
+    layer = np.full(windows.end.shape, np.inf)
+    layer[begin[-1], begin[-1] - begin[-2]] = 0.0
+    came_from: list[NDArray[np.int64]] = []
     found: dict[int, StepPath] = {}
-    while layer:
-        longer: dict[tuple[int, int], StepPath] = {}
-        for (before, last), path in layer.items():
-            window = min(max_window, max_reach * (last - before))
-            ended = _extend(path, before, last, steps, change, frozenset(required), window, rule, longer)
-            count = len(path.computed)
-            if ended < math.inf and (count not in found or ended < found[count].loss):
-                found[count] = StepPath(path.computed, ended)
-        layer = longer
+    while np.isfinite(layer).any():
+        with np.errstate(over="ignore"):  # losses too large for a float are no paths
+            ended, longer = layer + windows.end, layer[:, :, None] + windows.between
+        last, gap = np.unravel_index(int(ended.argmin()), ended.shape)
+        if ended[last, gap] < np.inf:
+            computed = (*begin, *_way_back(came_from, int(last), int(gap)))
+            found[len(computed)] = StepPath(computed, float(ended[last, gap]))
+        # Of equal ones that from the earliest step.
+        best = longer.shape[1] - 1 - longer[:, ::-1].argmin(axis=1)
+        losses = np.take_along_axis(longer, best[:, None], axis=1)[:, 0]
+        layer = np.full(windows.end.shape, np.inf)
+        origin = np.zeros(windows.end.shape, np.int64)
+        for ahead in range(1, min(losses.shape[1], steps)):
+            layer[ahead:, ahead], origin[ahead:, ahead] = losses[:-ahead, ahead], best[:-ahead, ahead]
+        came_from.append(origin)
     return found
 
 
-def _extend(
-    path: StepPath,
-    before: int,
-    last: int,
+@dataclass(frozen=True)
+class _Windows:
+    """What may follow two computed steps, and its loss; inf = may not.
+
+    By (step computed last, distance to the one before): between: and by the distance to the next computed step.
+    end: nothing is computed any more.
+    """
+
+    between: NDArray[np.float64]
+    end: NDArray[np.float64]
+
+
+def _windows(
     steps: int,
     change: Change,
+    begin: tuple[int, ...],
     required: frozenset[int],
-    max_window: float,
+    max_window: int,
+    max_reach: float,
     rule: WindowLoss,
-    longer: dict[tuple[int, int], StepPath],
-) -> float:
-    """Puts every path with one more computed step into `longer`; the loss if none is computed any more, or inf."""
-    for following in range(last + 1, steps + 1):
-        served, spent = following - last - 1, path.loss
-        if served > max_window:
-            return math.inf
-        if served:
-            spent += rule(change(before, last, following), served, is_end=following == steps)
-        # Not a number is no loss that could be compared: such a step is computed.
-        if not spent < math.inf:
-            return math.inf
-        if following == steps:
-            return spent
-        key = (last, following)
-        if key not in longer or spent < longer[key].loss:
-            longer[key] = StepPath((*path.computed, following), spent)
-        if following in required:
-            return math.inf
-    return math.inf
+) -> _Windows:
+    import numpy as np
+
+    first = begin[-1]
+    widest = min(max_window, steps - first - 1) + 1
+    size = max(widest, first - begin[-2]) + 1
+    found = _Windows(np.full((steps, size, widest + 1), np.inf), np.full((steps, size), np.inf))
+    for last in range(first, steps):
+        # Before the last step of the beginning only the one before it is known.
+        for gap in range(1, min(last - first, widest) + 1) if last > first else [first - begin[-2]]:
+            for following in range(last + 1, steps + 1):
+                served, loss = following - last - 1, 0.0
+                if served > min(max_window, max_reach * gap):
+                    break
+                if served:
+                    loss = rule(change(last - gap, last, following), served, is_end=following == steps)
+                # Not a number is no loss that could be compared: such a step is computed.
+                if not loss < math.inf:
+                    break
+                if following == steps:
+                    found.end[last, gap] = loss
+                else:
+                    found.between[last, gap, following - last] = loss
+                if following in required:
+                    break
+    return found
+
+
+def _way_back(came_from: Sequence[NDArray[np.int64]], last: int, gap: int) -> list[int]:
+    """The steps computed after the beginning, in order, of the path that ends here."""
+    steps: list[int] = []
+    for origin in reversed(came_from):
+        steps.append(last)
+        last, gap = last - gap, int(origin[last, gap])
+    return steps[::-1]
+
+
+def fewest_computed(steps: int) -> int:
+    """At least so many steps of a run any path computes: the first ones, and one after each widest window."""
+    return min(steps, max(len(WARM_UP), math.ceil(steps / (MAX_WINDOW + 1))))
 
 
 def path_loss(computed: Sequence[int], steps: int, change: Change, rule: WindowLoss = SUM) -> float:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
-from unicp.checked import MOST_STEPS, Checker, MisfitError, Within
+from unicp.checked import MOST_STEPS, Checker, MisfitError, Positive, Within
 from unicp.errors import FileFormatError, InputError, UnsupportedModelError
 from unicp.files import read_json
 
@@ -35,7 +36,7 @@ class Defaults:
     guidance_scale: Annotated[float, Within(0, 1e6)] = 0.0
     num_inference_steps: Annotated[int, Within(1, MOST_STEPS)] = 1
     max_sequence_length: Annotated[int, Within(1, 1_000_000)] = 1
-    fps: Annotated[float, Within(0.01, 1000)] = 1.0
+    fps: Positive = 1.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,22 +55,28 @@ def check_model(model: str | Path) -> None:
     A name like "owner/name" that is no folder is taken for one of the hub and not looked up.
     """
     folder = Path(model)
-    if not folder.exists():
+    # os.path answers "no" for names that are too long to be asked for, or no names at all; Path would raise.
+    if not os.path.exists(folder):
         if _HUB_NAME.fullmatch(str(model)):
             return
         do = "name an existing folder, or a pipeline of the hub like Wan-AI/Wan2.1-T2V-1.3B-Diffusers"
         raise InputError(f"model {str(model)!r}", "no such folder", do)
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise InputError(f"model {model}", "a file, not a folder", _PASS_A_PIPELINE)
-    if not (folder / _INDEX).is_file():
+    if not os.path.isfile(folder / _INDEX):
         raise InputError(f"model {model}", f"a folder without {_INDEX}", _PASS_A_PIPELINE)
     index = read_json(folder / _INDEX)
     if not isinstance(index, dict):
         raise FileFormatError(f"a pipeline in {model}", f"{_INDEX} without entries", _PASS_A_PIPELINE)
     names = _transformer_classes(model, index)
-    missing = [name for name in names if not (folder / name).is_dir()]
+    missing = [name for name in names if not os.path.isdir(folder / name)]
     if missing:
         raise InputError(f"model {model}", f"no folder {' or '.join(missing)} in it", "copy the whole pipeline")
+    # diffusers takes a configuration that is no object for a name, and asks the hub for it.
+    for place in (*(f"{name}/config.json" for name in names), "scheduler/scheduler_config.json"):
+        path = folder / place
+        if os.path.isfile(path) and not isinstance(read_json(path), dict):
+            raise FileFormatError(f"a pipeline in {model}", f"{place} without entries", "copy the whole pipeline")
 
 
 def load_pipeline(model: str | Path, dtype: str | None = None, device: Any = None) -> DiffusionPipeline:
@@ -92,7 +99,11 @@ def load_pipeline(model: str | Path, dtype: str | None = None, device: Any = Non
         _raise_not_loaded(model, error)
     if not any(getattr(pipe, name, None) is not None for name in _TRANSFORMERS):
         raise _without_transformer(model, type(pipe).__name__)
-    return pipe.to(place)
+    try:
+        return pipe.to(place)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"model {model} on {place}", reason, "use another device, or float16") from error
 
 
 def load_outline(model: str | Path) -> Outline:
@@ -134,7 +145,7 @@ def generation_defaults(model: str | Path) -> dict[str, Any]:
     Raises FileFormatError for names it does not know and values of the wrong type.
     """
     path = Path(model) / DEFAULTS_FILE
-    if not path.is_file():
+    if not os.path.isfile(path):
         return {}
     values = read_json(path)
     try:
@@ -240,7 +251,7 @@ def _device(device: Any) -> Any:
 def _raise_not_loaded(model: str | Path, error: Exception) -> NoReturn:
     """A failed load as one line: what it was, and whether the folder or the hub is to blame."""
     reason = " ".join(str(error).split())[:200] or type(error).__name__
-    if Path(model).is_dir():
+    if os.path.isdir(model):
         found, do = f"a folder that cannot be loaded ({reason})", "check that all its files are there and whole"
     else:
         found = f"no folder of that name, and the hub did not give it ({reason})"

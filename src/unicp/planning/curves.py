@@ -68,7 +68,13 @@ class ForecastErrors:
         if not self.scales[served] > 0:
             return math.inf
         parts = [(served, 1.0), *((step, -share) for step, share in shares.items())]
-        square = math.fsum(p * q * self.products[max(i, j)][min(i, j)] for i, p in parts for j, q in parts)
+        # Each pair twice, for both its orders: twice a float is exact.
+        terms = []
+        for place, (i, p) in enumerate(parts):
+            terms.append(p * p * self.products[i][i])
+            for j, q in parts[:place]:
+                terms.append(2.0 * (p * q * (self.products[i][j] if i > j else self.products[j][i])))
+        square = math.fsum(terms)
         # Rounding can leave a tiny negative number where nothing is missed.
         return math.sqrt(max(square, 0.0) / self.scales[served])
 
@@ -255,13 +261,12 @@ def _weights(profile: Profile, sigma: float) -> dict[int, float]:
 def _read_off(triangle: Sequence[float], weights: Sequence[dict[int, float]]) -> list[list[float]]:
     """The lower triangle of products among new levels, from that among recorded ones."""
 
-    def product(row: int, column: int) -> float:
-        high, low = max(row, column), min(row, column)
-        return triangle[high * (high + 1) // 2 + low]
-
+    size = math.isqrt(2 * len(triangle))
+    square = [[triangle[max(i, j) * (max(i, j) + 1) // 2 + min(i, j)] for j in range(size)] for i in range(size)]
+    rows = [list(row.items()) for row in weights]
     return [
-        [sum(v * w * product(i, j) for i, v in row.items() for j, w in column.items()) for column in weights[: n + 1]]
-        for n, row in enumerate(weights)
+        [sum([v * w * square[i][j] for i, v in row for j, w in column]) for column in rows[: n + 1]]
+        for n, row in enumerate(rows)
     ]
 
 

@@ -7,32 +7,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from unicp.control.guard import Schedule
-from unicp.control.step_paths import StepPath, WindowLoss, best_paths, path_loss
+from unicp.control.step_paths import fewest_computed
 from unicp.control.windows import Candidate
 from unicp.errors import InputError
 from unicp.numerics.noise_levels import NoiseLevel
-from unicp.planning.curves import (
-    ForecastErrors,
-    Shares,
-    forecast_errors,
-    of_prompt,
-    probed_way,
-    step_weights,
-    window_factors,
-)
+from unicp.planning.choices import Choice, best_choices, hardness_spread
+from unicp.planning.curves import probed_way
 from unicp.planning.fidelity import FidelityLine, Psnr, fit_line, fit_online
 from unicp.planning.plain_runs import PlainRun, Tried, plain_runs
 from unicp.planning.plan import Curves, Plan
-from unicp.planning.profile import Profile, Recording
+from unicp.planning.profile import Profile, Seconds
 from unicp.planning.targets import Target
 
-CANDIDATES = tuple(Candidate(q, a) for q in ("noise", "output", "clean") for a in ("log_snr", "sigma", "step"))
-# Impact was measured with errors of one way to forecast: another must be predicted to change the clip so many times
-# less to be taken (2 dB). With UniPC the output over the log-SNR was predicted to do a little better, and did worse.
-LEAD = 1.26
-# Reach of forecasts where so few steps are computed that those of `MAX_REACH` hardly come to the end of the run.
-FAR_REACH = 3.0
+# Steps of the longest run that is planned: samplers are trained on as many noise levels. It takes ten seconds.
+MOST_STEPS = 1000
 # Trials of the online rule tell of longer runs too, up to so many times their own length, where what they promise is
 # lowered by so many dB. Tried on eight tuning prompts of the glyphs with profiles of 30 steps: at 50 46 of 48 clips
 # kept their targets and computed less than schedules; at 20 fewer kept them than of schedules.
@@ -44,110 +32,6 @@ SHORTER_CAUTION = 10.0
 # are not known better: with UniPC at 25 dB a plain run of 11 steps, 1.00 times as fast, had 32 dB where the online rule
 # has 34.
 NEARLY = 1.05
-
-
-@dataclass(frozen=True)
-class Choice:
-    """The best schedule with a certain number of computed steps: how, and the change it is predicted to make."""
-
-    path: StepPath
-    errors: ForecastErrors
-    weights: Sequence[float]
-    rule: WindowLoss
-
-    @property
-    def change(self) -> float:
-        """Predicted change of the clip."""
-        return self.path.loss ** (1.0 / self.rule.power)
-
-    def schedule(self, allowance: float, most: int) -> Schedule:
-        """What a guard follows."""
-        steps, errors = len(self.weights), self.errors
-        parts = (errors, self.weights, self.rule, allowance, most, errors.candidate, errors.left)
-        return Schedule(steps, self.path.computed, *parts)
-
-
-def best_choices(
-    profile: Profile,
-    levels: Sequence[NoiseLevel],
-    without: str | None = None,
-    candidates: Sequence[Candidate] | None = None,
-) -> dict[int, Choice]:
-    """For each possible number of computed steps the best candidate and schedule.
-
-    levels: of the steps of the run, and the one after the last. without: a prompt whose recording is left out.
-    candidates: ways to serve; None = all, or that of the probes alone where served steps are taken again: most of what
-    a forecast missed is mended then, and it is only over the log-SNR.
-
-    A prompt whose clips come apart would count for all others in a sum of losses, though no schedule helps it much. So
-    prompts count as one over what the schedule of half the steps costs them: near it the sum of losses then changes as
-    the mean of their logarithms does, which is the mean PSNR.
-    """
-    recordings = [one for one in profile.recordings if one.prompt != without] or profile.recordings
-    if candidates is None:
-        candidates = [probed_way(profile.recordings[0])] if profile.mended else CANDIDATES
-    alike = _choices(profile, recordings, levels, candidates, {})
-    middle = alike[min(alike, key=lambda count: abs(2 * count - len(levels) + 1))]
-    losses = {one.prompt: _loss_of(_of_prompt(profile, one, levels, middle)) for one in recordings}
-    if not all(loss > 0 for loss in losses.values()):
-        return alike
-    return _choices(profile, recordings, levels, candidates, {prompt: 1 / loss for prompt, loss in losses.items()})
-
-
-def _choices(
-    profile: Profile,
-    recordings: Sequence[Recording],
-    levels: Sequence[NoiseLevel],
-    candidates: Sequence[Candidate],
-    shares: Shares,
-) -> dict[int, Choice]:
-    found: dict[int, list[Choice]] = {}
-    rule, probed = WindowLoss(profile.power, *window_factors(profile, shares)), probed_way(profile.recordings[0])
-    for candidate in candidates:
-        errors = forecast_errors(profile, recordings, candidate, levels[:-1], shares)
-        if errors is None:
-            continue
-        weights = step_weights(profile, candidate, levels, shares)
-        schedule = Schedule(len(weights), (), errors, weights, rule, 0.0, 0, candidate, errors.left)
-        for count, path in _paths(schedule, rule).items():
-            found.setdefault(count, []).append(Choice(path, errors, weights, rule))
-
-    def handicapped(choice: Choice) -> float:
-        return choice.change * (1.0 if choice.errors.candidate.quantity == probed.quantity else LEAD)
-
-    return {count: min(choices, key=handicapped) for count, choices in found.items()}
-
-
-def _paths(schedule: Schedule, rule: WindowLoss) -> dict[int, StepPath]:
-    """Paths of short reach; of far reach where there are none, or where they do worse than far ones of fewer steps."""
-    near = best_paths(schedule.steps, schedule.change, rule=rule)
-    far = best_paths(schedule.steps, schedule.change, max_reach=FAR_REACH, rule=rule)
-    return far | {n: path for n, path in near.items() if n - 1 not in far or path.loss <= far[n - 1].loss}
-
-
-def hardness_spread(profile: Profile, levels: Sequence[NoiseLevel], choice: Choice) -> float:
-    """Spread over prompts of what a schedule costs, as a standard deviation in dB; 0 for one prompt."""
-    found = []
-    for recording in profile.recordings:
-        loss = _loss_of(_of_prompt(profile, recording, levels, choice))
-        if loss > 0:
-            found.append(20 * math.log10(loss) / choice.rule.power)
-    if len(found) < 2:
-        return 0.0
-    mean = math.fsum(found) / len(found)
-    return math.sqrt(math.fsum((one - mean) ** 2 for one in found) / (len(found) - 1))
-
-
-def _of_prompt(profile: Profile, recording: Recording, levels: Sequence[NoiseLevel], choice: Choice) -> Choice:
-    """The same schedule with the errors and the impact of one prompt."""
-    candidate = choice.errors.candidate
-    errors = forecast_errors(profile, [recording], candidate, levels[:-1])
-    weights = step_weights(profile, candidate, levels, of_prompt(profile, recording.prompt))
-    return choice if errors is None else replace(choice, errors=errors, weights=weights)
-
-
-def _loss_of(choice: Choice) -> float:
-    return path_loss(choice.path.computed, len(choice.weights), choice.schedule(0.0, 0).change, choice.rule)
 
 
 @dataclass(frozen=True)
@@ -164,6 +48,9 @@ class Solver:
 
     def plan(self, target: Target) -> Plan:
         """The cheapest plan that meets the target. Raises InputError where none does, and says what can be had."""
+        check_steps(self.steps)
+        if target.kind == "seconds" and not self.knows_seconds:
+            raise _unknown_seconds(target)
         choices = best_choices(self.profile, self.levels)
         line = fit_line(self.profile.trials, self.caution + self._shorter_caution, guarded=target.kind == "psnr")
         if target.kind == "psnr":
@@ -181,13 +68,11 @@ class Solver:
 
     def seconds(self, computed: float) -> float:
         """Seconds of a clip with this many computed steps, under UniCP."""
-        cost = self.profile.seconds
-        return cost.rest + computed * cost.computed * (1 + cost.added) + (self.steps - computed) * cost.served
+        return _seconds(self.profile.seconds, self.steps, computed)
 
     def speed_up(self, computed: float) -> float:
         """How many times faster than the plain run."""
-        cost = self.profile.seconds
-        return (cost.rest + self.steps * cost.computed) / self.seconds(computed)
+        return _speed_up(self.profile.seconds, self.steps, computed)
 
     def _for_psnr(self, target: Target, choices: dict[int, Choice], line: FidelityLine) -> Plan:
         allowed = line.change(target.value)
@@ -240,9 +125,6 @@ class Solver:
     def _is_fast_enough(self, target: Target, computed: int) -> bool:
         if target.kind == "speedup":
             return self.speed_up(computed) >= target.value
-        if not self.knows_seconds:
-            found = "no profile made on this device at the size of this run"
-            raise InputError(f"target {target}", found, "calibrate at this size, or name a speedup")
         return self.seconds(computed) <= target.value
 
     def made(self, target: str, choice: Choice, allowance: float, most: int, expected: float) -> Plan:
@@ -282,9 +164,12 @@ class Solver:
             return []
         return plain_runs(self.profile, {n: Tried(one.path.computed, one.change) for n, one in choices.items()})
 
-    def _plain_speed_up(self, steps: int) -> float:
-        cost = self.profile.seconds
-        return (cost.rest + self.steps * cost.computed) / (cost.rest + steps * cost.computed)
+    def _plain_seconds(self, steps: int) -> float:
+        return self.profile.seconds.rest + steps * self.profile.seconds.computed
+
+    def plain_speed_up(self, steps: int) -> float:
+        """How many times faster than the plain run the plain pipeline with fewer steps is."""
+        return self._plain_seconds(self.steps) / self._plain_seconds(steps)
 
     def _or_plain(self, plan: Plan, target: Target, choices: dict[int, Choice]) -> Plan:
         """The plan, or a shorter plain run where that does better.
@@ -293,7 +178,7 @@ class Solver:
         mean PSNR where the target is a speed.
         """
         for run in self._plain_runs(choices):
-            speed_up = self._plain_speed_up(run.steps)
+            speed_up = self.plain_speed_up(run.steps)
             if plan.psnr is None or plan.psnr_low is None or plan.speed_up is None:
                 continue
             if target.kind == "psnr":
@@ -306,33 +191,87 @@ class Solver:
         return plan
 
     def _shortened(self, plan: Plan, run: PlainRun) -> Plan:
-        speed_up, seconds = self._plain_speed_up(run.steps), None
+        speed_up, seconds = self.plain_speed_up(run.steps), None
         if self.knows_seconds:
-            seconds = self.profile.seconds.rest + run.steps * self.profile.seconds.computed
+            seconds = self._plain_seconds(run.steps)
         plan = replace(_promising(plan, run.psnr), expected=float(run.steps), speed_up=speed_up, seconds=seconds)
         return replace(plan, fewer=run.steps, fewer_computed=list(run.chosen))
 
     def _is_plain_fast_enough(self, target: Target, steps: int) -> bool:
         if target.kind == "speedup":
-            return self._plain_speed_up(steps) >= target.value
-        return self.profile.seconds.rest + steps * self.profile.seconds.computed <= target.value
+            return self.plain_speed_up(steps) >= target.value
+        return self._plain_seconds(steps) <= target.value
 
     def _only_plain(self, target: Target, choices: dict[int, Choice]) -> Plan:
         """No plan is fast enough: a shorter plain run is, or the target cannot be met."""
-        fits = [run for run in self._plain_runs(choices) if self._is_plain_fast_enough(target, run.steps)]
-        least = min(choices)
+        runs, least = self._plain_runs(choices), min(choices)
+        fits = [run for run in runs if self._is_plain_fast_enough(target, run.steps)]
         if not fits:
-            limit = f"speedup>={math.floor(100 * self.speed_up(least)) / 100:g}"
-            if target.kind == "seconds":
-                limit = f"seconds<={math.ceil(100 * self.seconds(least)) / 100:g}"
-            found = f"at most {limit} can be had with {self.steps} steps"
-            raise InputError(f"target {target}", found, f"ask for {limit}")
+            fastest = max([self.speed_up(least), *(self.plain_speed_up(run.steps) for run in runs)])
+            raise _too_fast(target, self.steps, fastest, self._plain_seconds(self.steps))
         plan = self.made(str(target), choices[least], 0.0, least, float(least))
         return self._shortened(plan, max(fits, key=lambda run: run.psnr.mean))
 
 
 def _promising(plan: Plan, psnr: Psnr) -> Plan:
     return replace(plan, psnr=psnr.mean, psnr_low=psnr.low, psnr_high=psnr.high)
+
+
+def check_steps(steps: int) -> None:
+    """Raises InputError for a run that is too long to be planned."""
+    if steps > MOST_STEPS:
+        raise InputError(f"a plan of {steps} steps", f"runs of up to {MOST_STEPS} steps can be planned", "use fewer")
+
+
+def check_feasible(profile: Profile, target: Target, caution: float = 0.0, knows_seconds: bool = True) -> None:
+    """Raises InputError for a target that no run of whatever number of steps can meet by this profile.
+
+    Arguments as the fields of `Solver`. Every PSNR can be had: by computing everything. Numbers of steps differ in what
+    can be had; what the run itself has is told when it is planned.
+    """
+    if target.kind == "psnr":
+        return
+    if target.kind == "seconds" and not knows_seconds:
+        raise _unknown_seconds(target)
+    cost, own = profile.seconds, Solver(profile, profile.levels, caution, knows_seconds)
+    ends = [(steps, one) for steps in range(1, MOST_STEPS + 1) for one in (fewest_computed(steps), steps)]
+    if target.kind == "seconds":
+        least = min(_seconds(cost, steps, computed) for steps, computed in ends)
+        is_met = min(least, cost.rest + cost.computed) <= target.value
+    else:
+        most = max(_speed_up(cost, steps, computed) for steps, computed in ends)
+        fewer = [] if caution else [one.steps for one in profile.fewer if 0 < one.steps < profile.steps]
+        is_met = max([most, *map(own.plain_speed_up, fewer)]) >= target.value
+    if not is_met:
+        own.plan(target)  # says what runs like the recorded ones have
+        raise InputError(f"target {target}", "faster than any run of this profile", "ask for less")
+
+
+def _seconds(cost: Seconds, steps: int, computed: float) -> float:
+    return cost.rest + computed * cost.computed * (1 + cost.added) + (steps - computed) * cost.served
+
+
+def _speed_up(cost: Seconds, steps: int, computed: float) -> float:
+    return (cost.rest + steps * cost.computed) / _seconds(cost, steps, computed)
+
+
+def _unknown_seconds(target: Target) -> InputError:
+    found = "no profile made on this device at the size of this run"
+    return InputError(f"target {target}", found, "calibrate at this size, or name a speedup")
+
+
+def _too_fast(target: Target, steps: int, speed_up: float, plain_seconds: float) -> InputError:
+    """What can be had instead, rounded so that it is met and not refused again. speed_up: the largest."""
+    if target.kind == "seconds":
+        value = math.ceil(100 * plain_seconds / speed_up + 1e-9) / 100
+        limit = f"seconds<={value:.2f}"
+    else:
+        value = math.floor(100 * speed_up - 1e-9) / 100
+        limit = f"speedup>={value:.2f}"
+        if value < 1:
+            found = f"nothing is faster than the plain run of {steps} steps"
+            return InputError(f"target {target}", found, "take more steps, or run it without UniCP")
+    return InputError(f"target {target}", f"at most {limit} can be had with {steps} steps", f"ask for {limit}")
 
 
 def plan_to_try(

@@ -23,7 +23,8 @@ class Target:
     value: float
 
     def __str__(self) -> str:
-        return f"{self.kind}{_SIGNS[self.kind]}{self.value:g}"
+        # As many digits as were given: plans are known by this text.
+        return f"{self.kind}{_SIGNS[self.kind]}{self.value:.12g}"
 
 
 def parse_target(text: str) -> Target:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
+import struct
+import tempfile
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
@@ -10,16 +13,18 @@ from typing import Any
 
 import av
 import numpy as np
+from av.error import FFmpegError
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from unicp.errors import InputError
-from unicp.files import replacing
+from unicp.errors import InputError, UniCPError
+from unicp.files import reason, replacing
+from unicp.reporting.limits import PAIR_GAP, PAIR_HEAD, SIDES, check_clip, check_fps
 
 Frames = NDArray[np.uint8]
 
 SHORT_SIDE = 256
-_GAP, _MARGIN = 8, 6
+_GAP, _MARGIN = PAIR_GAP, 6
 _BACKGROUND, _INK = (255, 255, 255), (0, 0, 0)
 _BT709 = 1
 
@@ -29,28 +34,78 @@ def write_video(frames: Any, path: str | Path, fps: float) -> str:
 
     frames: (T, H, W, 3), bytes or floats in [0, 1]. Odd sizes get their last row or column twice, since H.264 has
     even sizes only. Returns the codec: "h264", "gif", or "mpeg4" where PyAV was built without an H.264 encoder.
-    Raises InputError for other shapes and endings, for fps not positive, and where the path cannot be written.
+    Raises InputError for other shapes and endings, for what the format cannot hold (`unicp.reporting.limits`), and
+    where the path cannot be written.
     """
     pictures = _as_bytes(frames)
-    if not 0 < fps < math.inf:
-        raise InputError(f"fps {fps}", "not a positive number", "use for example 16")
+    check_fps(f"fps {fps}", fps)
     writers: dict[str, Callable[[Frames, Path, float], str]] = {".mp4": _write_mp4, ".gif": _write_gif}
     writer = writers.get(Path(path).suffix.lower())
     if writer is None:
         raise InputError(f"a video in {path}", f"endings {', '.join(writers)}", "use one of them")
-    with replacing(path) as part:
-        return writer(pictures, part, fps)
+    count, height, width, _ = pictures.shape
+    check_clip(Path(path).suffix, count, height, width, fps)
+    try:
+        # What is written wrong because the disk is full `replacing` tells as that.
+        with replacing(path) as part:
+            return writer(pictures, part, fps)
+    except UniCPError:
+        raise
+    except (FFmpegError, ValueError, OverflowError, struct.error) as error:
+        raise InputError(
+            f"a video in {path}", f"the encoder refuses it ({reason(error)})", "use another ending"
+        ) from error
+
+
+def write_or_keep(frames: Any, path: str | Path, fps: float) -> str:
+    """As `write_video`, for frames that took long to make: where `path` cannot be written they are kept elsewhere.
+
+    They are tried as the same kind of file in the folder for temporary files, then as an array (.npz: frames, fps)
+    beside `path`, and there. The InputError says which it was.
+    """
+    try:
+        return write_video(frames, path, fps)
+    except (UniCPError, OSError, MemoryError) as error:
+        kept = _kept(_as_bytes(frames), Path(path), fps)
+        found = error.found if isinstance(error, UniCPError) else str(error) or type(error).__name__
+        do = f"take the video from {kept}" if kept else "free some space and make it again: no other place took it"
+        raise InputError(f"to write {path}", found, do) from error
+
+
+def _kept(frames: Frames, path: Path, fps: float) -> Path | None:
+    """Where the frames are now; None where no place takes them."""
+    for folder, ending in ((None, path.suffix), (path.parent, ".npz"), (None, ".npz"), (Path(), ".npz")):
+        try:
+            number, name = tempfile.mkstemp(ending, "unicp-", folder)
+        except (OSError, ValueError):
+            continue
+        os.close(number)
+        try:
+            if ending == ".npz":
+                with replacing(name) as part, part.open("wb") as file:
+                    np.savez_compressed(file, frames=frames, fps=fps)
+            else:
+                write_video(frames, name, fps)
+        except (UniCPError, OSError, MemoryError):
+            os.unlink(name)
+            continue
+        return Path(name).resolve()
+    return None
 
 
 def side_by_side(left: Any, right: Any, labels: tuple[str, str]) -> Frames:
     """Two videos of equal shape beside each other, a label above each, small ones scaled up by a whole factor.
 
-    left, right: (T, H, W, 3) as for `write_video`. The short side is at least 256 pixels afterwards.
+    left, right: (T, H, W, 3) as for `write_video`. The short side is at least 256 pixels afterwards, unless that made
+    the long one too long for a file.
     """
     first, second = _as_bytes(left), _as_bytes(right)
     if first.shape != second.shape:
         raise InputError("two videos side by side", f"shapes {first.shape} and {second.shape}", "give equal shapes")
-    factor = max(1, math.ceil(SHORT_SIDE / min(first.shape[1:3])))
+    fitting = min(
+        (SIDES[".mp4"] - PAIR_HEAD) // (2 * max(first.shape[1:3])), math.ceil(SHORT_SIDE / min(first.shape[1:3]))
+    )
+    factor = max(1, fitting)
     height, width = first.shape[1] * factor, first.shape[2] * factor
     band = _label_band(labels, width)
     canvas = np.full((len(first), band.shape[0] + height, 2 * width + _GAP, 3), 255, np.uint8)

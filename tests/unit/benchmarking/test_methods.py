@@ -53,7 +53,20 @@ def test_fewer_steps_take_fewer_steps():
 
 @pytest.mark.parametrize(
     "text",
-    ["", "slow", "fewer steps 0", 'slow {"tolerance": 1}', 'fast {"speed": 1}', "fast {", "fast 3", "target psnr"],
+    [
+        "",
+        "slow",
+        "fewer steps 0",
+        "fewer steps \u00b2",
+        "fewer steps \u0663",
+        "fixed window " + "9" * 5000,
+        "fast " + "[" * 50_000,
+        'slow {"tolerance": 1}',
+        'fast {"speed": 1}',
+        "fast {",
+        "fast 3",
+        "target psnr",
+    ],
 )
 def test_an_unknown_method_is_one_line(text):
     with pytest.raises(UniCPError) as caught:

@@ -72,6 +72,10 @@ def test_prompts_of_ones_own(folder, tmp_path):
         (("quick", "--sampler", "magic"), "known ones"),
         (("quick", "--model", "nowhere"), "no such folder"),
         (("quick", "--method", "magic"), "no such method"),
+        (("quick", "--method", "fewer steps \u00b2"), "no such method"),
+        (("quick", "--method", "fast " + "[" * 50_000), "no such method"),
+        (("quick", "--method", "fast", "--clips", __file__), "File exists"),
+        (("quick", "--profile", "/dev/zero"), "a device"),
         (("quick", "--prompts-file", "none.txt"), "none.txt"),
         (("quick", "--out", "no/such/folder/rows.jsonl"), "no folder"),
     ],
@@ -80,6 +84,13 @@ def test_bad_input_is_one_line(arguments, said):
     result = run(*arguments)
     assert result.exit_code == 2
     assert said in result.stderr and result.stderr.count("\n") == 1
+
+
+def test_a_file_where_the_rows_would_be_kept_is_one_line(tmp_path):
+    (tmp_path / "build").write_text("")
+    result = run("quick", "--method", "fast")
+    assert result.exit_code == 2 and "name another one with --out" in result.stderr
+    assert result.stderr.count("\n") == 1
 
 
 def test_a_damaged_file_of_rows_is_told_before_anything_runs(folder, tmp_path):

@@ -7,16 +7,24 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import av
+import numpy as np
 import pytest
+import torch
 
 import unicp
 from tests import tiny_pipeline
 from tests.commands import refused, run
+from tests.made_profiles import made
 from unicp.cli import common
+from unicp.cli.common import Prepared
 from unicp.cli.inspect_model import _ranges
+from unicp.errors import InputError
 from unicp.files import load_trace
+from unicp.planning.profile import save_profile
+from unicp.reporting import video
 
 PROMPT = "a red star moving left on a striped background"
 
@@ -121,6 +129,20 @@ def test_ranges():
         (["--cfg", "nan"], "--cfg nan"),
         (["--cfg", "inf"], "--cfg inf"),
         (["--fps", 0], "--fps 0"),
+        (["--fps", 1e-7], "--fps 1e-07"),
+        (["--steps", "1e11"], "--steps"),
+        (["--steps", 100_000_000_000], "--steps 100000000000"),
+        (["--height", 1_000_000], "pixels a side"),
+        (["--frames", 10**12], "GB of memory"),
+        (["--frames", 900_000, "--fps", 0.01, "--out", "a.gif", "--height", 1, "--width", 1], "a GIF holds"),
+        (["--out", "x" * 252 + ".mp4"], "a name of 256 bytes"),
+        (["--out", "\u6f22" * 90 + ".mp4"], "a name of 274 bytes"),
+        (["--trace", "x" * 256], "a name of 256 bytes"),
+        (["--out", "a\0b.mp4"], "null"),
+        (["--out", "x/" * 3000 + "a.mp4"], "no folder"),
+        (["--model", "x" * 300], "no such folder"),
+        (["--profile", "/dev/zero", "--target", "psnr>=30"], "a device"),
+        (["--target", "psnr>=30", "--steps", 1001], "up to 1000 steps"),
         (["--sampler", "magic"], "--sampler 'magic'"),
         (["--out", "a.avi"], ".mp4 and .gif"),
         (["--out", "none/a.mp4"], "no folder"),
@@ -133,7 +155,8 @@ def test_ranges():
 )
 @pytest.mark.parametrize("command", ["generate", "compare"])
 def test_bad_input_is_one_line_and_seen_before_the_model(command, flags, said, tmp_path, monkeypatch):
-    monkeypatch.setattr(common, "prepare", None)
+    if "--model" not in flags:
+        monkeypatch.setattr(common, "prepare", None)
     assert said in refused(command, PROMPT, *flags)
     assert not list(tmp_path.iterdir())
 
@@ -171,6 +194,93 @@ def test_an_interrupt_leaves_no_file(folder, tmp_path, monkeypatch):
     assert result.exit_code == 130
     assert result.stderr.splitlines()[-1] == "unicp: interrupted"
     assert not list(tmp_path.iterdir())
+
+
+def test_a_name_of_as_many_bytes_as_there_may_be_is_written(folder):
+    name = "\u6f22" * 83 + "ab.mp4"
+    assert len(name.encode()) == 255
+    result = run("generate", PROMPT, "--model", folder, "--preset", "off", "--steps", 2, "--out", name)
+    assert result.exit_code == 0 and Path(name).exists()
+
+
+def test_what_the_model_folder_adds_is_checked_before_it_runs(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(common, "generate", None)
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    for file in folder.iterdir():
+        (copy / file.name).symlink_to(file)
+    defaults = json.loads((folder / "unicp_defaults.json").read_text())
+    (copy / "unicp_defaults.json").unlink()
+    for name, value, said in (("fps", 1e-7, "1e-07 frames a second"), ("height", 30_000, "pixels a side")):
+        (copy / "unicp_defaults.json").write_text(json.dumps({**defaults, name: value}))
+        assert said in refused("generate", PROMPT, "--model", copy)
+    # Each fits a file, both beside each other do not.
+    assert "16392 x" in refused("compare", PROMPT, "--model", folder, "--width", 8192)
+
+
+def test_a_video_is_kept_and_written_before_its_trace(folder, tmp_path, monkeypatch):
+    def vanish(*arguments, **more):
+        (tmp_path / "traces").rmdir()
+        return made(*arguments, **more)
+
+    made = common.generate
+    monkeypatch.setattr(common, "generate", vanish)
+    (tmp_path / "traces").mkdir()
+    line = refused("generate", PROMPT, "--model", folder, "--steps", 2, "--trace", "traces/t.json")
+    assert "no folder" in line and "the video is in unicp.mp4" in line
+    assert video_shape(tmp_path / "unicp.mp4") == (5, 32, 32)
+
+    monkeypatch.setattr(video.tempfile, "tempdir", str(tmp_path))
+    (tmp_path / "traces").mkdir()
+    line = refused("generate", PROMPT, "--model", folder, "--steps", 2, "--out", "traces/a.mp4")
+    kept = Path(line.rpartition("take the video from ")[2])
+    assert kept.parent == tmp_path and video_shape(kept) == (5, 32, 32)
+
+
+def test_files_that_a_command_reads_are_never_written_over(tmp_path):
+    save_profile(made(), tmp_path / "p.json")
+    (tmp_path / "link.json").symlink_to("p.json")
+    (tmp_path / "prompts.txt").write_text(PROMPT)
+    before = (tmp_path / "p.json").read_bytes()
+    target = ("--target", "psnr>=35")
+    for trace in ("p.json", "./p.json", "link.json"):
+        line = refused("generate", PROMPT, *target, "--profile", "p.json", "--trace", trace)
+        assert "the same file as --profile" in line
+    assert "the same file as PROFILE" in refused("plan", "p.json", *target, "--out", "link.json")
+    assert "the same file as --prompts" in refused("calibrate", "--prompts", "prompts.txt", "--out", "prompts.txt")
+    assert (tmp_path / "p.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("call", "found"),
+    [
+        (lambda self, image, prompt, height=8, width=8: None, "which needs image"),
+        (lambda self, prompt=None, seconds=1: None, "which makes no pictures"),
+        (lambda self, image=None, height=8, width=8: None, "which takes no prompt"),
+    ],
+)
+def test_a_pipeline_that_makes_no_video_of_a_prompt_is_refused_before_it_runs(call, found):
+    pipe = type("OddPipeline", (), {"__call__": call})()
+    with pytest.raises(InputError, match=f"an? OddPipeline, {found}"):
+        common._check_kind(pipe, {"prompt": "a cat"})
+
+
+def test_pictures_are_videos_of_one_frame_and_too_little_memory_is_one_line(monkeypatch):
+    prompt = {"prompt": "a cat"}
+
+    class Pipe:
+        def __call__(self, prompt, generator, output_type, error=None):
+            if error is not None:
+                raise error
+            return SimpleNamespace(images=np.zeros((2, 8, 8, 3)))
+
+    assert common.generate(Prepared(Pipe(), prompt, 8.0, 0), "").frames.shape == (1, 8, 8, 3)  # type: ignore[arg-type]
+    text = "[enforce fail at alloc_cpu.cpp:117] data. DefaultCPUAllocator: can't allocate memory: you tried to"
+    for error in (MemoryError(), RuntimeError(text), torch.OutOfMemoryError("CUDA out of memory")):
+        with pytest.raises(InputError, match="not enough memory"):
+            common.generate(Prepared(Pipe(), {**prompt, "error": error}, 8.0, 0), "")  # type: ignore[arg-type]
+    with pytest.raises(RuntimeError, match="a fault"):
+        common.generate(Prepared(Pipe(), {**prompt, "error": RuntimeError("a fault")}, 8.0, 0), "")  # type: ignore[arg-type]
 
 
 def test_help_and_version():

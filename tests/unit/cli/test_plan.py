@@ -53,6 +53,9 @@ def test_a_plan_is_written_and_printed_for_machines(profile, tmp_path):
         (("--target", "quality>=3"), "not a target"),
         (("--target", "speedup>=99"), "at most speedup>="),
         (("--target", "psnr>=30", "--steps", 0), "--steps 0"),
+        (("--target", "psnr>=30", "--steps", 1001), "up to 1000 steps"),
+        (("--target", "psnr>=30", "--steps", 10**11), "up to 1000 steps"),
+        (("--target", "speedup>=1.3", "--steps", 3), "nothing is faster than the plain run of 3 steps"),
         (("--target", "psnr>=30", "--out", "no/such/folder.json"), "no folder"),
     ],
 )
@@ -79,6 +82,10 @@ def test_calibrate_refuses_in_one_line(tmp_path):
     (tmp_path / "empty.txt").write_text("\n")
     assert "no prompts in it" in refused("calibrate", "--prompts", "empty.txt")
     assert "--count 0" in refused("calibrate", "--count", 0)
+    assert "--steps 0" in refused("calibrate", "--steps", 0)
+    assert "up to 1000 steps" in refused("calibrate", "--steps", 1001)
+    # Beside the profile there is a file of notes, whose name is longer.
+    assert "a name of 262 bytes" in refused("calibrate", "--out", "x" * 246 + ".json")
     assert "no such folder" in refused("calibrate", "nowhere", "--prompts", _prompts(tmp_path))
 
 

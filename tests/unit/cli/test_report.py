@@ -47,11 +47,17 @@ def test_a_report_is_written(rows):
         (("rows.jsonl", "--family", "UniCP"), "no --clips"),
         (("rows.jsonl", "--attention", "missing.json"), "to read missing.json"),
         (("rows.jsonl", "--trace", "rows.jsonl"), "JSON in rows.jsonl"),
+        (("trace.json",), "a trace; do: give a file that `unicp bench` wrote, and this one with --trace"),
+        (("plan.json",), "a plan; do: give a file that `unicp bench` wrote"),
+        (("rows.jsonl", "trace.json"), "a trace"),
+        (("/dev/zero",), "a device"),
     ],
 )
 def test_bad_input_is_one_line_and_leaves_the_old_file(rows, arguments, said):
     Path("empty.jsonl").write_text("")
     Path("damaged.jsonl").write_text("{\n{}\n")
+    save_trace(Trace("M", "cpu", "float32", {}), "trace.json")
+    Path("plan.json").write_text('{\n  "type": "unicp.plan"}')
     Path("report.html").write_text("old")
     before = sorted(path.name for path in Path().iterdir())
     result = run(*arguments)
@@ -64,7 +70,7 @@ def test_bad_input_is_one_line_and_leaves_the_old_file(rows, arguments, said):
 def test_the_rows_are_never_written_over(rows):
     before = rows.read_bytes()
     result = run(rows, "--out", "rows.jsonl")
-    assert result.exit_code == 2 and "a file that the report reads" in result.stderr
+    assert result.exit_code == 2 and "the same file as ROWS" in result.stderr
     assert rows.read_bytes() == before
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 
 import av
@@ -9,9 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from unicp import disk
 from unicp.errors import InputError
 from unicp.reporting import video
-from unicp.reporting.video import side_by_side, write_video
+from unicp.reporting.limits import SIDES
+from unicp.reporting.video import side_by_side, write_or_keep, write_video
 
 
 def moving_square(frames: int = 4, height: int = 32, width: int = 48) -> np.ndarray:
@@ -97,7 +100,7 @@ def test_bad_types_rates_and_endings(tmp_path):
     clip = moving_square()
     with pytest.raises(InputError, match="int64"):
         write_video(clip.astype(np.int64), tmp_path / "a.mp4", 8)
-    for fps in (0, -1, math.nan, math.inf):
+    for fps in (0, -1, 1e-7, math.nan, math.inf):
         with pytest.raises(InputError, match="fps"):
             write_video(clip, tmp_path / "a.mp4", fps)
     for name in ("a.avi", "a", "a.mp4.txt"):
@@ -131,3 +134,91 @@ def test_large_videos_keep_their_size_and_long_labels_fit():
 def test_side_by_side_needs_equal_shapes():
     with pytest.raises(InputError, match="equal shapes"):
         side_by_side(moving_square(4), moving_square(3), ("a", "b"))
+
+
+def test_a_gif_of_one_picture_all_the_time_is_as_long_as_a_gif_can_be(tmp_path):
+    write_video(np.zeros((655, 8, 8, 3), np.uint8), tmp_path / "a.gif", 1)
+    with pytest.raises(InputError, match="655 s"):
+        write_video(np.zeros((656, 8, 8, 3), np.uint8), tmp_path / "a.gif", 1)
+
+
+def test_what_the_encoder_refuses_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setitem(SIDES, ".mp4", 20_000)
+    with pytest.raises(InputError, match="the encoder refuses it") as caught:
+        write_video(np.zeros((1, 16, 16386, 3), np.uint8), tmp_path / "a.mp4", 8)
+    assert "\n" not in str(caught.value) and not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_is_told_as_that_whatever_the_encoder_says_of_it(tmp_path, monkeypatch):
+    def broken(frames, path, fps):
+        raise ValueError("no packet")
+
+    monkeypatch.setattr(video, "_write_mp4", broken)
+    monkeypatch.setattr(disk, "_disk_is_full", lambda part: OSError(errno.ENOSPC, "no space"))
+    with pytest.raises(InputError, match="no room on the disk"):
+        write_video(moving_square(), tmp_path / "a.mp4", 8)
+
+
+def test_two_long_videos_beside_each_other_still_fit_a_file(tmp_path):
+    clip = np.zeros((1, 16, 4000, 3), np.uint8)
+    joined = side_by_side(clip, clip, ("a", "b"))
+    assert joined.shape[2] == 2 * 2 * 4000 + 8 <= SIDES[".mp4"]
+    clip = np.zeros((1, 16, 8180, 3), np.uint8)
+    write_video(side_by_side(clip, clip, ("a", "b")), tmp_path / "a.mp4", 8)
+
+
+def kept_in(error: InputError):
+    name = error.do.removeprefix("take the video from ")
+    assert name != error.do
+    return name
+
+
+def test_a_video_whose_folder_vanished_is_kept_among_temporary_files(tmp_path, monkeypatch):
+    monkeypatch.setattr(video.tempfile, "tempdir", str(tmp_path))
+    with pytest.raises(InputError, match="no folder") as caught:
+        write_or_keep(moving_square(), tmp_path / "gone" / "a.mp4", 8)
+    (kept,) = tmp_path.iterdir()
+    assert str(kept) == kept_in(caught.value) and kept.suffix == ".mp4"
+    assert read(kept)[0].shape == (4, 32, 48, 3)
+
+
+def test_a_video_that_no_encoder_takes_is_kept_as_an_array(tmp_path, monkeypatch):
+    def fail(*_args):
+        raise video.av.error.ExternalError(1, "broken")
+
+    monkeypatch.setattr(video, "_write_mp4", fail)
+    with pytest.raises(InputError, match="the encoder refuses it") as caught:
+        write_or_keep(moving_square(), tmp_path / "a.mp4", 8)
+    (kept,) = tmp_path.iterdir()
+    assert str(kept) == kept_in(caught.value)
+    with np.load(kept) as found:
+        assert found["fps"] == 8
+        assert (found["frames"] == np.rint(moving_square() * 255)).all()
+
+
+def test_a_video_is_kept_on_another_disk_when_this_one_is_full(tmp_path, monkeypatch):
+    monkeypatch.setattr(video.tempfile, "tempdir", str(tmp_path / "other"))
+    (tmp_path / "other").mkdir()
+    replacing = video.replacing
+
+    def full(path):
+        if "other" not in str(path):
+            raise InputError(f"to write {path}", "No space left on device", "free some")
+        return replacing(path)
+
+    monkeypatch.setattr(video, "replacing", full)
+    with pytest.raises(InputError, match="No space left") as caught:
+        write_or_keep(moving_square(), tmp_path / "a.gif", 8)
+    (kept,) = (tmp_path / "other").iterdir()
+    assert str(kept) == kept_in(caught.value) and kept.suffix == ".gif" and kept.stat().st_size > 100
+
+
+def test_a_video_that_no_place_takes_is_said_to_be_lost(tmp_path, monkeypatch):
+    def full(path):
+        raise InputError(f"to write {path}", "No space left on device", "free some")
+
+    monkeypatch.setattr(video, "replacing", full)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match="no other place took it"):
+        write_or_keep(moving_square(), tmp_path / "a.mp4", 8)
+    assert not list(tmp_path.iterdir())

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import itertools
 import math
+import time
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from unicp.control.step_paths import WARM_UP, WindowLoss, best_paths, one_by_one, path_loss
+from unicp.control.step_paths import WARM_UP, StepPath, WindowLoss, best_paths, one_by_one, path_loss
+from unicp.planning.builtin import FOLDER
+from unicp.planning.curves import forecast_errors, levels_of, probed_way, step_weights
+from unicp.planning.profile import load_profile
 
 STEPS = 8
 
@@ -145,3 +149,50 @@ def test_a_window_is_asked_about_as_a_whole_with_the_step_that_is_computed_after
     assert path_loss((0, 1, 2, 5, 6), 9, loss) == 3 + 3
     assert asked == [(1, 2, 5), (5, 6, 9)]
     assert one_by_one(lambda before, last, served: 10 * before + served)(3, 4, 7) == 30 + 5 + 30 + 6
+
+
+def paths_by_loops(steps, change, max_reach, rule, max_window=8):
+    """What `best_paths` finds, one path after the other: too slow for long runs, easy to read."""
+    layer, found = {WARM_UP[-2:]: StepPath(WARM_UP, 0.0)}, {}
+    while layer:
+        longer = {}
+        for (before, last), path in layer.items():
+            for following in range(last + 1, steps + 1):
+                served = following - last - 1
+                if served > min(max_window, max_reach * (last - before)):
+                    break
+                told = rule(change(before, last, following), served, following == steps) if served else 0.0
+                if not told < math.inf:
+                    break
+                loss, count = path.loss + told, len(path.computed)
+                if following == steps:
+                    if count not in found or loss < found[count].loss:
+                        found[count] = StepPath(path.computed, loss)
+                elif (last, following) not in longer or loss < longer[last, following].loss:
+                    longer[last, following] = StepPath((*path.computed, following), loss)
+        layer = longer
+    return found
+
+
+@pytest.mark.parametrize("path", sorted(FOLDER.glob("*.json")), ids=lambda path: path.stem)
+@pytest.mark.parametrize(("steps", "reach"), [(30, 1.0), (30, 3.0), (50, 1.0)])
+def test_arrays_find_the_very_paths_that_loops_find(path, steps, reach):
+    profile = load_profile(path)
+    levels = levels_of(profile, steps)
+    errors = forecast_errors(profile, profile.recordings, probed_way(profile.recordings[0]), levels[:-1])
+    weights = step_weights(profile, probed_way(profile.recordings[0]), levels)
+
+    @one_by_one
+    def change(before, last, served):
+        return math.inf if math.isinf(weights[served]) else weights[served] * errors(before, last, served)
+
+    rule = WindowLoss(profile.power, 1.3, 1.7)
+    found = best_paths(steps, change, max_reach=reach, rule=rule)
+    assert found == paths_by_loops(steps, change, reach, rule) and len(found) > steps // 2
+
+
+def test_paths_of_a_thousand_steps_take_seconds():
+    """By loops they took two minutes."""
+    begin = time.process_time()
+    found = best_paths(1000, lambda before, last, following: (following - last) / (last - before + 1.0))
+    assert len(found) > 800 and time.process_time() - begin < 10

@@ -199,3 +199,29 @@ def test_samplers_need_known_noise_levels():
         sampler(pipe, "euler")
     with pytest.raises(UniCPError, match="known ones"):
         sampler(pipe, "magic")
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "x/" * 3000, "a\0b", "\ud800", ""])
+def test_a_name_that_no_folder_can_have_is_one_line(name):
+    with pytest.raises(InputError) as caught:
+        check_model(name)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("place", ["transformer/config.json", "scheduler/scheduler_config.json"])
+@pytest.mark.parametrize("text", ["5", "true", '"Wan-AI/other"', "[]"])
+def test_a_configuration_without_entries_is_refused_and_not_asked_of_the_hub(folder, tmp_path, place, text):
+    copy = shutil.copytree(folder, tmp_path / "copy", ignore=shutil.ignore_patterns("*.safetensors"))
+    (copy / place).write_text(text)
+    for reads in (check_model, load_outline, load_pipeline):
+        with pytest.raises(FileFormatError, match=f"{place} without entries"):
+            reads(copy)
+
+
+def test_a_device_without_room_is_one_line(folder, monkeypatch):
+    def full(*_args):
+        raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate")
+
+    monkeypatch.setattr(DiffusionPipeline, "to", full)
+    with pytest.raises(InputError, match="CUDA out of memory. Tried"):
+        load_pipeline(folder, device="cpu")

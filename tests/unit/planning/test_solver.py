@@ -11,10 +11,11 @@ import pytest
 from tests.made_profiles import STEPS, flow_levels, made
 from unicp.control.step_paths import path_loss
 from unicp.errors import InputError
+from unicp.planning.choices import CANDIDATES, best_choices
 from unicp.planning.curves import levels_of
 from unicp.planning.fidelity import fit_line
 from unicp.planning.profile import FewerSteps, OnlineTrial, Recording, Seconds
-from unicp.planning.solver import CANDIDATES, Solver, best_choices, plan_to_try
+from unicp.planning.solver import Solver, check_feasible, plan_to_try
 from unicp.planning.targets import parse_target
 
 
@@ -106,11 +107,61 @@ def test_seconds_of_another_size_are_not_promised():
 
 
 @pytest.mark.parametrize("target", ["speedup>=9", "seconds<=1"])
-def test_an_infeasible_target_says_what_is_feasible(target):
+@pytest.mark.parametrize("rest", [0.5, 3.7123, 1234567.0])
+@pytest.mark.parametrize("fewer", [[], [FewerSteps("a", 1, 20.0), FewerSteps("b", 1, 21.0)]])
+def test_an_infeasible_target_says_what_is_feasible(target, rest, fewer):
+    own = solver(seconds=Seconds(1.0, 0.05, rest), fewer=fewer)
+    value = "99" if target.startswith("speedup") else "0.5"
     with pytest.raises(InputError) as caught:
-        solver().plan(parse_target(target))
+        own.plan(parse_target(target[:9] + value))
     said = caught.value.do.removeprefix("ask for ")
-    solver().plan(parse_target(said))
+    if rest < 1e6 or target.startswith("seconds"):
+        assert said in caught.value.found
+    own.plan(parse_target(said))
+
+
+@pytest.mark.parametrize("steps", [2, 3])
+def test_a_speed_below_that_of_the_plain_run_is_never_advised(steps):
+    own = Solver(made(seconds=Seconds(1.0, 0.05, 0.5, added=0.1)), flow_levels(steps))
+    with pytest.raises(InputError) as caught:
+        own.plan(parse_target("speedup>=1.3"))
+    assert caught.value.found == f"nothing is faster than the plain run of {steps} steps"
+    assert "ask for" not in caught.value.do
+
+
+@pytest.mark.parametrize("target", ["speedup>=10", "speedup>=100", "seconds<=1.49"])
+def test_what_no_run_of_a_profile_can_meet_is_refused_by_the_profile_alone(target):
+    profile = made(seconds=Seconds(1.0, 0.0, 0.5))
+    with pytest.raises(InputError) as caught:
+        check_feasible(profile, parse_target(target))
+    said = parse_target(caught.value.do.removeprefix("ask for "))
+    check_feasible(profile, said)
+    Solver(profile, profile.levels).plan(said)
+
+
+@pytest.mark.parametrize("target", ["speedup>=8.9", "seconds<=1.5", "psnr>=1000", "speedup>=1"])
+def test_what_some_run_may_have_is_not_refused_by_the_profile_alone(target):
+    # With nothing for the rest and for served steps: nine steps for one, in the limit of long runs.
+    check_feasible(made(seconds=Seconds(1.0, 0.0, 0.5 if "seconds" in target else 0.0)), parse_target(target))
+
+
+def test_plain_runs_of_few_steps_make_a_speed_feasible_that_plans_have_not():
+    fewer = [FewerSteps(prompt, 1, 12.0) for prompt in "ab"]
+    profile, target = made(seconds=Seconds(1.0, 0.5, 0.0), fewer=fewer), parse_target("speedup>=16")
+    check_feasible(profile, target)
+    assert Solver(profile, profile.levels).plan(target).fewer == 1
+    with pytest.raises(InputError):  # they are of the model of the profile
+        check_feasible(profile, target, caution=6.0)
+
+
+def test_seconds_of_another_device_are_refused_by_the_profile_alone():
+    with pytest.raises(InputError, match="calibrate at this size"):
+        check_feasible(made(), parse_target("seconds<=12"), knows_seconds=False)
+
+
+def test_runs_beyond_the_longest_that_is_planned_are_refused():
+    with pytest.raises(InputError, match="up to 1000 steps"):
+        Solver(made(), [flow_levels()[0]] * 1002).plan(parse_target("psnr>=30"))
 
 
 def test_fewer_steps_are_taken_where_they_were_measured_to_do_better():

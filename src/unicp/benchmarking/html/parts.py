@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -96,7 +97,7 @@ def load_rows(files: Sequence[Path]) -> list[Row]:
     """All rows of the files; of two rows of the same measurement the later one. Raises InputError, FileFormatError."""
     rows: list[Row] = []
     for file in files:
-        if not file.is_file():
+        if not os.path.exists(file):
             raise InputError(f"rows in {file}", "no file there", "name a file that `unicp bench` wrote")
         rows += read_rows(file)
     # The key alone would let rows of short clips take the place of those of long ones.

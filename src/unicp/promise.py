@@ -15,6 +15,7 @@ from unicp.planning.fingerprint import fingerprint_of
 from unicp.planning.following import RunPlanner
 from unicp.planning.plan import Plan, load_plan
 from unicp.planning.profile import Fingerprint, Profile, load_profile
+from unicp.planning.solver import check_feasible
 from unicp.planning.targets import Target, parse_target
 from unicp.settings import Settings
 
@@ -50,14 +51,45 @@ class Promise:
             # How many calls a step makes shows in a run only.
             differences = known.differences(Fingerprint(**{**vars(own), "branches": known.branches}))
             if differences:
-                do = "make a profile of this model with unicp calibrate"
+                do = "make a profile of this model and sampler with unicp calibrate"
                 raise InputError(f"target {self.target} with this profile", f"here {'; '.join(differences)}", do)
+            check_feasible(self.profile, self.target)
             return RunPlanner((self.target, self.profile), 0.0, say)
         profile, caution = builtin_profile(own)
         if caution:
             say(f"target {self.target}: a guess from another model's profile; unicp calibrate makes one of this model")
+        check_feasible(profile, self.target, caution, knows_seconds=False)
         # The device on which a shipped profile was made is not this one.
         return RunPlanner((self.target, profile), caution, say, knows_seconds=False)
+
+
+class Planners:
+    """What plans the runs of a session: one planner for each kind of scheduler that steps them.
+
+    A scheduler may be replaced after UniCP was enabled, or come with a request. plan: of the last run.
+    """
+
+    def __init__(self, promise: Promise, maps: Sequence[ModelMap], say: Callable[[str], None]):
+        self._promise, self._maps, self._say = promise, maps, say
+        self._known: dict[tuple[str, str], RunPlanner] = {}
+        self.plan: Plan | None = promise.plan
+
+    @property
+    def is_guess(self) -> bool:
+        """True where what was used so far is the profile of another model."""
+        return any(planner.caution > 0 for planner in self._known.values())
+
+    def check(self, scheduler: Any) -> None:
+        """Raises InputError where nothing can be promised under this scheduler."""
+        self.of(scheduler)
+
+    def of(self, scheduler: Any) -> RunPlanner:
+        """The planner of runs under this scheduler. Raises InputError where profile, plan or model do not fit it."""
+        schedule = read_schedule(scheduler)
+        key = type(scheduler).__name__, "" if schedule is None else schedule.prediction
+        if key not in self._known:
+            self._known[key] = self._promise.planner(self._maps, scheduler, self._say)
+        return self._known[key]
 
 
 def shipped_profile(pipe: Any) -> tuple[Profile, float]:

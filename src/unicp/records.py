@@ -93,7 +93,11 @@ class Entry:
 
 @dataclass
 class Trace:
-    """What every unit did at every step, why, and what it cost. Written and read by `unicp.files`."""
+    """What every unit did at every step, why, and what it cost. Written and read by `unicp.files`.
+
+    run_steps: how many steps the scheduler of a run was set to, by the number of the run as text; runs of which that is
+    not known are left out.
+    """
 
     model: str
     device: str
@@ -103,9 +107,11 @@ class Trace:
     entries: list[Entry] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
+    run_steps: dict[str, int] = field(default_factory=dict)
 
     def clear(self) -> None:
         """Forgets all entries, warnings and counts."""
         self.entries.clear()
+        self.run_steps.clear()
         self.warnings.clear()
         self.counts.clear()

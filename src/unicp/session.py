@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import logging
 import weakref
+from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -13,7 +15,7 @@ from typing import Any
 from torch import nn
 
 from unicp.control.controller import Course
-from unicp.errors import AttachmentError, SettingsError
+from unicp.errors import AttachmentError, SettingsError, UnsupportedModelError
 from unicp.execution.attachment import (
     attach,
     attached_runner,
@@ -21,28 +23,33 @@ from unicp.execution.attachment import (
     refuse_if_compiled,
     refuse_if_gathered,
     refuse_if_taken,
+    refuse_other_caches,
 )
+from unicp.execution.run_tracker import RunTracker
 from unicp.execution.runner import Runner
+from unicp.execution.trace_log import TraceLog
 from unicp.files import save_trace
-from unicp.models.chosen_steps import Fewer, ShortenedRuns
-from unicp.models.finder import map_model, transformers_of
-from unicp.models.noise import NoiseSchedule, schedule_of
-from unicp.planning.following import RunPlanner
+from unicp.models import scheduler_watch
+from unicp.models.chosen_steps import Fewer, shorten
+from unicp.models.finder import map_model, transformers_of, unwrapped
+from unicp.models.noise import schedule_of
+from unicp.models.scheduler_watch import SamplerRun
 from unicp.planning.plan import Plan, plan_of_trace, save_plan
 from unicp.planning.profile import Profile
-from unicp.promise import Promise, make_promise
+from unicp.promise import Planners, Promise, make_promise
 from unicp.records import Action, Trace
 from unicp.reporting.summary import Summary, summarise
 from unicp.settings import Settings, preset
 
 logger = logging.getLogger("unicp")
+_sessions: weakref.WeakSet[Session] = weakref.WeakSet()
 
 
 class Session:
     """UniCP on one pipeline or transformer. A context manager: leaving it disables UniCP, whatever happened.
 
-    trace: what was done, appended to by every run. settings: what it runs under; under a target or a plan they hold
-    for what the plan leaves open.
+    trace: what was done, appended to by every run; it keeps the newest `Settings.trace_entries` entries, in whole runs.
+    settings: what it runs under; under a target or a plan they hold for what the plan leaves open.
     """
 
     def __init__(
@@ -60,69 +67,122 @@ class Session:
             refuse_if_compiled(modules[key])
             refuse_if_taken(found.transformer)
             refuse_if_gathered(found.transformer)
+        if len({id(found.transformer) for found in maps.values()}) < len(maps):
+            do = "give each a module of its own, or leave transformer_2 out"
+            raise AttachmentError("to enable UniCP", f"one module as both transformers ({' and '.join(maps)})", do)
         first = next(iter(maps.values())).transformer
         self.trace = Trace(
             model=type(first).__name__,
-            device=str(_first(first.parameters(), "device")),
-            dtype=str(_first(first.parameters(), "dtype")).removeprefix("torch."),
+            device=str(getattr(next(first.parameters(), None), "device", "unknown")),
+            dtype=_dtype_of(first),
             settings=settings.to_dict(),
             preset=name,
         )
-        self._runners = [
-            Runner(found, settings, self.trace, _scheduler_of(target, scheduler)) for found in maps.values()
-        ]
-        self._planner: RunPlanner | None = None
-        self._shortening: ShortenedRuns | None = None
+        self._log = TraceLog(self.trace, settings.trace_entries)
+        self._target, self._scheduler = _reference(target), scheduler
+        self._is_pipeline = not isinstance(target, nn.Module)
+        self._planners: Planners | None = None
         if promise is not None:
-            self._planner = promise.planner(list(maps.values()), self._runners[0].scheduler, self._tell)
-            for runner in self._runners:
-                runner.planner = self._course_of_run
+            self._planners = Planners(promise, list(maps.values()), self._tell)
+            self._planners.check(self._usual_scheduler())
+        self._runners = [self._runner(found) for found in maps.values()]
         self._attach()
+
+    def _runner(self, found: Any) -> Runner:
+        planner = None if self._planners is None else self._course_of_run
+        check = partial(refuse_other_caches, found.transformer)
+        return Runner(found, self.settings, self._log, self._usual_scheduler, planner, check)
 
     @property
     def plan(self) -> Plan | None:
         """The plan of the last run; None before the first, and where there is no target or no plan could be had."""
-        return None if self._planner is None else self._planner.plan
+        return None if self._planners is None else self._planners.plan
 
     @property
     def is_guess(self) -> bool:
         """True where a target is met by the profile of another model, which is no promise."""
-        return self._planner is not None and self._planner.caution > 0
+        return self._planners is not None and self._planners.is_guess
 
-    def _course_of_run(
-        self, schedule: NoiseSchedule | None, step: int, branches: int, shape: tuple[int, ...]
-    ) -> Course:
-        assert self._planner is not None
-        levels = None if schedule is None else schedule.levels()
-        course = self._planner(levels, branches, shape, step)
-        left_out = branches * self._planner.left_out(levels)
-        if left_out:
-            self.trace.counts["left_out"] += left_out
+    def is_on(self, target: Any) -> bool:
+        """Whether this session was enabled on this pipeline or transformer, whatever it holds by now."""
+        if self._target() is target:
+            return True
+        # A pipeline without a transformer any more is none of ours, and no error.
+        try:
+            modules = [unwrapped(module) for module in transformers_of(target).values()]
+        except UnsupportedModelError:
+            return False
+        return any(runner.map.transformer is module for runner in self._runners for module in modules)
+
+    def _usual_scheduler(self) -> Any:
+        """The scheduler that was given, or else the pipeline's: that of runs whose own one is not seen."""
+        if self._scheduler is not None or not self._is_pipeline:
+            return self._scheduler
+        return getattr(self._target(), "scheduler", None)
+
+    def _course_of_run(self, tracker: RunTracker, step: int, shape: tuple[int, ...]) -> Course:
+        assert self._planners is not None
+        levels = None if tracker.schedule is None else tracker.schedule.levels()
+        shortened = None if tracker.set_by is None else tracker.set_by.note
+        planner = self._planners.of(tracker.scheduler)
+        course = planner(levels, tracker.branches, shape, step, shortened)
+        self._planners.plan = planner.plan
+        if shortened is not None and levels is not None:
+            self._log.count("left_out", tracker.branches * (shortened.steps - len(levels) + 1))
         return course
 
-    def _shorten_runs(self) -> None:
-        """Lets a plan leave out steps: a pipeline's scheduler is asked to when it sets a run."""
-        planner, scheduler = self._planner, self._runners[0].scheduler
-        if planner is None or not callable(getattr(scheduler, "set_timesteps", None)):
+    def was_set(self, run: SamplerRun, scheduler: Any, again: Any, args: tuple[Any, ...], kwargs: Any) -> None:
+        """A scheduler was set to a run: if it is one of this session, its plan may leave out steps of it."""
+        self._tell_of_other_transformers(scheduler)
+        if self._planners is None or not self._is_own(scheduler):
             return
         schedule = schedule_of(self._runners[0].map.family, scheduler)
-        if schedule is None:
+        levels = None if schedule is None else schedule.levels()
+        if schedule is None or levels is None:
             return
+        plan = self._planners.of(scheduler).shorten(levels)
+        if plan is None or plan.fewer is None:
+            return
+        if shorten(scheduler, Fewer(plan.fewer, tuple(plan.fewer_computed)), again, args, kwargs):
+            run.note = plan
 
-        def choose() -> Fewer | None:
-            levels = schedule.levels()
-            plan = None if levels is None else planner.shorten(levels)
-            return None if plan is None or plan.fewer is None else Fewer(plan.fewer, tuple(plan.fewer_computed))
+    def _is_own(self, scheduler: Any) -> bool:
+        """Whether a scheduler that is being set steps runs of this session.
 
-        def took(_: Fewer) -> None:
-            planner.shortened(schedule.levels() or ())
+        It does if it was given, is the pipeline's, or is that of the pipeline that sets it, which may be another one
+        around the same transformer: a copy for one request, or one that was made with from_pipe.
+        """
+        if scheduler is self._usual_scheduler():
+            return True
+        for caller in scheduler_watch.calling_frames():
+            if getattr(caller, "scheduler", None) is scheduler:
+                return self.is_on(caller)
+        return False
 
-        self._shortening = ShortenedRuns(scheduler, choose, took)
+    def _tell_of_other_transformers(self, scheduler: Any) -> None:
+        """Says, once, that the pipeline has got a transformer since that UniCP is not on."""
+        pipe = self._target() if self._is_pipeline else None
+        if pipe is None or getattr(pipe, "scheduler", None) is not scheduler:
+            return
+        if message := self._other_transformers(pipe):
+            self._tell(message)
+
+    def _other_transformers(self, pipe: Any) -> str:
+        try:
+            modules = transformers_of(pipe)
+        except UnsupportedModelError:
+            return ""
+        own = [runner.map.transformer for runner in self._runners]
+        for name, module in modules.items():
+            if not any(unwrapped(module) is one for one in own):
+                found = f"its {name} was replaced since, and UniCP is not on the new one"
+                return f"asked: UniCP on this pipeline; found: {found}; do: unicp.disable(pipe), then enable it again"
+        return ""
 
     def _tell(self, text: str) -> None:
         if text not in self.trace.warnings:
-            self.trace.warnings.append(text)
-        logger.warning("%s", text)
+            logger.warning("%s", text)
+        self._log.tell(text)
 
     def _attach(self) -> None:
         done: list[Runner] = []
@@ -130,13 +190,15 @@ class Session:
             for runner in self._runners:
                 attach(runner)
                 done.append(runner)
-                # The model itself holds its session: a table here would keep both alive for ever.
-                runner.owner = self
+            scheduler_watch.watch(self, [self._usual_scheduler()])
+            scheduler_watch.listen(self)
         except BaseException:
+            scheduler_watch.leave(self)
             for runner in done:
                 detach(runner.map.transformer)
             raise
-        self._shorten_runs()
+        # The model holds its hooks, they their runner, and that this session: a table here would keep all alive.
+        _sessions.add(self)
 
     def __enter__(self) -> Session:
         return self
@@ -147,17 +209,18 @@ class Session:
         self.disable()
 
     def disable(self) -> None:
-        """Takes UniCP off; outputs are bit-equal to those before it was enabled. The trace stays. May be repeated."""
-        if self._shortening is not None:
-            self._shortening.remove()
+        """Takes UniCP off; outputs are bit-equal to those before it was enabled. The trace stays. May be repeated.
+
+        Where another thread is in a call of the model, its hooks are taken off as that ends.
+        """
+        _sessions.discard(self)
+        scheduler_watch.leave(self)
         for runner in self._runners:
-            if attached_runner(runner.map.transformer) is runner:
-                detach(runner.map.transformer)
-            runner.reset()
+            runner.close(partial(_take_off, runner))
         self._tell_if_nothing_was_saved()
 
     def reset(self) -> None:
-        """Forgets the run under way: the next call of the model computes. The trace stays."""
+        """Drops the runs under way, in all threads: the next call of the model computes. The trace stays."""
         for runner in self._runners:
             runner.reset()
 
@@ -182,9 +245,11 @@ class Session:
         save_plan(self.plan or plan_of_trace(self.trace), path)
 
     def _tell_if_nothing_was_saved(self) -> None:
-        entries = self.trace.entries
+        entries, pipe = self.trace.entries, self._target() if self._is_pipeline else None
         if self.settings.tolerance == 0:
             return
+        if pipe is not None and (message := self._other_transformers(pipe)):
+            self._tell(message)
         if not entries and self.trace.counts["not_followed"]:
             logger.warning("UniCP skipped nothing: %s", "; ".join(self.trace.warnings))
         if not entries or self.trace.counts["left_out"]:
@@ -192,13 +257,16 @@ class Session:
         if all(entry.action == Action.COMPUTE.value for entry in entries):
             runs = len({entry.run for entry in entries})
             steps = max(entry.step for entry in entries) + 1
+            do = "raise the tolerance or use more steps"
+            if self._planners is not None:
+                do = "ask for less fidelity or more speed, or use more steps"
             logger.warning(
-                "UniCP skipped nothing: asked: %s; found: %d run(s) of up to %d steps, every call computed; "
-                "do: raise the tolerance or use more steps (%s)",
+                "UniCP skipped nothing: asked: %s; found: %d run(s) of up to %d steps, every call computed; do: %s "
+                "(see session.summary() for the reasons)",
                 self.trace.preset or "custom settings",
                 runs,
                 steps,
-                "see session.summary() for the reasons",
+                do,
             )
 
 
@@ -214,10 +282,13 @@ def enable(
     """Enables UniCP on a diffusers pipeline, or on a bare transformer in a denoising loop of one's own.
 
     settings: a preset's name ("paper", "quality", "balanced", "fast") or a `Settings`. target: "psnr>=35", "speedup>=2"
-    or "seconds<=40" instead; each run then follows a plan solved for it. profile: of `unicp calibrate`, or its file;
-    without one a built-in profile is gone by, and it is said if that is a guess. plan: one to follow as it is, or its
-    file. scheduler: that of the loop, for a bare transformer; without it noise levels are unknown and only the output
-    itself is forecast. Use it with `with`, or call `disable()` of the session, or `unicp.disable(model)`.
+    or "seconds<=40" instead; each run then follows a plan solved for it. profile: a `Profile` of `unicp calibrate`, or
+    its file; without one UniCP uses a built-in profile, and warns when that is of another model. plan: one to follow as
+    it is, or its file. scheduler: that of the loop, for a bare transformer. It is needed for a target or plan, and
+    where the loop does not call `set_timesteps` and `step` of a scheduler; otherwise UniCP sees which one steps a run.
+    Use it with `with`, or call `disable()` of the session, or `unicp.disable(model)`.
+
+    Several threads may use the model at once, each with a copy of the pipeline and a scheduler of its own.
 
     Raises SettingsError, UnsupportedModelError (no known unit), AttachmentError (enabled already, another cache),
     InputError and FileFormatError (a target, profile or plan that cannot be used); then nothing has been changed.
@@ -237,35 +308,39 @@ def enable(
 
 
 def disable(target: Any) -> None:
-    """Disables UniCP on a pipeline or transformer. Raises AttachmentError where it is not enabled."""
-    runners = [attached_runner(map_model(module).transformer) for module in transformers_of(target).values()]
-    sessions = {runner.owner for runner in runners if runner is not None}
+    """Disables UniCP on a pipeline or transformer. Raises AttachmentError where it is not enabled.
+
+    Whatever was given to `enable` will do, also where parts of the pipeline were replaced since, and so will any
+    pipeline around the same transformer.
+    """
+    sessions = [session for session in list(_sessions) if session.is_on(target)]
     if not sessions:
+        transformers_of(target)  # what is no model at all has an error of its own
         raise AttachmentError("to disable UniCP", "it is not enabled here", "pass what was given to unicp.enable")
     for session in sessions:
         session.disable()
 
 
-def _scheduler_of(target: Any, scheduler: Any) -> Callable[[], Any]:
-    # Read anew at every call: users swap a pipeline's scheduler.
-    if scheduler is not None or isinstance(target, nn.Module):
-        return lambda: scheduler
+def _take_off(runner: Runner) -> None:
+    if attached_runner(runner.map.transformer) is runner:
+        detach(runner.map.transformer)
+
+
+def _reference(target: Any) -> Callable[[], Any]:
     try:
-        reference = weakref.ref(target)
+        return weakref.ref(target)
     except TypeError:
         # Things of the user's own, such as a SimpleNamespace, cannot all be referred to weakly.
-        return lambda: getattr(target, "scheduler", None)
-
-    def current() -> Any:
-        pipe = reference()
-        return getattr(pipe, "scheduler", None)
-
-    return current
+        return lambda: target
 
 
-def _first(parameters: Any, attribute: str) -> Any:
-    parameter = next(iter(parameters), None)
-    return getattr(parameter, attribute, "unknown")
+def _dtype_of(transformer: nn.Module) -> str:
+    """The floating dtype that most parameters have: models keep single ones, such as norms, in another."""
+    counts: Counter[str] = Counter()
+    for parameter in transformer.parameters():
+        if parameter.is_floating_point():
+            counts[str(parameter.dtype).removeprefix("torch.")] += parameter.numel()
+    return counts.most_common(1)[0][0] if counts else "unknown"
 
 
 def describe(settings: Settings) -> str:

@@ -156,6 +156,8 @@ class Settings:
     guidance: also forecast the guidance difference, so that the second branch is served at computed steps.
     text_keys_values: keep keys and values of the text between steps (lossless).
     store_bytes: most bytes of stored outputs; None = `store_factor` residual streams per branch.
+    trace_entries: most entries that a session keeps of what it did, one for each span, branch and step (about 700
+        bytes); beyond, whole runs are dropped, the oldest first, but never the last one. None = all are kept.
     store_dtype, store_device: how they are kept ("same" = as the model made them; device "same" or any torch device).
     """
 
@@ -182,6 +184,7 @@ class Settings:
     store_factor: float = 2.5
     store_dtype: StoreDtype = "same"
     store_device: str = "same"
+    trace_entries: int | None = 32_768
 
     def __post_init__(self) -> None:
         for name in ("roles", "quantities", "abscissas"):
@@ -211,6 +214,8 @@ class Settings:
         _check_number("store_factor", self.store_factor)
         if self.store_bytes is not None:
             _check_integer("store_bytes", self.store_bytes, 0)
+        if self.trace_entries is not None:
+            _check_integer("trace_entries", self.trace_entries, 1)
         if not isinstance(self.slicing, Slicing):
             raise SettingsError(f"slicing={self.slicing!r}", "not a Slicing", "pass unicp.Slicing(widths=(32,))")
 

@@ -19,6 +19,8 @@ LIMIT = 60_000
 RUN = """
 import json, resource, sys, traceback
 from pathlib import Path
+# What is imported where files may not grow would be compiled into files cut short, and stay broken for everybody.
+sys.dont_write_bytecode = True
 place = Path(sys.argv[1])
 scripts = json.loads((place / "scripts.json").read_text())
 start, outcomes = scripts.pop("start"), {}

@@ -37,6 +37,10 @@ class Scheduler:
         self.sigmas = torch.tensor([level.sigma for level in flow_levels(steps)])
         self.timesteps = 1000 * self.sigmas[:-1]
 
+    def step(self, output: Tensor, timestep: Tensor, sample: Tensor, made: Tensor) -> tuple[Tensor]:
+        """Whatever is made up for the next step."""
+        return (made,)
+
 
 class FlowMatchMade(Scheduler):
     """Its name says that it is one of flow matching."""
@@ -62,10 +66,13 @@ def run(transformer, scheduler, bend: float, branches: int = 2, steps: int = STE
     scheduler.set_timesteps(steps)
     texts = [noise(7 + branch, 1, 3, 2) for branch in range(branches)]
     outputs = []
-    for timestep, sigma in zip(scheduler.timesteps, scheduler.sigmas.tolist()):
+    sigmas = scheduler.sigmas.tolist()
+    for timestep, sigma, after in zip(scheduler.timesteps, sigmas, sigmas[1:]):
         sample, velocity = sample_at(sigma, bend)
         transformer.answer = lambda *_, velocity=velocity: velocity
         outputs += [transformer(sample, timestep.expand(1), encoder_hidden_states=text)[0] for text in texts]
+        if after:
+            scheduler.step(outputs[-1], timestep, sample, sample_at(after, bend)[0])
     return torch.cat(outputs)
 
 

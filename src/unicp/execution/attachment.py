@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -34,19 +35,26 @@ class _NoState(BaseState):
 
 
 class _Contexts(StateManager):
-    """Holds nothing: it is how `cache_context` reaches us."""
+    """Holds nothing: it is how `cache_context` reaches us. Each thread has a context of its own."""
 
     def __init__(self) -> None:
         super().__init__(_NoState)  # type: ignore[arg-type]
+        self._own = threading.local()
+
+    def set_context(self, context: Any) -> None:
+        """Enters a context in this thread, or with None leaves it."""
+        # Before diffusers 0.41 a context was its name alone.
+        is_name = isinstance(context, str)
+        self._own.now = SimpleNamespace(name=context, step_index=None, num_inference_steps=None) if is_name else context
+
+    def reset(self, *args: Any, **kwargs: Any) -> None:
+        """Leaves the context of this thread."""
+        self.set_context(None)
 
     @property
     def now(self) -> Any:
         """The context of the call under way, with `name`, `step_index` and `num_inference_steps`; None without one."""
-        if hasattr(self, "_context"):
-            return self._context
-        # Before diffusers 0.41 a context was its name alone.
-        name = getattr(self, "_current_context", None)
-        return None if name is None else SimpleNamespace(name=name, step_index=None, num_inference_steps=None)
+        return getattr(self._own, "now", None)
 
 
 class _Hook(ModelHook):
@@ -78,13 +86,14 @@ class _RootHook(_Hook):
             _take_off(module, (BLOCK_HOOK, UNIT_HOOK, TEXT_HOOK))
             if self.runner.settings.span == "model":
                 _slice_units(self.runner, self.runner.map.sliced_units)
-            self.runner.recorder.warn("compiled", _COMPILED_LATER)
+            self.runner.shared.log.warn("compiled", _COMPILED_LATER)
         forward = self.fn_ref.original_forward
         assert forward is not None
         return self.runner.call(forward, args, kwargs, self.contexts.now)
 
     def reset_state(self, module: nn.Module) -> nn.Module:
-        self.runner.reset()
+        self.contexts.reset()
+        self.runner.end_run()
         return module
 
 
@@ -124,20 +133,31 @@ def attached_runner(transformer: nn.Module) -> Runner | None:
 
 def refuse_if_taken(transformer: nn.Module) -> None:
     """Raises AttachmentError where UniCP or another cache is on this transformer already."""
-    if attached_runner(transformer) is not None:
+    runner = attached_runner(transformer)
+    if runner is not None and runner.is_off:
+        found = "a call that began before UniCP was disabled is under way in another thread"
+        raise AttachmentError("to enable UniCP", found, "enable it once that call has ended")
+    if runner is not None:
         raise AttachmentError(
             "to enable UniCP", "it is enabled on this transformer already", "call unicp.disable(pipe) first"
         )
+    refuse_other_caches(transformer, "to enable UniCP")
+
+
+def refuse_other_caches(transformer: nn.Module, asked: str = "a run with UniCP") -> None:
+    """Raises AttachmentError where another cache is on this transformer, perhaps since UniCP was enabled."""
     other = getattr(transformer, "_cache_config", None)
     if other is not None:
         raise AttachmentError(
-            "to enable UniCP",
+            asked,
             f"another cache is enabled on this transformer ({type(other).__name__})",
-            "call transformer.disable_cache() first",
+            "call transformer.disable_cache() first, or unicp.disable(pipe) to keep it",
         )
     if getattr(transformer, "_is_cached", False):
         raise AttachmentError(
-            "to enable UniCP", "cache-dit is enabled on this transformer", "call cache_dit.disable_cache(pipe) first"
+            asked,
+            "cache-dit is enabled on this transformer",
+            "call cache_dit.disable_cache(pipe) first, or unicp.disable(pipe) to keep it",
         )
 
 
@@ -185,8 +205,8 @@ def _slice_units(runner: Runner, units: Sequence[Unit]) -> None:
         if id(unit.module) not in compiled:
             _register(unit.module, _InnerHook(runner.unit_call, unit), UNIT_HOOK)
         elif slices:
-            put_seam(unit, runner.slices.attend)
-            runner.slices.compiled.add(unit.name)
+            put_seam(unit, runner.attend)
+            runner.shared.unseen.add(unit.name)
     if slices and units:
         see_backends(runner.map.transformer)
 

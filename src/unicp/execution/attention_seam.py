@@ -10,6 +10,7 @@ needs to be known of earlier calls but the bases, and those are fitted anew as s
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,6 +27,12 @@ from unicp.settings import Basis, Slicing
 # (errors of the worst sample, costs as shares of the most that a slice may cost), both by width -> the width to take,
 # None = full.
 Choose = Callable[[Mapping[int, float], Mapping[int, float]], int | None]
+# Operations of full attention -> a context in which what is executed counts as so many.
+Counting = Callable[[int], AbstractContextManager[Any]]
+
+
+def _uncounted(_: int) -> AbstractContextManager[Any]:
+    return nullcontext()
 
 
 @dataclass
@@ -82,15 +89,18 @@ def run_sliced(
     widths: Sequence[int],
     choose: Choose,
     projection: Tensor | None = None,
+    counting: Counting = _uncounted,
 ) -> tuple[Any, SliceOutcome]:
     """Runs a module, its attention at the width that `choose` takes; its output, and what became of it.
 
     projection: weight of the linear layer that follows attention, which the basis "output_pca" fits and measures by.
+    counting: around what is done instead of full attention.
     """
     found: list[SliceOutcome] = []
 
     def handle(function: Callable[..., Tensor], named: dict[str, Any], backend: str = SDPA) -> Tensor:
-        output, outcome = attend(call_of(backend, function, named), state, slicing, widths, choose, projection)
+        attention = call_of(backend, function, named)
+        output, outcome = attend(attention, state, slicing, widths, choose, projection, counting)
         found.append(outcome)
         return output
 
@@ -110,8 +120,9 @@ def attend(
     widths: Sequence[int],
     choose: Choose,
     projection: Tensor | None = None,
+    counting: Counting = _uncounted,
 ) -> tuple[Tensor, SliceOutcome]:
-    """One attention call at the width that `choose` takes, and what became of it. projection: as for `run_sliced`."""
+    """One attention call at the width that `choose` takes, and what became of it. The rest: as for `run_sliced`."""
     if call.is_perturbed:
         return call.full(), SliceOutcome()
     query, key, value = call.query, call.key, call.value
@@ -123,6 +134,21 @@ def attend(
     shares = {width: share for width, share in shares.items() if share < 1}
     if not shares or len({x.shape[1] for x in (query, key, value)}) > 1:
         return call.full(), SliceOutcome(refusal=GROUPED if shares else TOO_SHORT)
+    with counting(costs.full):
+        return _attend(call, state, slicing, shares, choose, projection, costs)
+
+
+def _attend(
+    call: AttentionCall,
+    state: SliceState,
+    slicing: Slicing,
+    shares: Mapping[int, float],
+    choose: Choose,
+    projection: Tensor | None,
+    costs: Costs,
+) -> tuple[Tensor, SliceOutcome]:
+    """The same where slices can pay. shares: of full attention, by the widths that may."""
+    query, key, value = call.query, call.key, call.value
     paying = list(shares)
     # Errors change little from call to call: measuring them again is put off while they would have to fall by much.
     hoped = {width: HOPE * error for width, error in state.refused.items() if width in shares}

@@ -10,6 +10,7 @@ import inspect
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from unicp.control.controller import Controller, Question
@@ -31,6 +32,7 @@ class _State:
     window: ErrorWindow
     probe: Tensor | None = None
     drift: list[float] | None = None
+    dtypes: tuple[torch.dtype, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -54,10 +56,6 @@ class ResidualSpan:
         """True when nothing of a run is held."""
         return not self._states
 
-    def reset(self) -> None:
-        """Forgets the run."""
-        self._states.clear()
-
     def decide(self, moment: Moment, position: Position, streams: Streams, doubt: str = "") -> tuple[Outcome, Any]:
         """The decision for this call; with it the served streams, if any."""
         state = self._states.get(moment.branch)
@@ -73,7 +71,9 @@ class ResidualSpan:
         decision, candidate = self.controller.decide(state.window, question)
         if candidate is None:
             return Outcome(decision), None
-        served = tuple(a + b for a, b in zip(streams, self._forecast(state, moment, position, streams)))
+        forecasts = self._forecast(state, moment, position, streams)
+        # In the dtype of what the block gives, which under autocast is not that of what it takes.
+        served = tuple((a + b).to(kind) for a, b, kind in zip(streams, forecasts, state.dtypes))
         if not all(bool(all_finite(tensor)) for tensor in served):
             outcome, _ = self.decide(moment, position, streams, "non-finite")
             return Outcome(outcome.decision, None, True), None
@@ -96,6 +96,7 @@ class ResidualSpan:
             errors = per_sample(rows, moment.samples)
         state.window.observe(position, None if errors is None else {candidate: errors}, state.drift)
         state.drift, state.probe = None, strided_sample(before[0], PROBE)
+        state.dtypes = tuple(stream.dtype for stream in after)
         fits = self.store.put((self.name, moment.branch), residual, self.settings.order + 1, branches)
         if not fits:
             # What is not stored cannot be served: this branch starts anew.
@@ -108,7 +109,7 @@ class ResidualSpan:
     ) -> Streams:
         axis = state.window.candidates[0].abscissa
         places = [point[axis] for point in state.window.points]
-        stored = self.store.get((self.name, moment.branch), like[0])
+        stored = self.store.get((self.name, moment.branch))
         forecasts = []
         for stream in range(1 if probe else len(like)):
             values = [point[stream] for point in stored]

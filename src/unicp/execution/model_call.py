@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Hashable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -20,19 +20,37 @@ from unicp.settings import SpanKind
 
 Tensors = tuple[Tensor, ...]
 _SKIPPING = "diffusers.hooks.layer_skip"
+# Arguments that are others at each step by their nature: further timesteps, and what a control net says of the sample.
+STEP_ARGUMENTS = frozenset(
+    {
+        "timestep_r",
+        "r_timestep",
+        "audio_timestep",
+        "sigma",
+        "audio_sigma",
+        "controlnet_block_samples",
+        "controlnet_single_block_samples",
+        "block_controlnet_hidden_states",
+    }
+)
+_DEEPEST = 4  # levels of lists and dicts in which conditions are looked for
 
 
 @dataclass(frozen=True)
 class CallInputs:
     """Of one call: samples (batch first; empty = none that can be followed), timestep, and text or None.
 
-    kind: differs between calls that a guidance makes with the same text and sample, but of another model, as it were.
+    conditions: by name, every tensor that the model is given besides samples, timesteps and what changes at each step:
+    texts, pictures, poses, masks. kind: differs between calls of one branch that ask for something else: layers to
+    skip, and every argument that is no tensor. texts: which of the conditions are of the text.
     """
 
     samples: Tensors
     timestep: Any
     text: Tensor | None
     kind: Hashable = ()
+    conditions: Mapping[str, Tensor] = field(default_factory=dict)
+    texts: tuple[str, ...] = ()
 
     @property
     def shapes(self) -> tuple[Any, ...]:
@@ -51,6 +69,9 @@ class CallReader:
         self._names = list(inspect.signature(type(model.transformer).forward).parameters)[1:]
         self._parts = [(block.name, block.module) for block in model.blocks]
         self._parts += [(unit.name, unit.module) for unit in model.units]
+        row = model.family
+        told_elsewhere = {row.sample_argument, row.timestep_argument, *row.more_samples, *row.branch_arguments}
+        self._changing = told_elsewhere | STEP_ARGUMENTS | set(row.step_arguments) | {"return_dict"}
 
     def read(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> CallInputs:
         """Samples in the order of the outputs that belong to them; samples that are not there are left out."""
@@ -59,9 +80,14 @@ class CallReader:
         first = batched(named[family.sample_argument])
         others = (batched(named.get(name)) for name in family.more_samples)
         samples = () if first is None else (first, *(other for other in others if other is not None))
-        asked = ((name, _plain(named.get(name))) for name in family.branch_arguments)
+        timestep, text = named[family.timestep_argument], _text(named.get(family.text_argument))
+        conditions: dict[str, Tensor] = {}
+        asked = [(name, _plain(named.get(name))) for name in family.branch_arguments]
+        for name in sorted(named.keys() - self._changing):
+            asked += [(place, _plain(value)) for place, value in _leaves(name, named[name], conditions)]
         kind = (*(one for one in asked if one[1] is not None), *_skipped_parts(self._parts))
-        return CallInputs(samples, named[family.timestep_argument], _text(named.get(family.text_argument)), kind)
+        texts = [name for name in conditions if name.partition("[")[0] == family.text_argument]
+        return CallInputs(samples, timestep, text, kind, conditions, tuple(texts))
 
 
 def why_not_followed(transformer: nn.Module, given: CallInputs, span: SpanKind) -> str:
@@ -134,7 +160,25 @@ def _plain(value: Any) -> Hashable:
         return "tensor"
     if isinstance(value, (list, tuple)):
         return tuple(_plain(one) for one in value) or None
-    return value or None if isinstance(value, (bool, int, float, str)) else type(value).__name__ if value else None
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if hasattr(value, "tobytes") and hasattr(value, "dtype"):
+        return str(value.dtype), value.tobytes()  # of numpy
+    return type(value).__name__
+
+
+def _leaves(name: str, value: Any, tensors: dict[str, Tensor], depth: int = 0) -> Iterator[tuple[str, Any]]:
+    """What an argument holds that is no tensor, with its place; tensors are put into `tensors` by theirs."""
+    if isinstance(value, Tensor):
+        tensors[name] = value
+    elif isinstance(value, (list, tuple)) and depth < _DEEPEST:
+        for place, one in enumerate(value):
+            yield from _leaves(f"{name}[{place}]", one, tensors, depth + 1)
+    elif isinstance(value, Mapping) and depth < _DEEPEST:
+        for key, one in value.items():
+            yield from _leaves(f"{name}.{key}", one, tensors, depth + 1)
+    else:
+        yield name, value
 
 
 def _skipped_parts(parts: Sequence[tuple[str, nn.Module]]) -> Iterator[str]:

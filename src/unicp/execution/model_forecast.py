@@ -88,7 +88,7 @@ class Forecaster:
 
     def known(self, moment: Moment, branch: Branch, position: Position, samples: Tensors, probe: bool = False) -> Known:
         """What is stored of a branch beside the call at hand. probe: sampled positions only."""
-        points = self.store.get(("model", moment.branch), like=samples[0])
+        points = self.store.get(("model", moment.branch))
         shapes = [tensor.shape for tensor in points[-1]]
         if probe:
             points = [tuple(strided_sample(tensor, PROBE) for tensor in point) for point in points]
@@ -109,7 +109,9 @@ class Forecaster:
                 forecasts.append(extrapolate(list(zip(places, outputs)), now, share))
             else:
                 forecasts.append(self._estimate(known, candidate, place, share))
-        return tuple(forecasts)
+        # A forecast may be the stored tensor itself, into which a caller must not write.
+        stored = {id(tensor) for point in known.points for tensor in point}
+        return tuple(one.clone() if id(one) in stored else one for one in forecasts)
 
     def _estimate(self, known: Known, candidate: Candidate, place: int, share: Tensor | None) -> Tensor:
         """The output at `place`, by way of the noise or the clean estimate."""
@@ -122,7 +124,9 @@ class Forecaster:
             if level is not None
         ]
         forecast = extrapolate(estimates, known.position[axis], share)
-        return from_quantity(quantity, kind, sample, forecast, self._level(known.moment)).to(sample.dtype)
+        output = from_quantity(quantity, kind, sample, forecast, self._level(known.moment))
+        # In the dtype of what the model gives, which under autocast is not that of the sample.
+        return output.to(known.points[-1][place].dtype)
 
     def rises(self, known: Known, candidate: Candidate, true: list[Tensor]) -> list[Rise]:
         """What computed outputs, sampled like `known`, say of a candidate's whole line; one for each output."""

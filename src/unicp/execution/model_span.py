@@ -38,8 +38,15 @@ class Served:
 class ModelSpan:
     """Decides about, serves and measures the output of the whole model, per branch."""
 
-    def __init__(self, settings: Settings, controller: Controller, store: OutputStore, schedule: NoiseSchedule | None):
-        self.settings, self.controller, self.store = settings, controller, store
+    def __init__(
+        self,
+        settings: Settings,
+        controller: Controller,
+        store: OutputStore,
+        schedule: NoiseSchedule | None,
+        combined: Combined | None = None,
+    ):
+        self.settings, self.controller, self.store, self._combined = settings, controller, store, combined
         self._forecaster = Forecaster(store, schedule)
         self.branches: dict[str, Branch] = {}
         self.guidance = ResidualSpan("guidance", settings, controller, store)
@@ -47,17 +54,11 @@ class ModelSpan:
         self._computed_at_step = False
         self._leader: tuple[str, Tensors] | None = None
         self.over_budget = False
-        self.combined: Combined | None = None  # set where the branches are seen together
 
     @property
     def schedule(self) -> NoiseSchedule | None:
         """The noise levels of the run; None = not known."""
         return self._forecaster.schedule
-
-    @schedule.setter
-    def schedule(self, schedule: NoiseSchedule | None) -> None:
-        """Sets them, where a run has another scheduler than the one before."""
-        self._forecaster.schedule = schedule
 
     @property
     def is_empty(self) -> bool:
@@ -74,17 +75,11 @@ class ModelSpan:
             for branch in self.branches.values():
                 branch.window.candidates, branch.window.factors = (self.controller.candidate,), {}
 
-    def reset(self) -> None:
-        """Forgets the run."""
-        self.controller.follow(None)
-        self.branches.clear()
-        self.guidance.reset()
-        self._step, self._leader, self.over_budget = None, None, False
-
-    def decide(self, moment: Moment, samples: Tensors) -> Served:
+    def decide(self, moment: Moment, samples: Tensors, doubt: str = "") -> Served:
         """What to do with this call. All branches of a step are served together or computed together.
 
-        samples: one for each output, in their order; an output beyond them is forecast as it is.
+        samples: one for each output, in their order; an output beyond them is forecast as it is. doubt: why this call
+        must be computed, "" = nothing is against serving it.
 
         A branch that must be computed makes those after it in the step compute too; the first branch of a step asks
         for all that the step before had. (Our reading of coherence, DESIGN 3.1.)
@@ -95,12 +90,12 @@ class ModelSpan:
         present = [branch for branch in self.branches.values() if branch.called_at == before] if first else []
         if first:
             self._computed_at_step, self._leader = False, None
-            share_rises(present, self.combined)
+            share_rises(present, self._combined)
         branch = self.branches.get(moment.branch)
         if branch is None:
             branch = self.branches[moment.branch] = Branch(self.controller.new_window(self._candidates(moment)))
         position = self.position(moment)
-        doubt = "together" if self._computed_at_step else ""
+        doubt = doubt or ("together" if self._computed_at_step else "")
         plain = Question(moment, position, None, doubt)
         if not doubt and not self.controller.may_serve(branch.window, plain):
             doubt = self._doubt_of(present, moment, position)
@@ -188,9 +183,12 @@ class ModelSpan:
         """
         for name, branch in self.branches.items():
             level = branch.levels[-1] if branch.levels else None
-            if branch.called_at != self._step or level is None or self.schedule is None:
+            if level is None or self.schedule is None or self._step is None:
                 continue
-            newest = self.store.get(("model", name), like=sample)[-1]
+            # A branch that was not computed at this step has an older output, of another sample.
+            if branch.called_at != self._step or branch.window.points[-1]["step"] != self._step[1]:
+                continue
+            newest = self.store.get(("model", name))[-1]
             output, own = newest[0], newest[branch.outputs]
             if own.shape[1:] != sample.shape[1:] or own.shape != output.shape or len(own) % len(sample):
                 continue

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
+from unicp.execution.trace_log import TraceLog
 from unicp.models.finder import ModelMap
 from unicp.numerics.operation_counts import OperationCounter
-from unicp.records import Action, Decision, Entry, Moment, Trace
+from unicp.records import Action, Decision, Entry, Moment
 
 MODEL, STACK = "model", "stack"
 
@@ -29,14 +30,21 @@ def has_compiled_parts(transformer: nn.Module) -> bool:
     return any(getattr(part, "_compiled_call_impl", None) is not None for part in transformer.modules())
 
 
-class Recorder:
-    """Collects the entries of the call under way, and knows what a full call of its shapes costs."""
+class CostBook:
+    """What full calls of one transformer cost, by their shapes; counted once for each, in whatever run."""
 
-    def __init__(self, trace: Trace, model_map: ModelMap):
-        self.trace = trace
-        self._blocks = [block.name for block in model_map.blocks]
-        self._counts, self._transformer = True, model_map.transformer
-        self._known: dict[tuple[Any, ...], Costs] = {}
+    def __init__(self, model_map: ModelMap):
+        self.transformer = model_map.transformer
+        self.blocks = [block.name for block in model_map.blocks]
+        self.counts = True
+        self.known: dict[tuple[Any, ...], Costs] = {}
+
+
+class Recorder:
+    """Collects the entries of the calls of one run, and knows what a full call of their shapes costs."""
+
+    def __init__(self, log: TraceLog, book: CostBook):
+        self.log, self._book = log, book
         self._entries: list[Entry] = []
         self._saved: list[int] = []
         self._text: list[str] = []
@@ -48,19 +56,16 @@ class Recorder:
         """Opens the record of one call; `shapes` is what its costs depend on."""
         self._moment, self._shapes, self._text, self._counter = moment, shapes, [], None
         self._entries, self._saved = [], []
-
-    @property
-    def is_counting(self) -> bool:
-        """True inside the one call per shapes in which operations are counted."""
-        return self._counter is not None
+        self.log.began(moment.run, moment.steps)
 
     def execute(self, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Runs the transformer; the first time with these shapes under the operation counter."""
-        if not self._counts or self._shapes in self._known:
+        book = self._book
+        if not book.counts or self._shapes in book.known:
             return forward(*args, **kwargs)
-        if has_compiled_parts(self._transformer):
-            self._counts = False
-            self.warn("compiled", "compiled blocks: operations are not counted, only seconds")
+        if has_compiled_parts(book.transformer):
+            book.counts = False
+            self.log.warn("compiled", "compiled blocks: operations are not counted, only seconds")
             return forward(*args, **kwargs)
         try:
             with OperationCounter() as counter:
@@ -68,8 +73,18 @@ class Recorder:
                 output = forward(*args, **kwargs)
         finally:
             self._counter = None
-        self._known[self._shapes] = Costs(counter.total, dict(counter.by_label))
+        book.known[self._shapes] = Costs(counter.total, dict(counter.by_label))
         return output
+
+    @contextmanager
+    def as_full_attention(self, operations: int) -> Iterator[None]:
+        """A context in which attention is computed in some other way, and counted as if it were computed in full."""
+        counter = self._counter
+        if counter is None:
+            yield
+            return
+        with counter.counted_as(operations):
+            yield
 
     def label(self, name: str) -> Any:
         """A context in which operations are counted to `name` too."""
@@ -77,11 +92,11 @@ class Recorder:
 
     def full_operations(self, unit: str) -> int:
         """Operations of a full call of a unit, a block, the stack or the model; 0 while unknown."""
-        costs = self._known.get(self._shapes)
+        costs = self._book.known.get(self._shapes)
         if costs is None:
             return 0
         if unit == STACK:
-            return sum(costs.by_label.get(block, 0) for block in self._blocks)
+            return sum(costs.by_label.get(block, 0) for block in self._book.blocks)
         return costs.total if unit == MODEL else costs.by_label.get(unit, 0)
 
     def note(
@@ -112,7 +127,7 @@ class Recorder:
             seconds=seconds,
         )
         self._entries.append(entry)
-        self._saved.append(saved if self._counts else 0)
+        self._saved.append(saved if self._book.counts else 0)
 
     def note_text(self, name: str) -> None:
         """Notes that this projection of the text was served from the store in the call under way."""
@@ -135,14 +150,12 @@ class Recorder:
                 entry.seconds = seconds
                 entry.full_operations = self.full_operations(MODEL) - inner
                 entry.operations = self._executed(entry) - self._text_saved(MODEL)
-        self.trace.entries.extend(self._entries)
+        self.log.add(self._entries)
         self._entries = []
 
     def warn(self, key: str, message: str) -> None:
         """Counts an event, and keeps its message once."""
-        self.trace.counts[key] += 1
-        if message not in self.trace.warnings:
-            self.trace.warnings.append(message)
+        self.log.warn(key, message)
 
     def _text_saved(self, unit: str) -> int:
         """Operations of served projections of the text within `unit`, each of which is taken off once."""

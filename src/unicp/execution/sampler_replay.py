@@ -9,17 +9,16 @@ remembers.
 Where that cannot be done, a predictor-corrector (UniPC) is left without its corrector for the step: it would take the
 error of the forecast for curvature.
 
-The scheduler's `step` is replaced for the one call that follows an output, and is its own again in that call.
+Steps in which some branches were served and others computed are no truth: they are taken as served ones that cannot be
+taken again. So are steps with other branches than those around them, for guidance that pauses changes what the sampler
+is given.
 """
 
 from __future__ import annotations
 
-import functools
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from types import MethodType
 from typing import Any
 
 import torch
@@ -66,6 +65,7 @@ class _Point:
     place: _Place
     noise: Tensor
     output: Tensor
+    branches: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -81,6 +81,7 @@ class _Served:
     timestep: Any
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
+    branches: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -99,42 +100,33 @@ class _List:
     held: tuple[Any, ...]
 
 
-class _Step:
-    """Stands in for the `step` of a scheduler.
+@dataclass
+class _Pending:
+    """The step whose calls are being made: what the scheduler's next step will be given.
 
-    A copy of the scheduler gets its own `step`, not this one, which would move the original instead: SkyReels-V2's
-    diffusion forcing steps a copy for each frame.
+    ways: how the served calls were forecast. computed: whether a call was computed.
     """
 
-    def __init__(self, scheduler: Any, call: Callable[..., Any]):
-        self._scheduler, self._call = scheduler, call
-        functools.update_wrapper(self, type(scheduler).step)
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self._call(*args, **kwargs)
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
-        return MethodType(type(self._scheduler).step, memo.get(id(self._scheduler), self._scheduler))
+    schedule: NoiseSchedule | None
+    place: _Place
+    branches: set[str]
+    ways: set[Candidate | None]
+    computed: bool = False
 
 
 class SamplerReplay:
-    """Watches the steps of one scheduler in one run, and takes served ones again.
+    """Takes part in the steps of one scheduler in one run, and takes served ones again.
 
     Holds the outputs of the last three computed steps and their noise estimates, the sample that the last of them made,
     what the scheduler remembered then, and the newest sample.
 
     on_move: called with the sample that the newest outputs were computed from and the one that takes its place.
-    counts: where windows that were taken again ("replayed") and steps without their corrector ("corrector_held") are
-    counted.
+    count: told of windows that were taken again ("replayed") and of steps without their corrector ("corrector_held").
     """
 
-    def __init__(self, counts: Counter[str]) -> None:
-        self._counts = counts
-        self.on_move: Callable[[Tensor, Tensor], None] | None = None
-        self._scheduler: Any = None
-        self._forget()
-
-    def _forget(self) -> None:
+    def __init__(self, count: Callable[[str], None], on_move: Callable[[Tensor, Tensor], None] | None = None) -> None:
+        self._count, self._on_move = count, on_move
+        self._pending: _Pending | None = None
         self._points: list[_Point] = []
         self._last: _Computed | None = None
         self._window: list[_Served] = []
@@ -148,61 +140,92 @@ class SamplerReplay:
         different = {id(tensor): tensor for tensor in (*held, *samples) if tensor is not None}
         return sum(tensor.numel() * tensor.element_size() for tensor in different.values())
 
-    def reset(self) -> None:
-        """Forgets the run and gives the scheduler its own `step` back. May be repeated."""
-        self._release()
-        self._forget()
-
     def served(
         self,
-        scheduler: Any,
         schedule: NoiseSchedule | None,
         position: Position,
         timestep: float,
         way: Candidate | None,
+        branch: str = "",
     ) -> None:
-        """A call at `position` was served: the scheduler's next step is given a forecast. May be repeated in a step.
+        """A call at `position` was served: the scheduler's next step is given a forecast.
 
         way: how it was forecast; None = not as a quantity of the whole sample.
         """
-        self._release()
+        self._at(schedule, position, timestep, branch).ways.add(way)
+
+    def computed(self, schedule: NoiseSchedule | None, position: Position, timestep: float, branch: str = "") -> None:
+        """A call at `position` is being computed: the next step gets the truth, unless another call was served."""
+        self._at(schedule, position, timestep, branch).computed = True
+
+    def _at(self, schedule: NoiseSchedule | None, position: Position, timestep: float, branch: str) -> _Pending:
         place = _place(schedule, position, timestep)
+        if self._pending is None or self._pending.place.position != position:
+            self._pending = _Pending(schedule, place, set(), set())
+        self._pending.branches.add(branch)
+        return self._pending
 
-        def step(output: Tensor, timestep: Any, sample: Tensor, *args: Any, **kwargs: Any) -> Any:
-            self._window.append(_Served(place, way, self._goes_on(sample), timestep, args, kwargs))
-            return self._noted(scheduler.step(output, timestep, sample, *args, **kwargs))
+    def step(self, scheduler: Any, own: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        """A step of the scheduler, whose own one is `own`, with what was served before taken again.
 
-        self._watch(scheduler, step)
-
-    def computed(self, scheduler: Any, schedule: NoiseSchedule | None, position: Position, timestep: float) -> None:
-        """A call at `position` is being computed: the scheduler's next step gets the truth. May be repeated in a step.
-
-        A scheduler of another kind, and one whose `step` somebody else has replaced, is left alone.
+        A scheduler of another kind is left alone, and so is a step that no call of the model came before.
         """
-        self._release()
-        place = _place(schedule, position, timestep)
+        pending, self._pending = self._pending, None
+        names = {*("model_output", "timestep", "sample")[: len(args)], *kwargs}
+        if pending is None or not can_repeat(scheduler) or not names >= {"model_output", "timestep", "sample"}:
+            return own(*args, **kwargs)
+        return (self._served_step if pending.ways else self._computed_step)(scheduler, own, pending, *args, **kwargs)
 
-        def step(output: Tensor, timestep: Any, sample: Tensor, *args: Any, **kwargs: Any) -> Any:
-            noise = _noise(schedule, place, output, sample)
-            goes_on = bool(self._window) and self._goes_on(sample)
-            moved = self._replay(scheduler, schedule, place, noise) if goes_on else None
-            if moved is not None:
-                assert schedule is not None and place.level is not None
-                output = output_at(schedule.sampler_prediction, sample, output, moved, place.level)
-                noise = _noise(schedule, place, output, moved)
-                if self.on_move is not None:
-                    self.on_move(sample, moved)
-                sample = moved
-            held = bool(self._window) and moved is None and _has_corrector(scheduler)
-            self._counts["corrector_held"] += held
-            with _without_corrector(scheduler) if held else nullcontext():
-                out = self._noted(scheduler.step(output, timestep, sample, *args, **kwargs))
-            self._points = [] if noise is None else [*self._points, _Point(place, noise, output.clone())][-3:]
-            assert self._newest is not None
-            self._last, self._window = _Computed(_state(scheduler), self._newest), []
-            return out
+    def _served_step(
+        self,
+        scheduler: Any,
+        own: Callable[..., Any],
+        pending: _Pending,
+        model_output: Tensor,
+        timestep: Any,
+        sample: Tensor,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
+        way = next(iter(pending.ways)) if len(pending.ways) == 1 and not pending.computed else None
+        branches = frozenset(pending.branches)
+        self._window.append(_Served(pending.place, way, self._goes_on(sample), timestep, args, kwargs, branches))
+        return self._noted(own(model_output, timestep, sample, *args, **kwargs))
 
-        self._watch(scheduler, step)
+    def _computed_step(
+        self,
+        scheduler: Any,
+        own: Callable[..., Any],
+        pending: _Pending,
+        model_output: Tensor,
+        timestep: Any,
+        sample: Tensor,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
+        schedule, place, output = pending.schedule, pending.place, model_output
+        branches = frozenset(pending.branches)
+        if self._points and self._points[-1].branches != branches:
+            self._points = []
+        noise = _noise(schedule, place, output, sample)
+        goes_on = bool(self._window) and self._goes_on(sample)
+        moved = self._replay(scheduler, own, schedule, place, noise, branches) if goes_on else None
+        if moved is not None:
+            assert schedule is not None and place.level is not None
+            output = output_at(schedule.sampler_prediction, sample, output, moved, place.level)
+            noise = _noise(schedule, place, output, moved)
+            if self._on_move is not None:
+                self._on_move(sample, moved)
+            sample = moved
+        held = bool(self._window) and moved is None and _has_corrector(scheduler)
+        if held:
+            self._count("corrector_held")
+        with _without_corrector(scheduler) if held else nullcontext():
+            out = self._noted(own(output, timestep, sample, *args, **kwargs))
+        self._points = [] if noise is None else [*self._points, _Point(place, noise, output.clone(), branches)][-3:]
+        assert self._newest is not None
+        self._last, self._window = _Computed(_state(scheduler), self._newest), []
+        return out
 
     def share(self, way: Candidate) -> Tensor | None:
         """How much of the rise of a line came true at the last computed step, (B,); None where that is not known.
@@ -216,23 +239,6 @@ class SamplerReplay:
         x0, x1, now = (place.position[way.abscissa] for place, _ in known)
         return share_of_rise([Rise.of(true, extrapolate([(x0, before), (x1, last)], now), last)])
 
-    def _watch(self, scheduler: Any, step: Callable[..., Any]) -> None:
-        """Has the next step of the scheduler, which is its own again in it, taken by `step`."""
-        if not can_repeat(scheduler) or "step" in vars(scheduler):
-            return
-
-        # The names are those of diffusers' schedulers: pipelines use them.
-        def once(model_output: Tensor, timestep: Any, sample: Tensor, *args: Any, **kwargs: Any) -> Any:
-            self._release()
-            return step(model_output, timestep, sample, *args, **kwargs)
-
-        self._scheduler, scheduler.step = scheduler, _Step(scheduler, once)
-
-    def _release(self) -> None:
-        if self._scheduler is not None:
-            vars(self._scheduler).pop("step", None)
-        self._scheduler = None
-
     def _noted(self, out: Any) -> Any:
         """Keeps the sample that a step made: a copy, for a pipeline may write into its own."""
         self._newest = out[0].clone()
@@ -244,13 +250,21 @@ class SamplerReplay:
         return newest is not None and newest.shape == sample.shape and torch.equal(newest.to(sample), sample)
 
     def _replay(
-        self, scheduler: Any, schedule: NoiseSchedule | None, now: _Place, noise: Tensor | None
+        self,
+        scheduler: Any,
+        own: Callable[..., Any],
+        schedule: NoiseSchedule | None,
+        now: _Place,
+        noise: Tensor | None,
+        branches: frozenset[str],
     ) -> Tensor | None:
         """Takes the served steps again with what is known at `now`: the sample that they lead to, or None.
 
         The scheduler's attributes are then as if these had been its steps; where None is returned they are untouched.
         """
         if schedule is None or noise is None or self._last is None or len(self._points) < 2:
+            return None
+        if any(served.branches != branches for served in self._window):
             return None
         points = [*((point.place, point.noise) for point in self._points[-2:]), (now, noise)]
         estimates = [_between(points, served) for served in self._window]
@@ -263,11 +277,11 @@ class SamplerReplay:
             for served, estimate, level in zip(self._window, estimates, levels):
                 assert estimate is not None and level is not None
                 output = from_quantity("noise", schedule.sampler_prediction, sample, estimate, level).to(sample.dtype)
-                sample = scheduler.step(output, served.timestep, sample, *served.args, **served.kwargs)[0]
+                sample = own(output, served.timestep, sample, *served.args, **served.kwargs)[0]
         except BaseException:
             _put_back(scheduler, present)
             raise
-        self._counts["replayed"] += 1
+        self._count("replayed")
         return sample
 
 
@@ -297,8 +311,8 @@ def _between(points: list[tuple[_Place, Tensor]], served: _Served) -> Tensor | N
 
 def _state(scheduler: Any) -> dict[str, Any]:
     """The attributes of a scheduler, lists with what they hold now: those are written to, its tensors never are."""
-    own = {name: value for name, value in vars(scheduler).items() if name != "step"}
-    return {name: _List(value, tuple(value)) if isinstance(value, list) else value for name, value in own.items()}
+    own = vars(scheduler).items()
+    return {name: _List(value, tuple(value)) if isinstance(value, list) else value for name, value in own}
 
 
 def _put_back(scheduler: Any, state: Mapping[str, Any]) -> None:

@@ -17,16 +17,15 @@ from unicp.records import Action, Moment
 
 
 class Slices:
-    """Slices units, and the attention inside compiled ones, of one transformer.
+    """Slices units, and the attention inside compiled ones, in one run.
 
     moment: of the call under way, None outside of one and where attention inside compiled units is not sliced.
-    compiled: names of compiled units whose attention nobody has seen yet.
+    unseen: names of compiled units whose attention nobody has seen yet, in whatever run.
     """
 
-    def __init__(self, units: Mapping[str, UnitSpan], recorder: Recorder):
-        self._units, self._recorder = units, recorder
+    def __init__(self, units: Mapping[str, UnitSpan], recorder: Recorder, unseen: set[str]):
+        self._units, self._recorder, self._unseen = units, recorder, unseen
         self.moment: Moment | None = None
-        self.compiled: set[str] = set()
 
     def slice(self, moment: Moment, span: UnitSpan, call: Callable[[], Any] | AttentionCall) -> Any:
         """A unit that is computed, or the attention in it."""
@@ -41,16 +40,17 @@ class Slices:
     def attend(self, unit: Unit, call: AttentionCall, first: bool) -> Tensor:
         """The attention of a compiled unit. first: False for a further call of the same module."""
         span = self._units[unit.name]
-        self.compiled.discard(unit.name)
+        self._unseen.discard(unit.name)
         if not first:
             self._refuse(span, NOT_CAUGHT)
-        if self.moment is None or self._recorder.is_counting:
+        if self.moment is None:
             return call.full()
         return self.slice(self.moment, span, call)
 
     def tell_unseen(self) -> None:
         """After a computed call: says, once, of which compiled units no attention was seen."""
-        unseen, self.compiled = sorted(self.compiled), set()
+        unseen = sorted(self._unseen)
+        self._unseen.clear()
         for name in unseen:
             self._refuse(self._units[name], f"{NOT_CAUGHT}, inside compiled code (flex attention is none there)")
 

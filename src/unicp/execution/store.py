@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -10,6 +11,18 @@ from torch import Tensor
 from unicp.settings import Settings
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class _Shelved:
+    """A tensor as it is kept, and how the model made it."""
+
+    tensor: Tensor
+    dtype: torch.dtype
+    device: torch.device
+
+    def as_made(self) -> Tensor:
+        return self.tensor.to(device=self.device, dtype=self.dtype)
 
 
 class OutputStore:
@@ -24,7 +37,7 @@ class OutputStore:
         self._fixed = settings.store_bytes
         self._factor = settings.store_factor
         self._stream_bytes = 0
-        self._points: dict[Hashable, list[tuple[Tensor, ...]]] = {}
+        self._points: dict[Hashable, list[tuple[_Shelved, ...]]] = {}
         self.bytes = 0
         self.peak_bytes = 0
 
@@ -57,15 +70,17 @@ class OutputStore:
     def replace_last(self, key: Hashable, tensors: Sequence[Tensor]) -> None:
         """Puts others of the same shapes in the place of the newest output of `key`."""
         self._points[key][-1] = tuple(
-            new.detach().to(old, copy=True) for new, old in zip(tensors, self._points[key][-1], strict=True)
+            _Shelved(new.detach().to(old.tensor, copy=True), old.dtype, old.device)
+            for new, old in zip(tensors, self._points[key][-1], strict=True)
         )
 
-    def get(self, key: Hashable, like: Tensor | None = None) -> list[tuple[Tensor, ...]]:
-        """The stored outputs, oldest first, on the device (and in the dtype) of `like`."""
-        points = self._points.get(key, [])
-        if like is None:
-            return points
-        return [tuple(tensor.to(device=like.device, dtype=like.dtype) for tensor in point) for point in points]
+    def get(self, key: Hashable) -> list[tuple[Tensor, ...]]:
+        """The stored outputs, oldest first, in the dtype and on the device in which the model made each."""
+        return [tuple(one.as_made() for one in point) for point in self._points.get(key, [])]
+
+    def held(self, key: Hashable) -> list[tuple[Tensor, ...]]:
+        """The stored outputs as they are kept."""
+        return [tuple(one.tensor for one in point) for point in self._points.get(key, [])]
 
     def drop(self, key: Hashable) -> None:
         """Forgets one key."""
@@ -79,10 +94,11 @@ class OutputStore:
     def __len__(self) -> int:
         return len(self._points)
 
-    def _shelve(self, tensor: Tensor) -> Tensor:
+    def _shelve(self, tensor: Tensor) -> _Shelved:
         # Shelved tensors are copies: a caller may write into what it was given.
-        return tensor.detach().to(device=self._device, dtype=self._dtype or tensor.dtype, copy=True)
+        kept = tensor.detach().to(device=self._device, dtype=self._dtype or tensor.dtype, copy=True)
+        return _Shelved(kept, tensor.dtype, tensor.device)
 
 
-def _size(points: Sequence[tuple[Tensor, ...]]) -> int:
-    return sum(tensor.numel() * tensor.element_size() for point in points for tensor in point)
+def _size(points: Sequence[tuple[_Shelved, ...]]) -> int:
+    return sum(one.tensor.numel() * one.tensor.element_size() for point in points for one in point)

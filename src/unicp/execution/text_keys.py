@@ -6,6 +6,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from unicp.numerics.digests import version_of
+
 _PROJECTIONS = ("to_k", "to_v", "to_kv", "add_k_proj", "add_v_proj", "to_added_kv")
 
 
@@ -16,34 +18,31 @@ def text_projections(attention: nn.Module) -> dict[str, nn.Module]:
 
 
 class TextKeys:
-    """Stored projections per (branch, projection). Serves only while the text of the branch is known unchanged."""
+    """Stored projections of one run, per (branch, projection).
+
+    Serves only while the conditions of the branch are known to be unchanged and nobody has written into what is stored.
+    """
 
     def __init__(self) -> None:
-        self._stored: dict[tuple[str, str], Tensor] = {}
-        self.branch = ""
-        self.may_serve = False
-        self.served = 0
+        self._stored: dict[tuple[str, str], tuple[Tensor, int | None]] = {}
 
-    def call(self, name: str, forward: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """The projection's output: the stored one if the text is unchanged, else computed and stored."""
-        key = (self.branch, name)
-        stored = self._stored.get(key)
+    def call(
+        self, branch: str, may_serve: bool, name: str, forward: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[Any, bool]:
+        """The projection's output, and whether it is the stored one. may_serve: the conditions are unchanged."""
+        stored, version = self._stored.get((branch, name), (None, None))
         source = args[0] if args else None
         fits = isinstance(source, Tensor) and stored is not None and stored.shape[:-1] == source.shape[:-1]
-        if self.may_serve and fits and not kwargs:
-            self.served += 1
-            return stored
+        if may_serve and fits and not kwargs and stored is not None and version == version_of(stored):
+            # Writing into what has no count of that would not be noticed.
+            return (stored if version is not None else stored.clone()), True
         output = forward(*args, **kwargs)
-        if isinstance(output, Tensor) and self.branch:
-            self._stored[key] = output
-        return output
-
-    def clear(self) -> None:
-        """Forgets everything."""
-        self._stored.clear()
-        self.may_serve = False
+        if isinstance(output, Tensor):
+            count = version_of(output)
+            self._stored[branch, name] = (output if count is not None else output.clone()), count
+        return output, False
 
     @property
     def bytes(self) -> int:
         """Bytes held."""
-        return sum(tensor.numel() * tensor.element_size() for tensor in self._stored.values())
+        return sum(tensor.numel() * tensor.element_size() for tensor, _ in self._stored.values())

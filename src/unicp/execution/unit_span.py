@@ -12,7 +12,7 @@ from torch import Tensor
 from unicp.control.controller import Controller, Question
 from unicp.control.windows import Candidate, ErrorWindow, Position
 from unicp.execution.attention_call import AttentionCall
-from unicp.execution.attention_seam import TOO_SHORT, SliceOutcome, SliceState, attend, run_sliced
+from unicp.execution.attention_seam import TOO_SHORT, Counting, SliceOutcome, SliceState, attend, run_sliced
 from unicp.execution.store import OutputStore
 from unicp.models.finder import Unit
 from unicp.numerics.error_measures import all_finite, relative_error, strided_sample
@@ -48,7 +48,15 @@ class UnitSpan:
     refusal: why its last call could not be sliced, whatever the error; "" = it could.
     """
 
-    def __init__(self, unit: Unit, settings: Settings, controller: Controller, store: OutputStore):
+    def __init__(
+        self,
+        unit: Unit,
+        settings: Settings,
+        controller: Controller,
+        store: OutputStore,
+        counting: Counting | None = None,
+    ):
+        self._counting = () if counting is None else (counting,)
         self.unit, self.settings, self.controller, self.store = unit, settings, controller, store
         width = unit.head_width
         self.widths = settings.slicing.widths_for(width) if unit.sliceable and width is not None else ()
@@ -62,11 +70,6 @@ class UnitSpan:
         """True when nothing of a run is held."""
         return not self._states and all(state.bases is None for state in self._slices.values())
 
-    def reset(self) -> None:
-        """Forgets the run."""
-        self._states.clear()
-        self._slices.clear()
-
     @property
     def bytes(self) -> int:
         """Bytes held for slicing; stored outputs are counted by the store."""
@@ -79,27 +82,30 @@ class UnitSpan:
         call: Callable[[], Any],
         entering: Tensor | None,
         branches: int,
-        may_slice: bool = True,
+        doubt: str = "",
     ) -> UnitOutcome:
         """One call with its own decision (span "unit"). entering: the unit's input, from which drift is read.
 
-        may_slice: False where a full call is wanted if the unit is not served.
+        doubt: why it must not be served, "" = it may.
         """
         state = self._state(moment.branch, position)
         probe = None if entering is None else strided_sample(entering, PROBE)
         drift = None
         if probe is not None and state.probe is not None and probe.shape == state.probe.shape:
             drift = per_sample(relative_error(probe, state.probe).tolist(), moment.samples)
-        decision, candidate = self.controller.decide(state.window, Question(moment, position, drift))
+        decision, candidate = self.controller.decide(state.window, Question(moment, position, drift, doubt))
         non_finite = False
         if candidate is not None:
-            served = self._forecast(state, moment, position, self._stored(moment))
+            served = self._forecast(state, moment, position, points := self._stored(moment))
             if all(bool(all_finite(tensor)) for tensor in served):
                 state.window.serve(max(decision.predicted or (0.0,)) + state.base_error)
-                return UnitOutcome(decision, served[0] if len(served) == 1 else served)
+                # A forecast may be the stored tensor itself, into which the block must not write.
+                stored = {id(tensor) for point in points for tensor in point}
+                given = tuple(tensor.clone() if id(tensor) in stored else tensor for tensor in served)
+                return UnitOutcome(decision, given[0] if len(given) == 1 else given)
             non_finite = True
             decision = Decision(Action.COMPUTE, decision.tolerance, "non-finite", decision.predicted)
-        output, sliced = self.compute(moment, call) if may_slice else (call(), SliceOutcome())
+        output, sliced = self.compute(moment, call)
         if sliced.width is not None:
             decision = replace(decision, action=Action.SLICE, width=sliced.width)
         state.base_error = sliced.error
@@ -126,7 +132,7 @@ class UnitSpan:
         run = attend if isinstance(call, AttentionCall) else run_sliced
         state = self._slices.setdefault(moment.branch, SliceState())
         slicing, projection = self.settings.slicing, self.unit.output_projection
-        output, outcome = run(call, state, slicing, self.widths, choose, projection)  # type: ignore[arg-type]
+        output, outcome = run(call, state, slicing, self.widths, choose, projection, *self._counting)  # type: ignore[arg-type]
         self.refusal = outcome.refusal
         return output, outcome
 

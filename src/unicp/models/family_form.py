@@ -64,6 +64,8 @@ class Family:
     sample_argument, timestep_argument, text_argument: names of the transformer's forward arguments.
     branch_arguments: names of arguments by which a guidance asks for another kind of call with the same text (layers to
         skip, streams to keep apart): a call that has other ones is no continuation of its branch.
+    step_arguments: names of arguments that are others at each step by their nature (a state that follows the sample),
+        besides those that go by the usual names; any other argument that changes opens a new run.
     more_samples: names of further samples (audio beside video), in the order of the outputs after the first.
     timestep_scale, timestep_shift: shift + scale x the timestep that the model is given is the usual one, which falls
         from about 1000 at pure noise to 0.
@@ -82,6 +84,7 @@ class Family:
     timestep_argument: str = "timestep"
     text_argument: str = "encoder_hidden_states"
     branch_arguments: tuple[str, ...] = ()
+    step_arguments: tuple[str, ...] = ()
     more_samples: tuple[str, ...] = ()
     timestep_scale: float = 1.0
     timestep_shift: float = 0.0

@@ -108,7 +108,7 @@ def map_model(transformer: Any) -> ModelMap:
 
     Raises UnsupportedModelError for any other object, and when a known class no longer has the attributes of its row.
     """
-    transformer = _unwrap(transformer)
+    transformer = unwrapped(transformer)
     family = _family_of(transformer)
     blocks = tuple(
         _map_block(index, name, module, row, family)
@@ -145,7 +145,8 @@ def _component(pipe: Any, name: str) -> Any:
     return component
 
 
-def _unwrap(module: Any) -> Any:
+def unwrapped(module: Any) -> Any:
+    """A module without the wrappers that torch.compile puts around it."""
     while isinstance(module, nn.Module) and isinstance(getattr(module, "_orig_mod", None), nn.Module):
         module = module._orig_mod
     return module
@@ -159,6 +160,11 @@ def _family_of(transformer: Any) -> Family:
                 raise UnsupportedModelError(f"UniCP on {family.transformer}", family.refusal, "use it without UniCP")
             if family is not None:
                 return family
+        base = getattr(transformer, "get_base_model", None)
+        if callable(base) and family_named(type(base()).__name__) is not None:
+            found = f"a {type(transformer).__name__} around a {type(base()).__name__}"
+            do = "pass model.get_base_model(), which has its adapters, or the pipeline with load_lora_weights"
+            raise UnsupportedModelError("a transformer UniCP knows", found, do)
         found = type(transformer).__name__
     else:
         found = f"a {type(transformer).__name__}, which is no torch module"

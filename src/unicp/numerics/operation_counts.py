@@ -73,6 +73,18 @@ class OperationCounter(TorchFunctionMode):
         self.attention = 0
         self.by_label: dict[str, int] = {}
         self._labels: list[str] = []
+        self._is_paused = False
+
+    @contextmanager
+    def counted_as(self, operations: int) -> Iterator[None]:
+        """Count what is executed inside as so many operations of attention, whatever it takes."""
+        was_paused, self._is_paused = self._is_paused, True
+        try:
+            yield
+        finally:
+            self._is_paused = was_paused
+        if not was_paused:
+            self._add(operations, is_attention=True)
 
     @contextmanager
     def label(self, name: str) -> Iterator[None]:
@@ -90,7 +102,7 @@ class OperationCounter(TorchFunctionMode):
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
         rule = _RULES.get(func)
-        if rule is not None:
+        if rule is not None and not self._is_paused:
             self._add(rule(result, args, kwargs), is_attention=rule is _count_attention)
         return result
 

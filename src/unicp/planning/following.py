@@ -36,7 +36,6 @@ class RunPlanner:
     ):
         self._source, self.caution, self._say, self._knows_seconds = source, caution, say, knows_seconds
         self._said: set[str] = set()
-        self._shortened: tuple[Plan, list[NoiseLevel] | None] | None = None
         self.plan: Plan | None = source if isinstance(source, Plan) else None
 
     def shorten(self, levels: Levels) -> Plan | None:
@@ -44,35 +43,28 @@ class RunPlanner:
 
         Raises InputError where the target cannot be met.
         """
-        self._shortened = None
         plan = self.solve(levels)
-        if plan.fewer is None or not plan.fits(levels[:-1]):
-            return None
-        self._shortened = plan, None
-        return plan
+        return None if plan.fewer is None or not plan.fits(levels[:-1]) else plan
 
-    def shortened(self, levels: Levels) -> None:
-        """The run was shortened as the plan says: these are its levels now."""
-        assert self._shortened is not None
-        self._shortened = self._shortened[0], list(levels)
-
-    def left_out(self, levels: Levels | None) -> int:
-        """How many steps of the run at these levels were left out when it was set, 0 for none."""
-        if self._shortened is None or levels is None or list(levels) != self._shortened[1]:
-            return 0
-        return self._shortened[0].steps - len(levels) + 1
-
-    def __call__(self, levels: Levels | None, branches: int, shape: Sequence[int], step: int = 1) -> Course:
+    def __call__(
+        self,
+        levels: Levels | None,
+        branches: int,
+        shape: Sequence[int],
+        step: int = 1,
+        shortened: Plan | None = None,
+    ) -> Course:
         """What a run follows; None = no plan fits it, which was said: the online rule decides.
 
         levels: of the run's steps, and the one after the last. shape: of the sample. step: that the run is at, 1 unless
-        it does not begin with noise alone. Raises InputError where the target cannot be met, and where a shorter plain
-        run would meet it better than any plan but the run could not be shortened.
+        it does not begin with noise alone. shortened: the plan by which steps were left out when the run was set.
+        Raises InputError where the target cannot be met, and where a shorter plain run would meet it better than any
+        plan but the run could not be shortened.
         """
         if levels is None:
             return self._without("the scheduler does not tell the noise levels of this run")
-        if self.left_out(levels):
-            self._check_shortened(branches, shape, step)
+        if shortened is not None:
+            self._check_shortened(shortened, branches, shape, step)
             return all_computed(len(levels) - 1)
         if isinstance(self._source, Plan):
             if not self._source.fits(levels[:-1]):
@@ -86,19 +78,19 @@ class RunPlanner:
         other = self._other_guidance(branches)
         if other:
             return self._without(other)
-        self.plan = self.solve(levels, shape)
-        if target.kind == "psnr" and self.plan.steps < profile.steps and not self.caution:
-            asked = f"{target} in {self.plan.steps} steps"
+        # Another thread may plan its run at the same time: what this one follows is its own.
+        plan = self.plan = self.solve(levels, shape)
+        if target.kind == "psnr" and plan.steps < profile.steps and not self.caution:
+            asked = f"{target} in {plan.steps} steps"
             found = f"a profile of {profile.steps}, whose steps are narrower"
-            do = f"calibrate with --steps {self.plan.steps}, or expect more clips below the target"
+            do = f"calibrate with --steps {plan.steps}, or expect more clips below the target"
             self._tell(f"asked: {asked}; found: {found}; do: {do}")
-        self._tell_of_fewer(self.plan, is_promise=target.kind != "psnr")
-        return self.plan.course
+        self._tell_of_fewer(plan, is_promise=target.kind != "psnr")
+        return plan.course
 
-    def _check_shortened(self, branches: int, shape: Sequence[int], step: int) -> None:
+    def _check_shortened(self, plan: Plan, branches: int, shape: Sequence[int], step: int) -> None:
         """Steps were left out before the run showed what it is: one that nothing was promised for is stopped."""
-        assert self._shortened is not None
-        self.plan = self._shortened[0]
+        self.plan = plan
         found = self._other_guidance(branches)
         if step > 1:
             found = f"a run that begins at step {step} of those that were chosen for a whole one"
@@ -107,7 +99,7 @@ class RunPlanner:
             if list(shape) != profiled:
                 found = f"a sample of shape {tuple(shape)}, and the profile's seconds are of {tuple(profiled)}"
         if found:
-            asked = f"to leave out steps for {self.plan.target or 'a plan'}"
+            asked = f"to leave out steps for {plan.target or 'a plan'}"
             raise InputError(asked, found, "use a preset, or calibrate runs like this one")
 
     def _other_guidance(self, branches: int) -> str:
@@ -126,11 +118,12 @@ class RunPlanner:
         same_size = (shape is None or list(shape) == list(profile.shape)) and self._knows_seconds
         places = tuple((level.signal, level.noise) for level in levels)
         key = (id(profile), str(target), self.caution, same_size, places)
-        if key not in _SOLVED:
-            _SOLVED[key] = profile, Solver(profile, levels, self.caution, same_size).plan(target)
+        known = _SOLVED.get(key)
+        if known is None:
+            known = _SOLVED[key] = profile, Solver(profile, levels, self.caution, same_size).plan(target)
             for oldest in list(_SOLVED)[:-KEPT]:
                 _SOLVED.pop(oldest, None)
-        return _SOLVED[key][1]
+        return known[1]
 
     def _tell_of_fewer(self, plan: Plan, is_promise: bool) -> None:
         """Where steps should have been left out and were not. is_promise: of a speed, which serving cannot keep."""

@@ -195,6 +195,9 @@ def plan_of_trace(trace: Trace, run: int | None = None) -> Plan:
     sigmas = {entry.step: entry.sigma for entry in own}
     if sorted(actions) != list(range(steps)) or any(sigma is None for sigma in sigmas.values()):
         raise InputError(asked, "steps that are missing or of unknown noise level", "replay a whole run")
+    if steps < trace.run_steps.get(str(wanted), steps):
+        found = f"a run that was given up after {steps} of {trace.run_steps[str(wanted)]} steps"
+        raise InputError(asked, found, "replay a whole run")
     computed = [step for step in range(steps) if actions[step] == {Action.COMPUTE.value}]
     levels = [float(sigmas[step] or 0.0) for step in range(steps)]
     return Plan("", trace.model, steps, levels, computed, quantity, abscissa, expected=float(len(computed)))

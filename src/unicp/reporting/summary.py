@@ -45,6 +45,7 @@ class Summary:
     worst_measured, mean_measured: relative error that serving would have had, where the output was computed anyway.
     worst_predicted, mean_predicted: predicted relative error of what was served or sliced.
     All four are None where there is no such number; a mean is over the finite ones.
+    dropped_runs: older runs that the trace kept no more; no other number tells of them.
     peak_stored_bytes: most bytes held in the store. non_finite: forecasts refused for a NaN or infinity in them.
     """
 
@@ -68,6 +69,7 @@ class Summary:
     peak_stored_bytes: int
     non_finite: int
     warnings: tuple[str, ...]
+    dropped_runs: int = 0
 
     @property
     def computed(self) -> int:
@@ -119,6 +121,8 @@ class Summary:
             notes.append(("error measured", f"{what} (of serving, where it was computed anyway)"))
         if self.non_finite:
             notes.append(("not finite", f"{_count(self.non_finite, 'forecast')} with NaN or infinity, not served"))
+        if self.dropped_runs:
+            notes.append(("not kept", f"{_count(self.dropped_runs, 'older run')}, beyond the setting trace_entries"))
         notes += [("warning", warning) for warning in self.warnings]
         return [line for label, text in notes for line in _note(label, text)]
 
@@ -161,6 +165,7 @@ def summarise(trace: Trace) -> Summary:
         peak_stored_bytes=max((entry.stored_bytes for entry in entries), default=0),
         non_finite=trace.counts.get("non_finite", 0),
         warnings=tuple(trace.warnings),
+        dropped_runs=trace.counts.get("dropped_runs", 0),
     )
 
 

@@ -19,9 +19,9 @@ ONE = torch.ones(1, 4)
 TWO = torch.stack([torch.ones(4), 3 * torch.ones(4)])
 
 
-def span(**changes: Any) -> ModelSpan:
+def span(combined: Any = None, **changes: Any) -> ModelSpan:
     set_to = Settings(tolerance=1e6, quantities=("output",), abscissas=("step",), weighting="uniform", **changes)
-    return ModelSpan(set_to, Controller(set_to), OutputStore(set_to), None)
+    return ModelSpan(set_to, Controller(set_to), OutputStore(set_to), None, combined)
 
 
 def run(made: ModelSpan, steps: list[dict[str, Tensor]], samples: Tensor | None = None) -> dict[str, Tensor]:
@@ -74,13 +74,11 @@ def test_branches_of_another_batch_size_follow_their_own():
 
 def test_where_the_branches_are_seen_combined_all_follow_the_share_of_that():
     steps = [{"cond": a * ONE, "uncond": b * TWO} for a, b in zip(SLOWING, (0.0, 4.0, 8.0))]
-    made = span()
-    made.combined = lambda way: torch.tensor([0.5])
+    made = span(lambda way: torch.tensor([0.5]))
     served = run(made, steps)
     assert torch.equal(served["cond"], 5.5 * ONE)
     assert torch.equal(served["uncond"], 10.0 * TWO)
-    made = span()
-    made.combined = lambda way: torch.tensor([0.5, 0.5, 0.5])  # of another batch
+    made = span(lambda way: torch.tensor([0.5, 0.5, 0.5]))  # of another batch
     assert torch.equal(run(made, steps)["cond"], 5.25 * ONE)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import pickle
 from collections import Counter, deque
 
 import pytest
@@ -16,10 +17,16 @@ from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepSchedu
 import unicp
 from tests import tiny_models
 from unicp.control.windows import Candidate
-from unicp.execution.sampler_replay import SamplerReplay, can_repeat
+from unicp.execution import sampler_replay
+from unicp.execution.sampler_replay import can_repeat
 from unicp.models.noise import read_schedule
 from unicp.numerics.forecasting import from_quantity, output_at
 from unicp.testbed.components import build_scheduler
+
+
+def SamplerReplay(counts: Counter, on_move=None) -> sampler_replay.SamplerReplay:
+    return sampler_replay.SamplerReplay(lambda key: counts.update([key]), on_move)
+
 
 STEPS = 9
 NOISE = Candidate("noise", "log_snr")
@@ -164,13 +171,17 @@ def walk(schedule, served=(), replay=None, until=8, way=NOISE, between=None, **k
             (x0, y0), (x1, y1) = known[-2:]
             noise = y1 + (level.log_snr - x1) / (x1 - x0) * (y1 - y0)
             if replay is not None:
-                replay.served(schedule, levels, position, float(time), way)
+                replay.served(levels, position, float(time), way)
         else:
             known.append((level.log_snr, noise))
             if replay is not None:
-                replay.computed(schedule, levels, position, float(time))
+                replay.computed(levels, position, float(time))
         output = from_quantity("noise", levels.prediction, sample, noise, level) if level.signal else noise
-        sample = schedule.step(output, time, sample, return_dict=False, **kwargs)[0].double()
+        given = (output, time, sample), {"return_dict": False, **kwargs}
+        if replay is None:
+            sample = schedule.step(*given[0], **given[1])[0].double()
+        else:
+            sample = replay.step(schedule, schedule.step, *given)[0].double()
     return sample
 
 
@@ -188,14 +199,12 @@ def test_nothing_of_a_forecast_stays_where_the_truth_lies_on_a_parabola(name, se
     torch.testing.assert_close(mended, memory, rtol=1e-4, atol=1e-4)
     assert (other - true).norm() > 20 * (again - true).norm()
     assert (counts["replayed"], counts["corrector_held"]) == (1, 0)
-    assert "step" not in vars(replayed)
 
 
 @pytest.mark.parametrize("name", ["euler", "unipc"])
 def test_the_output_follows_the_sample_and_what_forecasts_go_on_from_is_told(name):
-    schedule, replay = heard(name), SamplerReplay(Counter())
     told = []
-    replay.on_move = lambda sample, moved: told.append((sample, moved))
+    schedule, replay = heard(name), SamplerReplay(Counter(), lambda sample, moved: told.append((sample, moved)))
     walk(schedule, {4, 5}, replay, 6)
     levels, time = read_schedule(schedule), float(schedule.timesteps[6])
     ((sample, moved),) = told
@@ -242,17 +251,6 @@ def test_steps_with_fresh_noise_are_not_taken_again():
     assert counts["replayed"] == 1
 
 
-@pytest.mark.parametrize("name", ["euler", "unipc"])
-def test_another_run_has_nothing_to_do_with_the_one_before(name):
-    counts = Counter()
-    schedule, replay = sampler_of(name), SamplerReplay(counts)
-    walk(schedule, {7}, replay, 7)  # ends in the middle of a window
-    replay.reset()
-    schedule.set_timesteps(12)
-    assert replay.bytes == 0
-    torch.testing.assert_close(walk(schedule, {4}, replay), walk(sampler_of(name), {4}, SamplerReplay(Counter())))
-
-
 def test_what_is_held_is_counted():
     replay = SamplerReplay(Counter())
     walk(sampler_of("euler"), {5}, replay)
@@ -274,7 +272,7 @@ def test_an_error_while_steps_are_taken_again_leaves_the_scheduler_as_it_was():
     schedule.set_timesteps(12)
     with pytest.raises(RuntimeError, match="no memory"):
         walk(schedule, {5}, SamplerReplay(Counter()), 6)
-    assert schedule.step_index == 6 and "step" not in vars(schedule)
+    assert schedule.step_index == 6
 
 
 def test_how_much_of_a_rise_came_true_is_told_of_what_the_sampler_was_given():
@@ -291,28 +289,73 @@ def test_how_much_of_a_rise_came_true_is_told_of_what_the_sampler_was_given():
     assert fresh.share(NOISE) is None
 
 
-def test_the_step_of_a_scheduler_is_its_own_again():
-    schedule, replay = sampler_of("unipc"), SamplerReplay(Counter())
-    levels, time = read_schedule(schedule), float(schedule.timesteps[0])
-    replay.computed(schedule, levels, {"step": 0.0}, time)
-    assert "step" in vars(schedule)
-    assert list(inspect.signature(schedule.step).parameters)[-3:] == ["timestep", "sample", "return_dict"]
-    replay.reset()
-    assert "step" not in vars(schedule)
-    theirs = schedule.step = lambda *args: None
-    replay.computed(schedule, levels, {"step": 0.0}, time)
-    replay.served(schedule, levels, {"step": 1.0}, time, None)
-    assert schedule.step is theirs
+def test_a_step_in_which_only_some_branches_were_served_is_no_truth():
+    def walked(mixed: bool) -> tuple[torch.Tensor, Counter]:
+        counts = Counter()
+        replay, schedule = SamplerReplay(counts), sampler_of("unipc")
+        levels = read_schedule(schedule)
+        sample = torch.tensor([[0.5, -1.0]], dtype=torch.float64)
+        for index, time in enumerate(schedule.timesteps[:8]):
+            level = levels.level(float(time))
+            place = levels, {"step": float(index), "sigma": level.sigma, "log_snr": level.log_snr}, float(time)
+            if index == 5:
+                replay.served(*place, NOISE, "cond")
+            for branch in ("uncond",) if index == 5 and mixed else () if index == 5 else ("cond", "uncond"):
+                replay.computed(*place, branch)
+            output = from_quantity("noise", levels.prediction, sample, noise_at(level), level)
+            sample = replay.step(schedule, schedule.step, (output, time, sample), {"return_dict": False})[0].double()
+        return sample, counts
+
+    # Mixed, or of other branches than the steps around it: nothing can be taken again, and no corrector takes it for
+    # curvature.
+    for mixed in (True, False):
+        _, counts = walked(mixed)
+        assert (counts["replayed"], counts["corrector_held"]) == (0, 1)
 
 
-def test_a_copy_of_a_scheduler_steps_itself():
-    schedule, replay = sampler_of("euler"), SamplerReplay(Counter())
-    time = schedule.timesteps[0]
-    replay.computed(schedule, read_schedule(schedule), {"step": 0.0}, float(time))
-    other = copy.deepcopy(schedule)
-    other.step(torch.zeros(1, 1), time, torch.ones(1, 1))
-    assert (other.step_index, schedule.step_index) == (1, None)
-    assert "step" in vars(schedule)
+def test_steps_of_other_branches_are_not_made_one_parabola():
+    counts = Counter()
+    replay, schedule = SamplerReplay(counts), sampler_of("euler")
+    levels = read_schedule(schedule)
+    sample = torch.tensor([[0.5, -1.0]], dtype=torch.float64)
+    # Guidance pauses at steps 3 to 6; step 5 is served.
+    for index, time in enumerate(schedule.timesteps[:9]):
+        level = levels.level(float(time))
+        place = levels, {"step": float(index), "sigma": level.sigma, "log_snr": level.log_snr}, float(time)
+        for branch in ("cond",) if 3 <= index <= 6 else ("cond", "uncond"):
+            replay.served(*place, NOISE, branch) if index == 5 else replay.computed(*place, branch)
+        noise = noise_at(level)
+        output = from_quantity("noise", levels.prediction, sample, noise, level) if level.signal else noise
+        sample = replay.step(schedule, schedule.step, (output, time, sample), {"return_dict": False})[0].double()
+        if index == 6:
+            assert counts["replayed"] == 1  # steps 3, 4 and 6 are of the same branches as 5
+        if index == 7:
+            assert replay.share(NOISE) is None
+
+
+def test_nothing_is_put_on_a_scheduler():
+    model, schedule = tiny_models.wan(), scheduler()
+    own = set(vars(schedule))
+    with unicp.enable(model, settings(), scheduler=schedule):
+        assert set(vars(schedule)) == own
+        denoise(model, schedule, stop=5)
+        assert not {"step", "set_timesteps"} & set(vars(schedule))
+        assert list(inspect.signature(schedule.step).parameters)[-3:] == ["timestep", "sample", "return_dict"]
+        theirs = schedule.step = lambda *args, **kwargs: (args[2],)
+        denoise(model, schedule)
+        assert schedule.step is theirs
+
+
+@pytest.mark.parametrize("make", [copy.copy, copy.deepcopy, lambda one: pickle.loads(pickle.dumps(one))])
+def test_a_copy_of_a_scheduler_steps_itself(make):
+    model, schedule = tiny_models.wan(), sampler_of("euler")
+    with unicp.enable(model, settings(), scheduler=schedule):
+        denoise(model, schedule, stop=1)
+        other = make(schedule)
+        before = schedule.step_index
+        other.set_timesteps(12)
+        other.step(torch.zeros(1, 1), other.timesteps[0], torch.ones(1, 1))
+        assert (other.step_index, schedule.step_index) == (1, before)
 
 
 @pytest.mark.parametrize(
@@ -337,8 +380,8 @@ def test_a_scheduler_of_another_kind_is_left_alone():
         step_index = 3
 
     plain, replay = Plain(), SamplerReplay(Counter())
-    replay.computed(plain, None, {"step": 3.0}, 500.0)
-    replay.computed(None, None, {"step": 3.0}, 500.0)
+    replay.computed(None, {"step": 3.0}, 500.0)
+    assert replay.step(plain, lambda *args: args, (1, 2), {}) == (1, 2)
     assert vars(plain) == {} and replay.bytes == 0
 
 

@@ -28,7 +28,7 @@ def test_the_newest_output_can_be_replaced():
     store.replace_last("a", (given,))
     given.zero_()
     assert [point[0][0].item() for point in store.get("a")] == [0.0, 7.0]
-    assert store.get("a")[-1][0].dtype == torch.bfloat16 and store.bytes == 40
+    assert store.held("a")[-1][0].dtype == torch.bfloat16 and store.bytes == 40
 
 
 def test_tuples_of_tensors_stay_together():
@@ -99,15 +99,15 @@ def test_stored_outputs_need_no_gradient():
 def test_outputs_are_kept_in_the_dtype_that_was_set_and_given_back_in_that_of_the_model():
     store = OutputStore(Settings(store_dtype="bfloat16"))
     store.put("a", (FLOATS,), keep=1, branches=1)
-    assert store.get("a")[0][0].dtype == torch.bfloat16
+    assert store.held("a")[0][0].dtype == torch.bfloat16
     assert store.bytes == 20
-    assert store.get("a", like=FLOATS)[0][0].dtype == torch.float32
+    assert store.get("a")[0][0].dtype == torch.float32
 
 
 def test_outputs_are_kept_on_the_device_that_was_set():
     store = OutputStore(Settings(store_device="meta"))
     store.put("a", (FLOATS,), keep=1, branches=1)
-    assert store.get("a")[0][0].device.type == "meta"
+    assert store.held("a")[0][0].device.type == "meta"
 
 
 def test_the_peak_is_remembered():

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import inspect
+import pickle
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -12,7 +14,8 @@ from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchE
 from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepScheduler
 
 from unicp.errors import InputError
-from unicp.models.chosen_steps import Fewer, ShortenedRuns, only_steps
+from unicp.models import scheduler_watch
+from unicp.models.chosen_steps import Fewer, only_steps, shorten
 
 
 def unipc() -> UniPCMultistepScheduler:
@@ -62,8 +65,27 @@ def test_a_sampler_of_evenly_spaced_steps_is_refused():
         pass
 
 
-def shortened(scheduler, wish: Fewer | None, seen: list[Fewer] | None = None) -> ShortenedRuns:
-    return ShortenedRuns(scheduler, lambda: wish, (seen if seen is not None else []).append)
+class Shortening:
+    """Shortens the runs of one scheduler while it is watched."""
+
+    def __init__(self, scheduler, wish: Fewer | None, seen: list[Fewer]):
+        self.scheduler, self.wish, self.seen = scheduler, wish, seen
+
+    def was_set(self, run, scheduler, again, args, kwargs) -> None:
+        if scheduler is self.scheduler and self.wish is not None and shorten(scheduler, self.wish, again, args, kwargs):
+            self.seen.append(self.wish)
+
+
+@contextmanager
+def shortened(scheduler, wish: Fewer | None, seen: list[Fewer] | None = None):
+    listener = Shortening(scheduler, wish, [] if seen is None else seen)
+    scheduler_watch.watch(listener, [scheduler])
+    scheduler_watch.listen(listener)
+    try:
+        yield
+    finally:
+        scheduler_watch.leave(listener)
+        scheduler_watch.leave(listener)
 
 
 @pytest.mark.parametrize("make", [FlowMatchEulerDiscreteScheduler, unipc])
@@ -71,17 +93,15 @@ def test_a_shortened_run_is_the_one_of_the_steps_chosen(make):
     with only_steps(scheduler := make(), 9, (0, 1, 2, 5)):
         plain = walk(scheduler, 9)
     scheduler, seen = make(), []
-    shortening = shortened(scheduler, Fewer(4, (0, 1, 2, 5)), seen)
-    assert torch.equal(walk(scheduler, 9), plain) and seen == [Fewer(4, (0, 1, 2, 5))]
-    shortening.remove()
-    shortening.remove()
+    with shortened(scheduler, Fewer(4, (0, 1, 2, 5)), seen):
+        assert torch.equal(walk(scheduler, 9), plain) and seen == [Fewer(4, (0, 1, 2, 5))]
     assert "set_timesteps" not in vars(scheduler) and torch.equal(walk(scheduler, 9), walk(make(), 9))
 
 
 def test_evenly_spaced_steps_are_the_schedulers_own():
     scheduler, seen = DDIMScheduler(), []
-    shortened(scheduler, Fewer(4), seen)
-    scheduler.set_timesteps(9, "cpu")
+    with shortened(scheduler, Fewer(4), seen):
+        scheduler.set_timesteps(9, "cpu")
     whole = DDIMScheduler()
     whole.set_timesteps(4)
     assert torch.equal(scheduler.timesteps, whole.timesteps) and len(seen) == 1
@@ -97,40 +117,52 @@ def test_evenly_spaced_steps_are_the_schedulers_own():
 )
 def test_what_cannot_be_shortened_is_left_whole_and_nobody_is_told_it_was(make, wish, given):
     scheduler, whole, seen = make(), make(), []
-    shortened(scheduler, wish, seen)
-    scheduler.set_timesteps(**given)
+    with shortened(scheduler, wish, seen):
+        scheduler.set_timesteps(**given)
     whole.set_timesteps(**given)
     assert torch.equal(scheduler.timesteps, whole.timesteps) and not seen
 
 
 def test_a_pipeline_that_names_its_levels_is_shortened_to_chosen_ones():
     scheduler = FlowMatchEulerDiscreteScheduler()
-    shortened(scheduler, Fewer(2, (0, 2)))
-    scheduler.set_timesteps(sigmas=[0.9, 0.6, 0.3])
+    with shortened(scheduler, Fewer(2, (0, 2))):
+        scheduler.set_timesteps(sigmas=[0.9, 0.6, 0.3])
     assert scheduler.sigmas.tolist() == pytest.approx([0.9, 0.3, 0.0])
 
 
 def test_pipelines_still_see_what_the_scheduler_takes():
     scheduler = FlowMatchEulerDiscreteScheduler()
-    shortened(scheduler, None)
-    assert "sigmas" in inspect.signature(scheduler.set_timesteps).parameters
+    with shortened(scheduler, None):
+        assert "sigmas" in inspect.signature(scheduler.set_timesteps).parameters
     with only_steps(scheduler, 9, (0, 1)):
         assert "sigmas" in inspect.signature(scheduler.set_timesteps).parameters
 
 
-def test_a_copied_scheduler_sets_itself_and_whole_runs():
+@pytest.mark.parametrize("make", [copy.copy, copy.deepcopy, lambda one: pickle.loads(pickle.dumps(one))])
+def test_a_copied_scheduler_sets_itself_and_whole_runs(make):
     scheduler = FlowMatchEulerDiscreteScheduler()
-    shortened(scheduler, Fewer(2, (0, 5)))
-    other = copy.deepcopy(scheduler)
-    other.set_timesteps(9)
-    assert len(other.timesteps) == 9 and torch.equal(scheduler.timesteps, FlowMatchEulerDiscreteScheduler().timesteps)
+    with shortened(scheduler, Fewer(2, (0, 5))):
+        other = make(scheduler)
+        other.set_timesteps(9)
+    whole = FlowMatchEulerDiscreteScheduler()
+    whole.set_timesteps(9)
+    assert torch.equal(other.timesteps, whole.timesteps) and len(other.sigmas) == 10
+    assert torch.equal(scheduler.timesteps, FlowMatchEulerDiscreteScheduler().timesteps)
 
 
-def test_removing_it_under_another_one_leaves_that_one_alone():
-    scheduler = FlowMatchEulerDiscreteScheduler()
-    first = shortened(scheduler, Fewer(2, (0, 5)))
-    second = shortened(scheduler, None)
-    first.remove()
-    assert vars(scheduler)["set_timesteps"] is second
-    scheduler.set_timesteps(9)
-    assert len(scheduler.timesteps) == 9
+def test_afterwards_the_classes_have_their_own_methods_and_somebody_elses_are_left_alone():
+    kind = FlowMatchEulerDiscreteScheduler
+    own = kind.set_timesteps, kind.step
+    with shortened(kind(), None):
+        assert kind.set_timesteps is not own[0] and kind.step is not own[1]
+    assert (kind.set_timesteps, kind.step) == own
+    try:
+        with shortened(kind(), Fewer(2, (0, 5))):
+            ours = kind.set_timesteps
+            kind.set_timesteps = theirs = lambda self, *args, **kwargs: ours(self, *args, **kwargs)
+        assert kind.set_timesteps is theirs
+        scheduler = kind()
+        scheduler.set_timesteps(9)
+        assert len(scheduler.timesteps) == 9
+    finally:
+        kind.set_timesteps = own[0]

@@ -9,6 +9,7 @@ from unicp.control.guard import Guard
 from unicp.errors import InputError
 from unicp.planning import following
 from unicp.planning.following import RunPlanner
+from unicp.planning.plan import Plan
 from unicp.planning.profile import FewerSteps
 from unicp.planning.solver import Solver
 from unicp.planning.targets import parse_target
@@ -91,26 +92,20 @@ def test_fewer_steps_that_do_better_are_never_passed_over_in_silence():
         planner("speedup>=2", fewer=FEWER)(flow_levels(), 2, SHAPE)
 
 
-def shortened(target: str = "speedup>=2", **changes) -> RunPlanner:
-    """One whose run of `flow_levels` was set to six steps."""
+def shortened(target: str = "speedup>=2", **changes) -> tuple[RunPlanner, Plan]:
+    """One whose run of `flow_levels` is to be set to six steps, and the plan that says so."""
     own = planner(target, fewer=FEWER, **changes)
     plan = own.shorten(flow_levels())
     assert plan is not None and plan.fewer == 6
-    own.shortened(flow_levels(6))
-    return own
+    return own, plan
 
 
 def test_a_shortened_run_is_computed():
-    own = shortened()
-    course = own(flow_levels(6), 2, SHAPE)
+    own, plan = shortened()
+    course = own(flow_levels(6), 2, SHAPE, 1, plan)
     assert isinstance(course, Guard) and [course.why(step) for step in range(6)] == ["plan"] * 6
     assert own.plan is not None and own.plan.fewer == 6
-    assert own.left_out(flow_levels(6)) == STEPS - 6 and own.left_out(flow_levels()) == 0
-
-
-def test_a_run_that_is_set_anew_is_asked_for_anew():
-    own = shortened()
-    assert own.shorten(flow_levels(12)) is None and own.left_out(flow_levels(6)) == 0
+    assert own.shorten(flow_levels(12)) is None
 
 
 @pytest.mark.parametrize(
@@ -123,7 +118,8 @@ def test_a_run_that_is_set_anew_is_asked_for_anew():
 )
 def test_a_shortened_run_that_nothing_was_promised_for_is_stopped(target, branches, shape, step, found):
     with pytest.raises(InputError, match=found):
-        shortened(target)(flow_levels(6), branches, shape, step)
+        own, plan = shortened(target)
+        own(flow_levels(6), branches, shape, step, plan)
 
 
 def test_runs_of_other_models_are_not_shortened_on_a_guess():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,8 +9,10 @@ import pytest
 import torch
 from diffusers import FlowMatchHeunDiscreteScheduler, PNDMScheduler
 
-from tests.fake_models import flow_scheduler
-from unicp.execution.trajectory import MOST_BRANCHES, Trajectory
+from tests.fake_models import flow_scheduler, noise
+from unicp.execution.model_call import CallInputs
+from unicp.execution.run_tracker import MOST_BRANCHES, RunTracker
+from unicp.execution.sample_chain import Link
 from unicp.models.noise import read_schedule
 from unicp.numerics.noise_levels import NoiseLevel
 
@@ -29,18 +30,36 @@ class CacheContext:
 
 
 class Calls:
-    """Enters calls and keeps what came of them as (run, step, branch, fresh)."""
+    """Follows calls, with a new tracker where one does not go on, and keeps (run, step, branch, fresh)."""
 
-    def __init__(self, trajectory: Trajectory | None = None):
-        self.trajectory = Trajectory() if trajectory is None else trajectory
+    def __init__(self, **known: Any):
+        self.known, self.tracker = known, RunTracker(**known)
+        self.run = -1
         self.found: list[tuple[int, int, str, bool]] = []
 
     def __call__(
-        self, timestep: Any, text: Any = None, context: Any = None, sample: Any = SAMPLE, kind: Any = ()
+        self,
+        timestep: Any,
+        text: Any = None,
+        context: Any = None,
+        sample: Any = SAMPLE,
+        kind: Any = (),
+        more: tuple[Any, ...] = (),
+        weights: Any = (),
+        **conditions: Any,
     ) -> Any:
         if isinstance(context, str):
             context = CacheContext(context)
-        moment, fresh = self.trajectory.enter(sample, timestep, text, context, kind=kind)
+        known = ({} if text is None else {"text": text}) | conditions
+        call = CallInputs((sample, *more), timestep, text, kind, known, () if text is None else ("text",))
+        going = None if self.run < 0 else self.tracker.goes_on(call, context, weights)
+        fresh = going is None
+        if going is None:
+            self.run += 1
+            self.tracker = RunTracker(self.run, **self.known, last_index=self.tracker.last_index)
+            going = self.tracker.goes_on(call, context, weights)
+        assert going is not None
+        moment = self.tracker.take(call, going)
         self.found.append((moment.run, moment.step, moment.branch, fresh))
         return moment, fresh
 
@@ -127,10 +146,10 @@ def test_a_text_of_another_length_opens_a_new_run(context):
 def test_equal_text_in_a_new_tensor_is_the_same_run_and_known_unchanged(context):
     call = Calls()
     call(900, COND.clone(), context)
-    assert not call.trajectory.text_unchanged
+    assert not call.tracker.conditions_unchanged
     for timestep in (800, 700):
         call(timestep, COND.clone(), context)
-        assert call.trajectory.text_unchanged
+        assert call.tracker.conditions_unchanged
     assert call.runs == [0, 0, 0]
 
 
@@ -140,11 +159,11 @@ def test_text_written_to_in_place_is_detected(inference):
         call, text = Calls(), torch.ones(1, 3, 2)
         call(900, text)
         call(800, text)
-        assert call.trajectory.text_unchanged
+        assert call.tracker.conditions_unchanged
         text.mul_(2)
         call(700, text)
     assert call.runs == [0, 0, 1]
-    assert not call.trajectory.text_unchanged
+    assert not call.tracker.conditions_unchanged
 
 
 def test_text_written_to_in_place_after_equal_text_in_another_tensor_is_detected():
@@ -169,20 +188,10 @@ def test_a_branch_seen_for_the_first_time_has_no_known_text():
     call = Calls()
     call(900, COND)
     call(800, COND)
-    assert call.trajectory.text_unchanged
+    assert call.tracker.conditions_unchanged
     call(800, COND)
     assert call.found[-1][2] == "call1"
-    assert not call.trajectory.text_unchanged
-
-
-def test_another_thread_opens_a_new_run():
-    call = Calls()
-    call(900, COND)
-    other = threading.Thread(target=call, args=(800, COND))
-    other.start()
-    other.join()
-    call(700, COND)
-    assert call.runs == [0, 1, 2]
+    assert not call.tracker.conditions_unchanged
 
 
 def test_the_same_named_branch_again_at_the_same_timestep_opens_a_new_run():
@@ -210,7 +219,7 @@ def test_timesteps_may_be_numbers_or_tensors(timestep):
 
 def test_step_and_steps_come_from_the_schedule():
     scheduler: Any = flow_scheduler(5)
-    call = Calls(Trajectory(read_schedule(scheduler)))
+    call = Calls(schedule=read_schedule(scheduler))
     # The first two steps are left out, as image-to-image pipelines do.
     moments = [call(timestep)[0] for timestep in scheduler.timesteps[2:]]
     assert [moment.step for moment in moments] == [2, 3, 4]
@@ -236,20 +245,8 @@ def test_samples_are_the_batch_size():
     assert Calls()(900, sample=torch.zeros(3, 2))[0].samples == 3
 
 
-def test_after_a_reset_the_next_call_opens_a_run_and_nothing_is_held():
-    call = Calls()
-    call(900, COND)
-    call(800, COND)
-    call.trajectory.reset()
-    assert call.trajectory.branches == 0
-    assert not call.trajectory.text_unchanged
-    call(700, COND)
-    assert call.found[-1] == (1, 0, "call0", True)
-    assert not call.trajectory.text_unchanged
-
-
 def test_timesteps_that_rise_are_turned_round_first():
-    call = Calls(Trajectory(timestep_scale=-1.0, timestep_shift=1000.0))
+    call = Calls(timestep_scale=-1.0, timestep_shift=1000.0)
     moments = [call(timestep)[0] for timestep in (0.0, 0.0, 250.0, torch.tensor([600.0]), 0.0)]
     assert call.found == [
         (0, 0, "call0", True),
@@ -271,14 +268,14 @@ def test_a_call_with_tokens_at_several_noise_levels_is_a_run_of_its_own():
         (several, known, [0, 1, 2]),
         (several, None, [0, 0, 0]),
     ):
-        call = Calls(Trajectory(schedule=schedule))
+        call = Calls(schedule=schedule)
         for factor in (2.0, 1.5, 1.0):
             call(timestep * factor)
         assert call.runs == runs
 
 
 def test_a_call_after_one_with_several_noise_levels_goes_on_with_its_run():
-    call = Calls(Trajectory(schedule=read_schedule(flow_scheduler(5))))
+    call = Calls(schedule=read_schedule(flow_scheduler(5)))
     call(torch.tensor([[600.0, 800.0]]))
     call(torch.tensor([[600.0, 600.0]]))
     call(torch.tensor([[400.0, 400.0]]))
@@ -313,10 +310,10 @@ def test_branches_with_the_same_text_are_told_from_a_new_run_by_their_sample():
 
 
 def test_other_shapes_of_a_second_sample_and_other_weights_open_a_new_run():
-    trajectory = Trajectory()
+    call = Calls()
 
     def enter(timestep: float, audio: int = 5, weights: object = ()) -> bool:
-        return trajectory.enter(SAMPLE, timestep, COND, None, (torch.zeros(1, audio),), weights)[1]  # type: ignore[arg-type]
+        return call(timestep, COND, more=(torch.zeros(1, audio),), weights=weights)[1]
 
     assert [enter(900), enter(800), enter(700, audio=6), enter(600, audio=6)] == [True, False, True, False]
     assert [enter(500, 6, "lora"), enter(400, 6, "lora"), enter(300, 6)] == [True, False, True]
@@ -331,8 +328,8 @@ def test_a_timestep_that_is_no_number_is_never_the_next_one():
 
 def test_of_several_timesteps_the_noisiest_counts_also_where_they_rise():
     # Given rows are at 1, which is clean.
-    rising = Trajectory(timestep_scale=-1000.0, timestep_shift=1000.0)
-    found = [rising.enter(SAMPLE, torch.tensor([level, 1.0]), COND, None)[0] for level in (0.0, 0.3, 0.6)]
+    rising = Calls(timestep_scale=-1000.0, timestep_shift=1000.0)
+    found = [rising(torch.tensor([level, 1.0]), COND)[0] for level in (0.0, 0.3, 0.6)]
     assert [moment.step for moment in found] == [0, 1, 2] and found[1].timestep == pytest.approx(700.0)
 
 
@@ -340,7 +337,7 @@ def test_a_loop_that_never_changes_the_timestep_does_not_gather_branches_for_eve
     call = Calls()
     for place in range(200):
         call(500, torch.full((1, 2), float(place)))
-    assert call.trajectory.branches <= MOST_BRANCHES < 200 and call.runs[-1] == 3
+    assert call.tracker.branches <= MOST_BRANCHES < 200 and call.runs[-1] == 3
 
 
 def test_branches_of_one_step_may_have_batches_of_different_size():
@@ -374,7 +371,7 @@ def test_another_batch_in_a_known_branch_opens_a_new_run(context):
 def test_a_sampler_that_stays_at_a_timestep_takes_a_step_there(contexts):
     scheduler: Any = FlowMatchHeunDiscreteScheduler()
     scheduler.set_timesteps(4)
-    call = Calls(Trajectory(read_schedule(scheduler), scheduler))
+    call = Calls(schedule=read_schedule(scheduler), scheduler=scheduler)
     sample = torch.ones(1, 4)
     for _ in range(2):
         for timestep in scheduler.timesteps:
@@ -393,10 +390,10 @@ def test_of_steps_at_one_timestep_the_next_is_meant_where_the_scheduler_does_not
     scheduler.set_timesteps(5)
     timesteps = scheduler.timesteps.tolist()
     assert timesteps[1] == timesteps[2]
-    call = Calls(Trajectory(read_schedule(scheduler), scheduler))
+    call = Calls(schedule=read_schedule(scheduler), scheduler=scheduler)
     for place, timestep in enumerate(timesteps):
         for text in (COND, UNCOND):
-            call(timestep, text, None, torch.full((1, 4), float(place)))
+            call(timestep, text, None, torch.full((1, 4), 1.0 + place))
     # The second step at one timestep cannot be told from a run that begins there, and is computed.
     assert call.runs == [0] * 4 + [1] * (2 * len(timesteps) - 4)
     assert [step for _, step, *_ in call.found] == [step for step in range(len(timesteps)) for _ in range(2)]
@@ -413,3 +410,56 @@ def test_a_call_of_another_kind_in_the_place_of_a_known_one_opens_a_new_run(cont
         call(timestep, COND, context, kind=kind)
     assert [fresh for *_, fresh in call.found[1::2]] == [False, False, True, False, True]
     assert call.runs == runs
+
+
+@pytest.mark.parametrize("changed", ["picture", "poses[0]", "pooled"])
+@pytest.mark.parametrize("context", [None, "cond"])
+def test_any_other_condition_that_changes_opens_a_new_run(context, changed):
+    given = {name: torch.ones(1, 5, 2) for name in ("picture", "poses[0]", "pooled")}
+    call = Calls()
+    call(900, COND, context, **given)
+    call(800, COND, context, **{name: one.clone() for name, one in given.items()})
+    assert call.tracker.conditions_unchanged
+    call(700, COND, context, **given | {changed: given[changed] + 1e-3})
+    call(600, COND, context, **{name: one for name, one in given.items() if name != changed})
+    assert call.runs == [0, 0, 1, 2]
+    assert not call.tracker.conditions_unchanged
+
+
+def test_a_scheduler_whose_count_of_steps_falls_begins_another_run():
+    scheduler: Any = flow_scheduler(5)
+    call = Calls(schedule=read_schedule(scheduler), scheduler=scheduler)
+    for index in (0, 1, 2):
+        scheduler._step_index = index
+        call(scheduler.timesteps[index], COND)
+    scheduler._step_index = 1
+    call(scheduler.timesteps[3], COND)
+    assert call.runs == [0, 0, 0, 1]
+
+
+def test_a_sample_that_the_sampler_did_not_make_is_of_another_run_and_an_edited_one_is_told():
+    call = Calls()
+    sample = noise(0, 1, 40)
+    call(900, COND, sample=sample)
+    call.tracker.chain.made(sample * 0.9)
+    # As models get it: scaled, in half precision, twice, or with a condition beside it.
+    call(800, COND, sample=(sample * 0.7).bfloat16().float())
+    assert call.runs == [0, 0]
+    made = sample * 0.8
+    call.tracker.chain.made(made)
+    edit = made + 0.03 * made.norm() / 40**0.5 * noise(1, 1, 40)
+    going = call.tracker.goes_on(CallInputs((edit,), 700, COND, (), {"text": COND}), None)
+    assert going is not None and going.link is Link.EDITED
+    call(700, COND, sample=noise(2, 1, 40))
+    assert call.runs == [0, 0, 1]
+
+
+def test_where_no_sampler_is_seen_steps_of_first_order_go_on_and_other_noise_does_not():
+    call, sample, output = Calls(), noise(0, 1, 60), noise(1, 1, 60)
+    call(1000, COND, sample=sample)
+    call.tracker.chain.answered("call0", output)
+    call(500, COND, sample=0.8 * sample - 0.5 * output)  # a long step: the sample turns by half a right angle
+    assert call.runs == [0, 0]
+    call.tracker.chain.answered("call0", output)
+    call(250, COND, sample=noise(2, 1, 60))
+    assert call.runs == [0, 0, 1]

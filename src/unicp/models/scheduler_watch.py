@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import os
 import sys
 import threading
 import weakref
@@ -76,9 +77,9 @@ def _mend_lock() -> None:
     _lock = threading.RLock()
 
 
-if hasattr(sys.modules["os"], "register_at_fork"):
+if hasattr(os, "register_at_fork"):
     # Another thread may have held it when the process was forked, and that thread is not in the child.
-    sys.modules["os"].register_at_fork(after_in_child=_mend_lock)
+    os.register_at_fork(after_in_child=_mend_lock)
 
 
 def watch(user: Any, schedulers: Iterable[Any] = ()) -> None:
@@ -137,10 +138,10 @@ def expect_step(taker: StepTaker) -> None:
     _here.taker = weakref.ref(taker)
 
 
-def calling_frames(depth: int = 8) -> Iterator[Any]:
+def calling_frames(depth: int = 14) -> Iterator[Any]:
     """The objects (`self`) in whose methods this thread is, innermost first."""
     frame = sys._getframe(1)
-    for _ in range(depth + 6):
+    for _ in range(depth):
         if frame is None:
             return
         found = frame.f_locals.get("self")

@@ -14,7 +14,7 @@ BIN := $(VENV)/bin
 PIP = $(BIN)/python -m pip install -qq --no-compile
 READY := $(VENV)/.ready
 READY_DEV := $(VENV)/.ready-dev
-SOURCES := src tests
+SOURCES := packages experiments tests scripts conftest.py
 REPORTED = $(wildcard docs/results/peers_*.jsonl docs/results/ablation*.jsonl docs/results/paper*.jsonl)
 
 # What is imported must be compiled but once: without this a shell that forbids it pays half a minute in every process.
@@ -27,7 +27,7 @@ TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARA
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 .PHONY: help setup setup-dev demo test check format-check lint types format train train-latte train-film bench models versions targets \
-	film peers seconds parts parts-others report few-steps impact overhead slices figures clean
+	film peers seconds parts parts-others report few-steps impact overhead slices figures wheels wheels-check clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -62,22 +62,22 @@ format: $(READY_DEV) ## rewrite the sources as the formatter and the linter want
 # --- what the documents are made from
 
 train: $(READY) ## train the test-bed from nothing (long; continues where it was stopped)
-	$(BIN)/python -m unicp.testbed.training --out build/testbed
+	$(BIN)/python -m unicp_testbeds.training --out build/testbed
 
 train-latte: $(READY) ## train the second test-bed, a Latte pipeline on the same clips (hours; continues)
-	$(BIN)/python -m unicp.testbed.latte --out build/latte
+	$(BIN)/python -m unicp_testbeds.latte --out build/latte
 
 train-film: $(READY) ## train the third test-bed, a CogVideoX pipeline on a real film, which it fetches (continues)
-	$(BIN)/python -m unicp.testbed.film --out build/film
+	$(BIN)/python -m unicp_testbeds.film --out build/film
 
 bench: $(READY_DEV) ## measure presets, fixed windows and fewer steps (hours; continues where it was stopped)
 	$(BIN)/unicp bench presets --sampler unipc --out docs/results/presets.jsonl
 	$(BIN)/unicp bench presets --sampler euler --out docs/results/presets.jsonl
-	$(BIN)/python -m unicp.benchmarking.report
+	$(BIN)/python -m unicp_bench.report
 
 models: $(READY_DEV) ## run the contract suites and write what it found into docs/models.md
-	$(TEST_ENV) $(BIN)/python -m pytest tests/families tests/pipelines -n 2 -q --write-matrix docs/results/models.json
-	$(BIN)/python -m unicp.benchmarking.models_table
+	$(TEST_ENV) $(BIN)/python -m pytest packages/unicp/tests/families packages/unicp/tests/pipelines -n 2 -q --write-matrix docs/results/models.json
+	$(BIN)/python -m unicp_bench.models_table
 
 # Each version lies in a folder of its own, put before the installed one; older ones need an older hub client beside them.
 versions: $(READY_DEV) ## try older versions of diffusers, and write what was found into docs/models.md
@@ -85,9 +85,9 @@ versions: $(READY_DEV) ## try older versions of diffusers, and write what was fo
 	    $(PIP) --no-deps --target build/diffusers/$$version diffusers==$$version || exit 1; \
 	    $(PIP) --target build/diffusers/hub "huggingface_hub<2" httpx importlib_metadata || exit 1; \
 	    $(TEST_ENV) PYTHONPATH=build/diffusers/$$version:build/diffusers/hub $(BIN)/python -m pytest \
-	        tests/families/test_contract.py -q -k tolerance_zero --write-version docs/results/models.json; \
+	        packages/unicp/tests/families/test_contract.py -q -k tolerance_zero --write-version docs/results/models.json; \
 	done
-	$(BIN)/python -m unicp.benchmarking.models_table
+	$(BIN)/python -m unicp_bench.models_table
 
 targets: $(READY_DEV) ## measure how often targets are met, on short clips (continues where it was stopped)
 	for sampler in default euler; do $(BIN)/unicp bench presets --split tuning --prompts 8 --seeds 1 --frames 9 --fast-metrics \
@@ -98,13 +98,13 @@ targets: $(READY_DEV) ## measure how often targets are met, on short clips (cont
 	for steps in 20 50; do for sampler in default euler; do $(BIN)/unicp bench presets --steps $$steps --split tuning --prompts 8 \
 	    --seeds 1 --frames 9 --fast-metrics --sampler $$sampler --out docs/results/targets_$$steps.jsonl --method "target psnr>=30" \
 	    --method "target psnr>=35" --method "target psnr>=40" --method "target speedup>=2" || exit 1; done; done
-	$(BIN)/python -m unicp.benchmarking.report
+	$(BIN)/python -m unicp_bench.report
 
 film: $(READY_DEV) ## measure presets, targets, fixed windows and fewer steps on the film test-bed (continues)
 	OMP_NUM_THREADS=1 $(BIN)/unicp bench presets --model film --prompts 4 --seeds 1 --out docs/results/film_presets.jsonl --method quality \
 	    --method balanced --method fast --method "target psnr>=35" --method "target speedup>=2" --method "fixed window 2" \
 	    --method "fixed window 3" --method "fewer steps 15" --method "fewer steps 10"
-	$(BIN)/python -m unicp.benchmarking.report
+	$(BIN)/python -m unicp_bench.report
 
 peers: $(READY_DEV) ## measure caches of diffusers and cache-dit beside UniCP on the test-beds (hours; continues)
 	OMP_NUM_THREADS=1 $(BIN)/unicp bench rivals --prompts 12 --frames 9 --fast-metrics --out docs/results/peers_short.jsonl
@@ -113,13 +113,13 @@ peers: $(READY_DEV) ## measure caches of diffusers and cache-dit beside UniCP on
 	OMP_NUM_THREADS=1 $(BIN)/unicp bench leaders --out docs/results/peers_long.jsonl
 	OMP_NUM_THREADS=1 $(BIN)/unicp bench rivals --model film --prompts 2 --out docs/results/peers_film.jsonl
 	OMP_NUM_THREADS=1 $(BIN)/unicp bench rivals --model latte --prompts 6 --out docs/results/peers_latte.jsonl
-	$(BIN)/python -m unicp.benchmarking.report
+	$(BIN)/python -m unicp_bench.report
 
 seconds: $(READY_DEV) ## measure seconds at about half the compute, each run right after a plain run of its own
 	OMP_NUM_THREADS=1 $(BIN)/unicp bench seconds --frames 9 --fast-metrics --out docs/results/seconds_glyphs.jsonl
 	for model in latte film; do OMP_NUM_THREADS=1 $(BIN)/unicp bench seconds --model $$model --fast-metrics \
 	    --out docs/results/seconds_$$model.jsonl || exit 1; done
-	$(BIN)/python -m unicp.benchmarking.report
+	$(BIN)/python -m unicp_bench.report
 
 parts: $(READY_DEV) ## measure the parts of the method and the paper's claims, on short clips (continues)
 	for suite in ablation paper; do OMP_NUM_THREADS=1 $(BIN)/unicp bench $$suite --prompts 8 --seeds 1 --frames 9 --fast-metrics \
@@ -138,7 +138,7 @@ parts: $(READY_DEV) ## measure the parts of the method and the paper's claims, o
 	    --method 'balanced {"tolerance": 1000, "max_window": 8}' --method 'balanced {"tolerance": 1000, "max_window": 8, "damped": false}' \
 	    --method 'balanced {"tolerance": 1000, "max_window": 8, "max_reach": 1.5}' --method 'balanced {"tolerance": 1000, "max_window": 8, "max_reach": 1.5, "damped": false}' \
 	    --method 'balanced {"tolerance": 1000, "max_window": 8, "max_reach": 2}' --method 'balanced {"tolerance": 1000, "max_window": 8, "max_reach": 2, "damped": false}' || exit 1; done
-	$(BIN)/python -m unicp.benchmarking.report
+	$(BIN)/python -m unicp_bench.report
 
 parts-others: $(READY_DEV) ## the same of Latte and the film, on a few prompts (continues)
 	for suite in ablation paper; do \
@@ -146,7 +146,7 @@ parts-others: $(READY_DEV) ## the same of Latte and the film, on a few prompts (
 	        --out docs/results/$${suite}_latte.jsonl || exit 1; \
 	    OMP_NUM_THREADS=1 $(BIN)/unicp bench $$suite --model film --prompts 2 --seeds 1 --fast-metrics \
 	        --out docs/results/$${suite}_film.jsonl || exit 1; done
-	$(BIN)/python -m unicp.benchmarking.report
+	$(BIN)/python -m unicp_bench.report
 
 report: $(READY_DEV) ## write the measured rows of peers, parts and the paper's claims as one HTML file
 	$(BIN)/unicp report $(REPORTED) --attention docs/results/attention_change.json --out docs/results/report.html
@@ -156,24 +156,35 @@ few-steps: $(READY_DEV) ## measure slices beside caches in runs of 4, 6 and 8 st
 	    --out docs/results/slices_$$steps.jsonl || exit 1; done
 	for steps in 4 6 8; do for model in latte film; do OMP_NUM_THREADS=1 $(BIN)/unicp bench slices --model $$model \
 	    --steps $$steps --prompts 2 --fast-metrics --out docs/results/slices_$${model}_$$steps.jsonl || exit 1; done; done
-	$(BIN)/python -m unicp.benchmarking.report
+	$(BIN)/python -m unicp_bench.report
 
 impact: $(READY_DEV) ## measure what an error at each noise level does to the final latent
-	$(BIN)/python -m unicp.benchmarking.impact --prompts 3 --sampler unipc --out docs/results/impact_unipc.json
-	$(BIN)/python -m unicp.benchmarking.impact --prompts 3 --sampler euler --out docs/results/impact_euler.json
+	$(BIN)/python -m experiments.impact --prompts 3 --sampler unipc --out docs/results/impact_unipc.json
+	$(BIN)/python -m experiments.impact --prompts 3 --sampler euler --out docs/results/impact_euler.json
 
 overhead: $(READY_DEV) ## measure what deciding and recording cost
 	$(BIN)/unicp bench overhead --out docs/results/overhead.json
 
 slices: $(READY_DEV) ## measure what attention at reduced width misses, and how much faster it is
-	OMP_NUM_THREADS=1 $(BIN)/python -m unicp.benchmarking.slice_errors --out docs/results/slices.json
-	for model in latte film; do OMP_NUM_THREADS=1 $(BIN)/python -m unicp.benchmarking.slice_errors --model $$model \
+	OMP_NUM_THREADS=1 $(BIN)/python -m experiments.slice_errors --out docs/results/slices.json
+	for model in latte film; do OMP_NUM_THREADS=1 $(BIN)/python -m experiments.slice_errors --model $$model \
 	    --out docs/results/slices_$$model.json || exit 1; done
-	OMP_NUM_THREADS=1 $(BIN)/python -m unicp.benchmarking.slice_speed --repeats 9 --out docs/results/slice_speed.json
-	OMP_NUM_THREADS=1 $(BIN)/python -m unicp.benchmarking.folded_weights --out docs/results/folded_weights.json
+	OMP_NUM_THREADS=1 $(BIN)/python -m experiments.slice_speed --repeats 9 --out docs/results/slice_speed.json
+	OMP_NUM_THREADS=1 $(BIN)/python -m experiments.folded_weights --out docs/results/folded_weights.json
 
 figures: $(READY_DEV) ## measure and draw the change of attention outputs over steps
-	$(BIN)/python -m unicp.benchmarking.attention_change --sampler unipc --prompts 16 --seeds 2 --out docs/results/attention_change.json --figure docs/img/u_shape.png
+	$(BIN)/python -m experiments.attention_change --sampler unipc --prompts 16 --seeds 2 --out docs/results/attention_change.json --figure docs/img/u_shape.png
+
+# --- packages
+
+wheels: $(READY_DEV) ## build the three wheels into dist/, and check that the library's is small
+	rm -rf dist
+	for package in unicp unicp-bench unicp-testbeds; do \
+	    $(BIN)/python -m build --wheel --no-isolation --outdir dist packages/$$package >/dev/null || exit 1; done
+	$(BIN)/python scripts/wheel_sizes.py dist
+
+wheels-check: wheels ## install the wheels into three fresh environments and use each (downloads torch thrice)
+	PYTHON="$(PYTHON)" TORCH="$(TORCH)" scripts/check_wheels.sh dist build/wheels
 
 # --- set-up
 
@@ -186,16 +197,16 @@ $(BIN)/python:
 	@$(PYTHON) -m venv $(VENV) \
 		|| { rm -rf $(VENV); echo "asked: a virtual environment; found: no venv module; do: apt install python3-venv"; exit 1; }
 
-$(READY): pyproject.toml | $(BIN)/python
+$(READY): packages/unicp/pyproject.toml packages/unicp-testbeds/pyproject.toml | $(BIN)/python
 	@echo "Setting up $(VENV), once: torch, diffusers and what they need (a few minutes)"
 	@$(BIN)/python -c 'import torch' 2>/dev/null || $(PIP) "torch==$(TORCH)" \
 		|| echo "no torch $(TORCH) for this Python: taking the one that pip finds"
-	@$(PIP) -e .
+	@$(PIP) -e "packages/unicp[cli]" -e packages/unicp-testbeds
 	@touch $@
 
-$(READY_DEV): $(READY)
+$(READY_DEV): packages/unicp-bench/pyproject.toml requirements-dev.txt $(READY)
 	@echo "Setting up $(VENV), once: the tools of a developer"
-	@$(PIP) -e ".[dev]"
+	@$(PIP) -e "packages/unicp[cli]" -e packages/unicp-testbeds -e packages/unicp-bench -r requirements-dev.txt
 	@touch $@
 
 clean: ## remove .venv, build, demo and caches

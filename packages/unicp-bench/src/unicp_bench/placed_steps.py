@@ -1,0 +1,56 @@
+"""Fewer steps at chosen noise levels: the plain pipeline at its best, which UniCP has to beat as well.
+
+The levels are those of the steps that a plan for the same number of computed steps would compute, solved from the
+profile of the model. Nothing is served: the sampler jumps from one of these levels to the next.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from unicp.errors import InputError
+from unicp.models.chosen_steps import can_choose, only_steps
+from unicp.planning.curves import levels_of
+from unicp.planning.profile import Profile, load_profile
+from unicp.planning.solver import best_choices
+from unicp.promise import shipped_profile
+from unicp_bench.methods import Bench, CannotRunError, Method
+
+FAMILY = "fewer steps, placed"  # the report knows it by this name
+
+
+def placed_steps(steps: int) -> Method:
+    """The plain pipeline with `steps` of the reference's own steps, the ones that a plan would compute."""
+
+    @contextmanager
+    def attach(bench: Bench) -> Iterator[None]:
+        if not can_choose(bench.pipe.scheduler):
+            raise CannotRunError(f"a {type(bench.pipe.scheduler).__name__}, whose steps are evenly spaced")
+        with only_steps(bench.pipe.scheduler, bench.steps, _chosen(bench, steps)):
+            yield
+
+    return Method(FAMILY, str(steps), attach, steps)
+
+
+def _chosen(bench: Bench, steps: int) -> tuple[int, ...]:
+    key = f"{FAMILY} {bench.steps}"
+    if key not in bench.notes:
+        profile = _profile(bench)
+        bench.notes[key] = best_choices(profile, levels_of(profile, bench.steps))
+    choices = bench.notes[key]
+    if steps not in choices:
+        raise CannotRunError(f"no plan of {steps} steps: from {min(choices)} to {max(choices)} there are")
+    return choices[steps].path.computed
+
+
+def _profile(bench: Bench) -> Profile:
+    if bench.profile is not None:
+        return load_profile(bench.profile)
+    try:
+        profile, caution = shipped_profile(bench.pipe)
+    except InputError as error:
+        raise CannotRunError(error.found) from None
+    if caution:
+        raise CannotRunError("no profile of this model is shipped: unicp calibrate makes one for --profile")
+    return profile

@@ -1,0 +1,139 @@
+"""Measured rows on disk: one JSON line per method, setting, prompt and seed; a killed run continues where it was."""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass, field, fields
+from functools import lru_cache
+from pathlib import Path
+from typing import Annotated, Any
+
+from unicp.checked import Checker, MisfitError, Step, Within
+from unicp.errors import FileFormatError, InputError
+from unicp.files import append_line, json_line, parse_json, read_bytes
+
+PLAIN, PLANNED = "plain", "UniCP planned"  # families that more than one place knows by name
+RowKey = tuple[str, str, str, str, str, str, int]
+_Count = Annotated[int, Within(0, 2**63 - 1)]
+_Seconds = Annotated[float, Within(0, 1e9)]
+_Metric = Annotated[float, Within(-1e9, 1e9, endless=True, missing=True)]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One run of a method against the plain run of the same model, sampler, prompt and seed.
+
+    suite, model, sampler, prompt, seed: what was asked; sampler is that of the plain run. method: the family
+    ("diffusers FirstBlockCache"), setting: what its sweep varies ("threshold 0.08"). steps: of this run.
+    reason: why the method cannot run here; then all numbers are 0.
+    operations: executed inside the transformer, two per multiply-add; full_operations: by the plain run.
+    seconds: the whole pipeline call; model_seconds: inside the transformer. peak_bytes: most memory of the
+    process above that before the call; cache_bytes: tensors alive shortly before the last step beyond those of the
+    plain run. work: operations of each step as a share of a plain step.
+    fidelity: numbers against the plain clip by name (`clip_metrics`), and adherence to the prompt.
+    environment: versions, device, commit, fingerprint of the model: what is needed to run this row again.
+    conditions: a hash of all that (`unicp_bench.conditions`); "" in rows from before there was one, which are
+    read and shown, and never taken for a measurement that is asked for now.
+    paired: the plain run was timed right before this one, so that the two sets of seconds may be compared.
+    """
+
+    suite: str
+    model: str
+    sampler: str
+    method: str
+    setting: str
+    prompt: str
+    seed: int
+    steps: Step
+    reason: str = ""
+    operations: _Count = 0
+    full_operations: _Count = 0
+    seconds: _Seconds = 0.0
+    plain_seconds: _Seconds = 0.0
+    model_seconds: _Seconds = 0.0
+    plain_model_seconds: _Seconds = 0.0
+    peak_bytes: _Count = 0
+    plain_peak_bytes: _Count = 0
+    cache_bytes: _Count = 0
+    work: list[Annotated[float, Within(0, 1e6)]] = field(default_factory=list)
+    fidelity: dict[str, _Metric] = field(default_factory=dict)
+    environment: dict[str, Any] = field(default_factory=dict)
+    conditions: str = ""
+    paired: bool = False
+
+    def __post_init__(self) -> None:
+        if self.measured and not (self.full_operations > 0 and self.seconds > 0 and self.plain_seconds > 0):
+            raise FileFormatError("a row", "a measured row without operations or seconds", "measure again")
+
+    @property
+    def key(self) -> RowKey:
+        """What makes a row the same measurement."""
+        return self.conditions, self.model, self.sampler, self.method, self.setting, self.prompt, self.seed
+
+    @property
+    def name(self) -> str:
+        """Method and setting in one string."""
+        return f"{self.method} {self.setting}".strip()
+
+    @property
+    def measured(self) -> bool:
+        """False for a row that only says why the method cannot run."""
+        return not self.reason
+
+
+def read_rows(path: Path) -> list[Row]:
+    """All whole rows of a file; a last line that was cut off by a kill is not one. [] if there is no file.
+
+    Raises InputError where it cannot be read, FileFormatError for a damaged line before the last one.
+    """
+    if not os.path.exists(path):
+        return []
+    rows: list[Row] = []
+    lines = read_bytes(path).split(b"\n")
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            rows.append(_parse(line))
+        except (MisfitError, FileFormatError) as error:
+            # Every whole row ends with a line break, so only what stands behind the last one can be half a row.
+            if number == len(lines):
+                continue
+            found = f"line {number} is damaged ({getattr(error, 'found', str(error))})"
+            raise FileFormatError(f"rows in {path}", found, "delete that line") from None
+    return rows
+
+
+def append_row(path: Path, row: Row) -> None:
+    """Adds one row, on the disk when this returns, after removing what a kill left of a half-written one.
+
+    Raises InputError; the file is then what it was.
+    """
+    defaults = {f.name: f.default for f in fields(Row)}
+    values = {k: v for k, v in vars(row).items() if v != defaults.get(k) and v not in ({}, [])}
+    if row.fidelity:
+        values["fidelity"] = {k: None if math.isnan(v) else round(v, 5) for k, v in row.fidelity.items()}
+    try:
+        line = json_line(values)
+        _parse(line.encode())
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except (MisfitError, TypeError, ValueError) as error:
+        raise InputError(f"to write a row to {path}", str(error), "see what made such a row") from None
+    except OSError as error:
+        raise InputError(f"to write {path}", str(error), "choose another file") from None
+    append_line(path, line)
+
+
+def _parse(line: bytes) -> Row:
+    """Raises MisfitError, FileFormatError."""
+    values = parse_json(line, "a row", "delete that line")
+    numbers = values.get("fidelity") if isinstance(values, dict) else None
+    if isinstance(numbers, dict):
+        values["fidelity"] = {name: "nan" if number is None else number for name, number in numbers.items()}
+    return _checker().read(values)
+
+
+@lru_cache(maxsize=1)
+def _checker() -> Checker:
+    return Checker(Row)

@@ -1,0 +1,294 @@
+"""From rows to numbers one can compare: means, worst tenths, intervals, and the best fidelity at a given speed."""
+
+from __future__ import annotations
+
+import math
+import random
+import statistics
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+
+from unicp_bench.references import Reference, references
+from unicp_bench.rows import PLAIN, Row
+
+RESAMPLES = 2000
+# A bootstrap's interval is too narrow where values are few: of ten normal ones it holds the mean in 90 of 100 cases
+# instead of 95, of four in 80, of two in 50.
+FEWEST_FOR_INTERVAL = 10
+# A setting may not take a table below so many clips: it is left out, and named. Fewer where no setting has as many.
+LEAST_CLIPS = 4
+# Rows from before rows said whether they are paired. In this suite every method had a plain run of its own right before
+# it, but for the calibration that these two make on the first clip.
+_PAIRED_SUITE, _CALIBRATED = "seconds", ("diffusers MagCache", "global schedule")
+Clip = tuple[str, int]
+TIMED = ("speed-up in seconds, pairs", "seconds a clip")
+
+
+def is_paired(row: Row) -> bool:
+    """Whether a row's seconds and those of its plain run were measured one right after the other."""
+    is_older = not row.conditions
+    return row.paired or (is_older and row.suite == _PAIRED_SUITE and row.method not in _CALIBRATED)
+
+
+def worst_name(clips: int) -> str:
+    """What the mean of the lowest tenth is of so many clips: "worst clip" up to ten."""
+    count = _tenth(clips)
+    return "worst clip" if count == 1 else f"worst {count} of {clips} clips"
+
+
+def _tenth(clips: int) -> int:
+    return max(1, math.ceil(clips / 10))
+
+
+def worst_tenth(values: Sequence[float]) -> float:
+    """Mean of the lowest tenth of the values (rounded up, at least one)."""
+    return statistics.fmean(sorted(values)[: _tenth(len(values))])
+
+
+def bootstrap(
+    values: Sequence[float], statistic: Callable[[Sequence[float]], float] = statistics.fmean, share: float = 0.95
+) -> tuple[float, float]:
+    """Percentile interval of a statistic over resampled values (seeded: the same values give the same interval)."""
+    if len(values) < 2:
+        return (values[0], values[0]) if values else (math.nan, math.nan)
+    source = random.Random(0)
+    found = sorted(statistic(source.choices(values, k=len(values))) for _ in range(RESAMPLES))
+    cut = (1 - share) / 2
+    return found[int(cut * RESAMPLES)], found[min(RESAMPLES - 1, int((1 - cut) * RESAMPLES))]
+
+
+@dataclass(frozen=True)
+class Group:
+    """All rows of one method and setting with one model, sampler and kind of plain run, under the same conditions."""
+
+    model: str
+    sampler: str
+    reference: Reference
+    method: str
+    setting: str
+    rows: tuple[Row, ...]
+
+    @property
+    def name(self) -> str:
+        """Method and setting in one string."""
+        return f"{self.method} {self.setting}".strip()
+
+    @property
+    def clips(self) -> set[Clip]:
+        """Prompt and seed of each row."""
+        return {(row.prompt, row.seed) for row in self.rows}
+
+    @property
+    def conditions(self) -> str:
+        """Of all rows; "" where they do not say."""
+        return self.rows[0].conditions
+
+    @property
+    def reason(self) -> str:
+        """Why the method cannot run; "" if it can."""
+        return self.rows[0].reason
+
+    @property
+    def operations(self) -> float:
+        """Operations saved: plain over executed, of all clips together."""
+        return sum(r.full_operations for r in self.rows) / max(1, sum(r.operations for r in self.rows))
+
+    @property
+    def paired(self) -> bool:
+        """Whether its seconds may be shown: each run has a plain run of its own right before it."""
+        return all(is_paired(r) for r in self.rows)
+
+    @property
+    def seconds(self) -> float:
+        """Speed-up in seconds: the median over pairs of plain over accelerated; NaN where the rows are not paired."""
+        return statistics.median(self._ratios()) if self.paired else math.nan
+
+    @property
+    def seconds_spread(self) -> tuple[float, float]:
+        """Lowest and highest pair of the same ratio; NaN where the rows are not paired."""
+        ratios = self._ratios() if self.paired else [math.nan]
+        return min(ratios), max(ratios)
+
+    @property
+    def seconds_each(self) -> float:
+        """Mean seconds of a clip; NaN where the rows are not paired."""
+        return statistics.fmean(r.seconds for r in self.rows) if self.paired else math.nan
+
+    @property
+    def outside_seconds(self) -> float:
+        """Mean seconds of a clip spent outside the transformer; NaN where the rows are not paired."""
+        return statistics.fmean(r.seconds - r.model_seconds for r in self.rows) if self.paired else math.nan
+
+    def _ratios(self) -> list[float]:
+        return [r.plain_seconds / r.seconds for r in self.rows]
+
+    def values(self, metric: str) -> list[float]:
+        """One metric of every clip; [] where one has no number: a mean without the clip that broke would flatter."""
+        found = [r.fidelity.get(metric, math.nan) for r in self.rows]
+        return [] if any(math.isnan(value) for value in found) else found
+
+    def by_prompt(self, metric: str) -> list[float]:
+        """The mean of each prompt: clips of one prompt and several seeds are no independent ones. [] as in `values`."""
+        found: dict[str, list[float]] = {}
+        for row, value in zip(self.rows, self.values(metric)):
+            found.setdefault(row.prompt, []).append(value)
+        return [statistics.fmean(values) for values in found.values()]
+
+    def mean(self, metric: str) -> float:
+        """Mean over clips; NaN where a clip has no number."""
+        values = self.values(metric)
+        return statistics.fmean(values) if values else math.nan
+
+    def worst(self, metric: str) -> float:
+        """Mean of the worst tenth (lowest values), see `worst_name`; NaN where a clip has no number."""
+        values = self.values(metric)
+        return worst_tenth(values) if values else math.nan
+
+
+def group_rows(rows: Iterable[Row]) -> list[Group]:
+    """One group per model, sampler, kind of plain run, method, setting and conditions, in order of appearance.
+
+    A method that runs on some clips and fails on others makes two groups: the measured rows, and the others.
+    """
+    rows = list(rows)
+    found: dict[tuple[str, str, Reference, str, str, str, bool], list[Row]] = {}
+    for row, against in zip(rows, references(rows)):
+        key = row.model, row.sampler, against, row.method, row.setting, row.conditions, row.measured
+        found.setdefault(key, []).append(row)
+    return [Group(*key[:5], tuple(members)) for key, members in found.items()]
+
+
+@dataclass(frozen=True)
+class Shared:
+    """Settings over the same clips. groups: in the order given, those that cannot run among them.
+
+    clips: how many all of them have; beyond: how many more some of them have; left_out: settings with too few of them.
+    """
+
+    groups: tuple[Group, ...]
+    clips: int
+    beyond: int = 0
+    left_out: tuple[Group, ...] = ()
+
+    @property
+    def note(self) -> str:
+        """What was left out; "" where nothing was."""
+        said = []
+        if self.beyond:
+            said.append(
+                f"All numbers are over the {self.clips} clips (prompt and seed) that every setting shown has; "
+                f"{self.beyond} more, which only some of them have, do not count."
+            )
+        if self.left_out:
+            names = ", ".join(f"{group.name} ({len(group.rows)})" for group in self.left_out)
+            said.append(f"Left out, because they have too few clips in common with the others: {names}.")
+        return " ".join(said)
+
+
+def share(groups: Iterable[Group]) -> Shared:
+    """The groups with nothing but the rows of clips that all of them have.
+
+    As many settings are kept as leave LEAST_CLIPS clips. The plain run is held to the clips of the others, and what
+    cannot run is kept as it is.
+    """
+    groups = list(groups)
+    measured = [group for group in groups if not group.reason and group.method != PLAIN]
+    most = max((len(group.clips) for group in measured), default=0)
+    common: set[Clip] | None = None
+    left_out: list[Group] = []
+    for group in sorted(measured, key=lambda group: -len(group.clips)):
+        both = group.clips if common is None else common & group.clips
+        if len(both) < min(LEAST_CLIPS, most):
+            left_out.append(group)
+        else:
+            common = both
+    if common is None:
+        return Shared(tuple(groups), 0)
+    kept = [group for group in groups if group not in left_out]
+    beyond = set[Clip]().union(*(group.clips for group in kept if group in measured)) - common
+    held = (group if group.reason else _held_to(group, common) for group in kept)
+    return Shared(tuple(group for group in held if group.rows), len(common), len(beyond), tuple(left_out))
+
+
+def _held_to(group: Group, clips: set[Clip]) -> Group:
+    return replace(group, rows=tuple(row for row in group.rows if (row.prompt, row.seed) in clips))
+
+
+Cost = Callable[[Group], float]
+Worth = Callable[[Group], float]
+
+
+def frontier(groups: Iterable[Group], cost: Cost, worth: Worth) -> list[tuple[float, float]]:
+    """(speed-up, fidelity) of the settings that no faster setting of the same method equals or beats; slowest first.
+
+    Settings without one of the two numbers are none.
+    """
+    known = ((cost(g), worth(g)) for g in groups if not g.reason)
+    points = sorted((point for point in known if not any(map(math.isnan, point))), reverse=True)
+    kept: list[tuple[float, float]] = []
+    for speed, value in points:
+        if not kept or value > kept[-1][1]:
+            kept.append((speed, value))
+    return kept[::-1]
+
+
+def at_speed(points: Sequence[tuple[float, float]], speed: float) -> float | None:
+    """Best fidelity at `speed` on a frontier, linear between its points; None beyond its fastest point.
+
+    Below its slowest point the slowest point counts: it saves more than was asked.
+    """
+    if not points or speed > points[-1][0]:
+        return None
+    if speed <= points[0][0]:
+        return points[0][1]
+    for (x0, y0), (x1, y1) in zip(points, points[1:]):
+        if x0 <= speed <= x1:
+            return y0 + (y1 - y0) * (speed - x0) / (x1 - x0)
+    return None
+
+
+def speed_at(points: Sequence[tuple[float, float]], fidelity: float) -> float | None:
+    """Largest speed-up on a frontier that keeps at least `fidelity`; None if none does."""
+    best: float | None = None
+    for index, (speed, value) in enumerate(points):
+        if value >= fidelity:
+            best = speed
+            if index + 1 < len(points):
+                next_speed, next_value = points[index + 1]
+                if next_value < fidelity:
+                    best = speed + (next_speed - speed) * (value - fidelity) / (value - next_value)
+    return best
+
+
+def markdown(groups: Iterable[Group]) -> str:
+    """Groups as a Markdown table over the clips that all of them have; what cannot run says why.
+
+    Columns of seconds are there where a setting has paired rows; of the others they say nothing.
+    """
+    shared = share(groups)
+    shown = [group for group in shared.groups if group.method != PLAIN]
+    timed = any(group.paired for group in shown if not group.reason)
+    names = ["method", "clips", "less compute", *(TIMED if timed else ()), "PSNR mean", worst_name(shared.clips)]
+    lines = [f"| {' | '.join(names)} |", "|" + "---|" * len(names)]
+    for group in shown:
+        if group.reason:
+            lines.append(f"| {group.name} | cannot run: {group.reason} |" + " |" * (len(names) - 2))
+            continue
+        cells = [str(len(group.rows)), f"{group.operations:.2f}x", *(_seconds(group) if timed else ())]
+        cells += [decibels(group.mean("psnr")), decibels(group.worst("psnr"))]
+        lines.append(f"| {group.name} | {' | '.join(cells)} |")
+    return "\n".join(lines) + (f"\n\n{shared.note}" if shared.note else "")
+
+
+def decibels(*values: float) -> str:
+    """One decimal each, a slash between them; a dash for what is not a number."""
+    shown = ["-" if math.isnan(value) else f"{value:.1f}" for value in values]
+    return "-" if set(shown) == {"-"} else f"{' / '.join(shown)} dB"
+
+
+def _seconds(group: Group) -> list[str]:
+    if not group.paired:
+        return ["-", "-"]
+    low, high = group.seconds_spread
+    spread = f" ({low:.2f} to {high:.2f})" if len(group.rows) > 1 else ""
+    return [f"{group.seconds:.2f}x{spread}", f"{group.seconds_each:.1f}"]

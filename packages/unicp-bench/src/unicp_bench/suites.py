@@ -1,0 +1,254 @@
+"""Which methods a suite measures, and on how many prompts."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import get_args
+
+from unicp.errors import InputError
+from unicp.settings import Basis, Settings, Slicing, preset
+from unicp_bench.measuring import PLAIN_EVERY
+from unicp_bench.methods import (
+    Method,
+    fewer_steps,
+    fixed_window,
+    other_sampler,
+    unicp_method,
+    with_preset,
+    with_target,
+)
+from unicp_bench.peers import cache_dit_methods, diffusers_methods
+from unicp_bench.placed_steps import placed_steps
+from unicp_bench.step_schedule import schedule_methods
+from unicp_testbeds import NAMES, folder
+
+STEPS = 30
+
+
+@dataclass(frozen=True)
+class Suite:
+    """Methods and how many prompts, seeds and frames they are measured on.
+
+    frames: None = the model's own. plain_every: the plain run is timed again before so many methods each.
+    """
+
+    methods: tuple[Method, ...]
+    about: str
+    prompts: int = 16
+    seeds: int = 2
+    frames: int | None = None
+    plain_every: int = PLAIN_EVERY
+
+
+def models() -> dict[str, Path]:
+    """The folders of the shipped test-beds by name."""
+    return {name: folder(name) for name in NAMES if folder(name).is_dir()}
+
+
+def suite(name: str) -> Suite:
+    """A suite by name. Raises InputError."""
+    known = {
+        "presets": _presets,
+        "quick": _quick,
+        "peers": _peers,
+        "rivals": _rivals,
+        "leaders": _leaders,
+        "ablation": _ablation,
+        "paper": _paper,
+        "slices": _slices,
+        "seconds": _seconds,
+    }
+    if name not in known:
+        raise InputError(f"suite {name!r}", f"the suites {', '.join(known)}", "name one of them")
+    return known[name]()
+
+
+def _presets() -> Suite:
+    named = [with_preset(name) for name in ("quality", "balanced", "fast", "paper")]
+    windows = [fixed_window(n) for n in (2, 3)]
+    fewer = [fewer_steps(n) for n in (15, 10)]
+    return Suite((*named, *windows, *fewer), "the presets, fixed windows and fewer steps")
+
+
+def _quick() -> Suite:
+    named = [with_preset(name) for name in ("quality", "balanced", "fast")]
+    peers = [m for m in diffusers_methods() if m.name in ("diffusers FirstBlockCache threshold 0.1",)]
+    peers += [m for m in diffusers_methods() if m.name == "diffusers TaylorSeer order 1 interval 2"]
+    methods = (*named, fixed_window(2), fewer_steps(15), *peers)
+    return Suite(methods, "a few methods on short clips", prompts=2, seeds=1, frames=9)
+
+
+def _peers() -> Suite:
+    ours = [with_preset("balanced", tolerance=t) for t in (0.01, 0.02, 0.04, 0.08, 0.15, 0.25, 0.5, 1.0, 2.0)]
+    # Windows of `balanced` cannot save more than about three times: these widen faster, whatever the error.
+    ours += [
+        with_preset("balanced", tolerance=1000.0, max_reach=reach, max_window=most)
+        for reach, most in ((1.25, 8), (1.5, 8), (2.0, 8), (3.0, 8), (3.0, 12))
+    ]
+    # So near each other that plans of every number of computed steps down to ten are among them.
+    slow = ("1.3", "1.35", "1.4", "1.5", "1.6", "1.65", "1.7", "1.85")
+    speeds = (*slow, "2", "2.1", "2.2", "2.35", "2.5", "2.7", "3", "3.4", "4")
+    planned = [with_target(f"speedup>={x}") for x in speeds]
+    planned += [with_target(f"psnr>={x}") for x in (40, 35, 30, 25)]
+    windows = [fixed_window(n) for n in (2, 3, 4, 5)]
+    fewer = [fewer_steps(n) for n in (20, 15, 12, 10, 8, 7)]
+    fewer += [placed_steps(n) for n in (20, 15, 12, 10, 8)]
+    others = [other_sampler(name, n) for name in ("unipc", "dpm", "euler") for n in (20, 15, 12, 10, 8)]
+    methods = (
+        *ours,
+        *planned,
+        *windows,
+        *schedule_methods(),
+        *fewer,
+        *others,
+        *diffusers_methods(),
+        *cache_dit_methods(),
+    )
+    return Suite(
+        methods, "the caches of diffusers and cache-dit, samplers, schedules and fewer steps, each with its sweep"
+    )
+
+
+# Settings of peers that are worth a long table. Chosen by hand from the whole sweep on two tuning prompts of the
+# glyphs, 9 frames, both samplers: no faster setting of the same method had a better clip there, clips kept about 26 dB,
+# and no other version of the method was clearly better.
+_STRONG = {
+    "fewer steps": ("20", "15", "12", "10", "8", "7"),
+    "fewer steps, unipc": ("20", "10", "8"),
+    "fewer steps, dpm": ("20", "10", "8"),
+    "global schedule": ("forecast 57 %", "forecast 50 %", "forecast 40 %", "reuse 33 %", "reuse 27 %"),
+    "diffusers FirstBlockCache": ("threshold 0.06",),
+    "diffusers TaylorSeer": tuple(f"order 1 interval {n}" for n in (2, 3, 4, 5)),
+    "cache-dit DBCache + Taylor": ("F1 threshold 0.06", "F1 threshold 0.12"),
+    "cache-dit DBCache + DMD": ("F1 threshold 0.12", "F1 threshold 0.24"),
+    "cache-dit DBPrune": ("threshold 0.03", "threshold 0.06"),
+}
+_WHOLE = ("UniCP", "UniCP planned", "fewer steps, placed", "fixed window", "diffusers SeaCache", "diffusers MagCache")
+
+
+# What came out ahead in the tables of "rivals", for clips that take three times as long.
+_LEADERS = {
+    "UniCP": (
+        *(f"balanced tolerance {tolerance}" for tolerance in (0.04, 0.15, 0.5, 1.0)),
+        "balanced tolerance 1000.0 max_reach 1.5 max_window 8",
+        "balanced tolerance 1000.0 max_reach 3.0 max_window 12",
+    ),
+    "UniCP planned": tuple(f"speedup>={x}" for x in ("1.5", "1.7", "2", "2.5", "3", "3.4", "4")),
+    "global schedule": ("forecast 57 %", "forecast 50 %", "forecast 40 %", "reuse 33 %", "reuse 27 %"),
+    "fewer steps": ("20", "15", "10", "8"),
+}
+
+# Of every method the setting that takes about half the compute of 30 steps on the test-beds.
+_AT_TWO = {
+    "UniCP": ("balanced tolerance 0.15",),
+    "UniCP planned": ("speedup>=1.85",),
+    "fixed window": ("2",),
+    "fewer steps": ("15",),
+    "global schedule": ("reuse 50 %", "forecast 50 %"),
+    "diffusers SeaCache": ("threshold 0.25 skips 2",),
+    "diffusers MagCache": ("threshold 0.06 skips 3",),
+    "diffusers TaylorSeer": ("order 1 interval 2",),
+    "diffusers FirstBlockCache": ("threshold 0.1",),
+    "cache-dit DBCache + Taylor": ("F1 threshold 0.12",),
+}
+
+
+def _some_of_peers(chosen: Mapping[str, Collection[str]], whole: Collection[str] = ()) -> tuple[Method, ...]:
+    """Of the peers' sweep the chosen settings of each family, and whole families."""
+    methods = _peers().methods
+    return tuple(one for one in methods if one.family in whole or one.setting in chosen.get(one.family, ()))
+
+
+def _seconds() -> Suite:
+    about = "methods at about 2x less compute, each right after a plain run of its own"
+    return Suite(_some_of_peers(_AT_TWO), about, prompts=2, seeds=1, plain_every=1)
+
+
+def _rivals() -> Suite:
+    methods = _some_of_peers(_STRONG, _WHOLE)
+    return Suite(methods, "of the peers the settings worth a long table", prompts=4, seeds=1)
+
+
+def _leaders() -> Suite:
+    methods = _some_of_peers(_LEADERS, ("diffusers SeaCache",))
+    return Suite(methods, "UniCP beside the peers that came out ahead, for long clips", prompts=4, seeds=1)
+
+
+def _ablation() -> Suite:
+    base = preset("balanced")
+    methods = [with_preset("balanced"), fixed_window(2), fixed_window(3)]
+    for weighting in ("uniform",):
+        methods.append(with_preset("balanced", weighting=weighting))
+    methods += [with_preset("balanced", order=0), with_preset("balanced", damped=False)]
+    for quantity in ("output", "clean", "noise"):
+        for abscissa in ("sigma", "log_snr", "step"):
+            if (quantity, abscissa) != ("noise", "log_snr"):
+                changed = dataclasses.replace(base, quantities=(quantity,), abscissas=(abscissa,))
+                methods.append(unicp_method(f"balanced, {quantity} over {abscissa}", changed))
+    chosen = dataclasses.replace(base, quantities=("output", "noise", "clean"), abscissas=("sigma", "log_snr"))
+    methods.append(unicp_method("balanced, best quantity at each window", chosen))
+    for span in ("stack", "block", "unit"):
+        # With the usual limit on what is stored a finer span gives way to a coarser one.
+        finer = dataclasses.replace(base, span=span, store_factor=1000.0)
+        methods.append(unicp_method(f"balanced, span {span}", finer))
+    methods.append(with_preset("balanced", guidance=True))
+    methods += _slicing_ablation(base)
+    return Suite(tuple(methods), "each part of the method on and off", prompts=8, seeds=1)
+
+
+def _slicing_ablation(base: Settings) -> list[Method]:
+    found = []
+    for basis in get_args(Basis):
+        slicing = Slicing(widths=(0.5,), tolerance=100.0, basis=basis)
+        found.append(unicp_method(f"balanced + half width, {basis}", dataclasses.replace(base, slicing=slicing)))
+    for tolerance in (0.015, 0.03, 0.06):
+        careful = Slicing(widths=(0.25, 0.5, 0.75), tolerance=tolerance)
+        found.append(unicp_method(f"balanced + DWS within {tolerance}", dataclasses.replace(base, slicing=careful)))
+    return found
+
+
+def _slices() -> Suite:
+    """For runs of a few steps, in which little can be served."""
+    off = dataclasses.replace(preset("balanced"), tolerance=1e-9)  # windows that never open
+    methods = []
+    for share in (0.75, 0.5, 0.25):
+        slicing = Slicing(widths=(share,), tolerance=100.0)
+        methods.append(unicp_method(f"slices of {share}", dataclasses.replace(off, slicing=slicing)))
+    for share, basis in itertools.product((0.5, 0.25), get_args(Basis)):
+        if basis != Slicing().basis:
+            slicing = Slicing(widths=(share,), tolerance=100.0, basis=basis)
+            methods.append(unicp_method(f"slices of {share}, {basis}", dataclasses.replace(off, slicing=slicing)))
+    for tolerance in (0.015, 0.03, 0.06, 0.12):
+        slicing = Slicing(widths=(0.25, 0.5, 0.75), tolerance=tolerance)
+        methods.append(unicp_method(f"slices within {tolerance}", dataclasses.replace(off, slicing=slicing)))
+    methods += [with_preset(name) for name in ("quality", "balanced", "fast")]
+    both = Slicing(widths=(0.25, 0.5, 0.75), tolerance=0.03)
+    methods.append(unicp_method("balanced, slices within 0.03", dataclasses.replace(preset("balanced"), slicing=both)))
+    peers = (*diffusers_methods(), *cache_dit_methods())
+    methods = (*methods, *(fewer_steps(n) for n in (7, 6, 5, 4, 3)), *peers)
+    return Suite(methods, "slices of attention beside caches, for runs of 4 to 8 steps (--steps)", prompts=8, seeds=1)
+
+
+def _paper() -> Suite:
+    paper = preset("paper")
+    no_slicing = Slicing(widths=())
+    never = dataclasses.replace(paper, tolerance=1e-9)  # windows that never open: slicing alone
+    methods = [unicp_method("paper", paper)]
+    for tolerance in (0.05, 0.1, 0.2, 0.4):
+        changed = dataclasses.replace(paper, tolerance=tolerance)
+        methods.append(
+            unicp_method(f"paper, caching alone {tolerance}", dataclasses.replace(changed, slicing=no_slicing))
+        )
+        methods.append(unicp_method(f"paper, caching and slicing {tolerance}", changed))
+    for window in (2, 3, 4):
+        fixed = dataclasses.replace(paper, every=window, slicing=no_slicing)
+        methods.append(unicp_method(f"paper's units, fixed window {window}", fixed))
+    for width in (0.75, 0.5, 0.25):
+        slicing = dataclasses.replace(paper.slicing, widths=(width,))
+        methods.append(unicp_method(f"paper, slicing alone {width}", dataclasses.replace(never, slicing=slicing)))
+    methods.append(with_preset("balanced"))
+    return Suite(tuple(methods), "the paper's claims one by one", prompts=8, seeds=1)

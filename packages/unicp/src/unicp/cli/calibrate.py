@@ -1,0 +1,125 @@
+"""`unicp calibrate`: a profile of a model on this machine, from which plans are made."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from unicp.cli import options
+from unicp.cli.options import OFF, Request
+from unicp.errors import InputError
+from unicp.planning.solver import check_steps
+from unicp.plugins import shipped_pipeline
+
+PROMPTS = 4
+
+ModelArgument = Annotated[
+    str | None,
+    typer.Argument(metavar="MODEL", help="Folder of a pipeline, or its name on the hub [default: the test-bed]."),
+]
+PromptsOption = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="Prompts, one a line [default: four of a test-bed's].")
+]
+CountOption = Annotated[int, typer.Option(metavar="N", help="How many prompts of the file.")]
+ProfileOption = Annotated[Path, typer.Option("--out", metavar="FILE", help="The profile to write.")]
+
+
+def calibrate(
+    model: ModelArgument = None,
+    prompts: PromptsOption = None,
+    count: CountOption = PROMPTS,
+    out: ProfileOption = Path("profile.json"),
+    steps: options.StepsOption = None,
+    cfg: options.CfgOption = None,
+    height: options.HeightOption = None,
+    width: options.WidthOption = None,
+    frames: options.FramesOption = None,
+    sampler: options.SamplerOption = "default",
+) -> None:
+    """Measure what plans are made from, on a few prompts, and write it down: the profile.
+
+    Says first how long it will take. Stopped at any moment, the same command goes on where it was. A profile is of one
+    model, sampler and precision; it serves other prompts, seeds and step counts, and other sizes but for seconds.
+
+    \b
+    Examples:
+      unicp calibrate --frames 9 --out testbed.json
+      unicp calibrate ./my-pipeline --prompts prompts.txt --steps 40 --out mine.json
+    """
+    texts = calibration_prompts(prompts, count, model)
+    if steps is not None:
+        check_steps(steps)
+    request = Request(
+        prompt=texts[0],
+        model=model,
+        preset=OFF,
+        tolerance=None,
+        steps=steps,
+        seed=0,
+        cfg=cfg,
+        height=height,
+        width=width,
+        frames=frames,
+        negative=None,
+        out=None,
+        fps=None,
+        trace=None,
+        sampler=sampler,
+    )
+    from unicp.calibration.notes import SUFFIX
+
+    options.check_written("--out", out, {"--prompts": prompts})
+    # What is known so far is kept beside it, under a longer name.
+    options.check_written("--out", out.with_name(out.name + SUFFIX), {"--prompts": prompts})
+    _run(request, texts, out)
+
+
+def _run(request: Request, prompts: list[str], out: Path) -> None:
+    from unicp.calibration.calibrating import Calibration
+    from unicp.cli import common
+
+    prepared = common.prepare(request)
+    if prepared.steps is None:
+        raise InputError("to calibrate", "a pipeline that does not say how many steps it takes", "give --steps")
+    check_steps(prepared.steps)
+    left_out = ("prompt", "num_inference_steps")
+    arguments: dict[str, Any] = {k: v for k, v in prepared.arguments.items() if k not in left_out}
+    calibration = Calibration(prepared.pipe, prompts, prepared.steps, arguments, out, common.say)
+    with common.waiting("timing two steps"):
+        seconds = calibration.estimate()
+    common.say(
+        f"{len(prompts)} prompts of {prepared.steps} steps: about {_duration(seconds)}; may be stopped and resumed"
+    )
+    profile = calibration.run()
+    cost = profile.seconds
+    typer.echo(f"{out}: {len(profile.recordings)} prompts, {profile.steps} steps, {profile.fingerprint.scheduler}")
+    typer.echo(
+        f"seconds: {cost.computed:.3g} a computed step, {cost.served:.3g} a served one, {cost.rest:.3g} the rest"
+    )
+    typer.echo(f'next: unicp plan {out} --target "psnr>=35"')
+
+
+def _duration(seconds: float) -> str:
+    return (
+        f"{seconds:.0f} s"
+        if seconds < 120
+        else f"{seconds / 60:.0f} min"
+        if seconds < 7200
+        else f"{seconds / 3600:.1f} h"
+    )
+
+
+def calibration_prompts(file: Path | None, count: int, model: str | None) -> list[str]:
+    """The first prompts of a file, or else of a shipped test-bed: the model's own, or the first one's."""
+    if count < 1:
+        raise InputError(f"--count {count}", "not a positive number", "use 1 or more")
+    if file is None:
+        testbed = (model and shipped_pipeline(model)) or shipped_pipeline(options.DEFAULT_MODEL)
+        if testbed is None:
+            raise InputError(
+                "to calibrate without --prompts", options.NO_TESTBEDS, f"give --prompts, or {options.GET_TESTBEDS}"
+            )
+        return list(testbed.prompts("calibration")[:count])
+    return list(options.read_prompts("--prompts", file)[:count])

@@ -1,0 +1,154 @@
+"""`unicp calibrate`, `unicp plan`, and `--target` of `generate` and `compare`."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+from tests.commands import refused, run
+from tests.made_profiles import made
+
+import unicp.calibration.calibrating as calibrating
+from tests import tiny_pipeline
+from unicp.cli.calibrate import calibration_prompts
+from unicp.planning.plan import load_plan
+from unicp.planning.profile import FewerSteps, Seconds, load_profile, save_profile
+
+PROMPT = "a red star moving left on a striped background"
+
+
+@pytest.fixture(autouse=True)
+def _in_a_folder_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def profile(tmp_path) -> Path:
+    save_profile(made(), tmp_path / "profile.json")
+    return tmp_path / "profile.json"
+
+
+def test_a_plan_is_printed_and_drawn(profile):
+    result = run("plan", profile, "--target", "psnr>=35")
+    assert result.exit_code == 0, result.output
+    lines = result.stdout.splitlines()
+    assert lines[0].startswith("plan for psnr>=35: ") and set(lines[1].strip()) == {"C", "."}
+    assert "PSNR: " in result.stdout and "speed: " in result.stdout
+
+
+def test_a_plan_is_written_and_printed_for_machines(profile, tmp_path):
+    result = run("plan", profile, "--target", "speedup>=1.5", "--steps", 24, "--out", tmp_path / "plan.json", "--json")
+    assert result.exit_code == 0, result.output
+    facts = json.loads(result.stdout)
+    plan = load_plan(tmp_path / "plan.json")
+    assert facts["computed"] == plan.computed and facts["drawing"] == plan.drawing() and plan.steps == 24
+    assert facts["speed_up"] >= 1.5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "found"),
+    [
+        (("--target", "quality>=3"), "not a target"),
+        (("--target", "speedup>=99"), "at most speedup>="),
+        (("--target", "psnr>=30", "--steps", 0), "--steps 0"),
+        (("--target", "psnr>=30", "--steps", 1001), "up to 1000 steps"),
+        (("--target", "psnr>=30", "--steps", 10**11), "up to 1000 steps"),
+        (("--target", "speedup>=1.3", "--steps", 3), "nothing is faster than the plain run of 3 steps"),
+        (("--target", "psnr>=30", "--out", "no/such/folder.json"), "no folder"),
+    ],
+)
+def test_what_cannot_be_planned_is_one_line(profile, arguments, found):
+    assert found in refused("plan", profile, *arguments)
+
+
+def test_a_file_that_is_no_profile_is_one_line(tmp_path):
+    (tmp_path / "bad.json").write_text('{"type": "unicp.trace"}')
+    assert "type 'unicp.trace'" in refused("plan", "bad.json", "--target", "psnr>=30")
+    assert "missing.json" in refused("plan", "missing.json", "--target", "psnr>=30")
+
+
+@pytest.mark.parametrize("command", ["generate", "compare"])
+def test_options_that_do_not_go_together_are_refused_before_loading(command, profile):
+    assert "no --target" in refused(command, PROMPT, "--profile", profile)
+    assert "--preset or --tolerance" in refused(command, PROMPT, "--target", "psnr>=35", "--preset", "fast")
+    assert "--preset or --tolerance" in refused(command, PROMPT, "--target", "psnr>=35", "--tolerance", 0.1)
+    assert "not a target" in refused(command, PROMPT, "--target", "psnr=35")
+    assert "missing.json" in refused(command, PROMPT, "--target", "psnr>=35", "--profile", "missing.json")
+
+
+def test_calibrate_refuses_in_one_line(tmp_path):
+    (tmp_path / "empty.txt").write_text("\n")
+    assert "no prompts in it" in refused("calibrate", "--prompts", "empty.txt")
+    assert "--count 0" in refused("calibrate", "--count", 0)
+    assert "--steps 0" in refused("calibrate", "--steps", 0)
+    assert "up to 1000 steps" in refused("calibrate", "--steps", 1001)
+    # Beside the profile there is a file of notes, whose name is longer.
+    assert "a name of 262 bytes" in refused("calibrate", "--out", "x" * 246 + ".json")
+    assert "no such folder" in refused("calibrate", "nowhere", "--prompts", _prompts(tmp_path))
+
+
+def test_a_shipped_model_is_calibrated_on_its_own_prompts():
+    assert all("scene with" in text for text in calibration_prompts(None, 4, "film"))
+    assert calibration_prompts(None, 4, None) == calibration_prompts(None, 4, "./mine")
+    assert len(calibration_prompts(None, 4, None)) == 4
+
+
+def _prompts(folder: Path) -> Path:
+    (folder / "prompts.txt").write_text(f"{PROMPT}\n")
+    return folder / "prompts.txt"
+
+
+@pytest.fixture(scope="module")
+def calibrated(tmp_path_factory) -> tuple[Path, Path]:
+    """A tiny pipeline and its profile, made by the command."""
+    folder = tmp_path_factory.mktemp("calibrated")
+    model = tiny_pipeline.save(folder / "tiny")
+    with pytest.MonkeyPatch.context() as patch:
+        for name, shares in (("PROBED", (0.5, 1.0)), ("TRIED", (0.5,)), ("FEWER", (0.5,)), ("PLACED", (0.5,))):
+            patch.setattr(calibrating, name, shares)
+        out = folder / "profile.json"
+        options = ("--prompts", _prompts(folder), "--out", out, "--sampler", "euler")
+        result = run("calibrate", model, *options, "--steps", 8)
+    assert result.exit_code == 0, result.output
+    assert "1 prompts of 8 steps: about" in result.stderr and "1 of 15: plain run" in result.stderr
+    assert "next: unicp plan" in result.stdout
+    # From here on with seconds that do not depend on the machine, and nothing that could do better than a plan.
+    save_profile(dataclasses.replace(load_profile(out), seconds=Seconds(1.0, 0.0, 0.0), fewer=[]), out)
+    return model, out
+
+
+@pytest.mark.slow
+def test_generate_meets_a_target_by_a_profile(calibrated, tmp_path):
+    model, profile = calibrated
+    options = ("--model", model, "--sampler", "euler", "--steps", 8, "--target", "speedup>=1.1", "--profile", profile)
+    result = run("generate", PROMPT, *options, "--json", "--trace", "trace.json")
+    assert result.exit_code == 0, result.output
+    facts = json.loads(result.stdout)
+    assert facts["target"] == "speedup>=1.1" and facts["plan"]["steps"] == 8
+    assert facts["summary"]["actions"]["forecast"]["calls"] == 2 * (8 - len(facts["plan"]["computed"])) > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("count", "computed"), [(4, []), (6, [0, 1, 2, 3, 5, 6])])
+def test_fewer_plain_steps_are_run_where_they_do_better(calibrated, tmp_path, count, computed):
+    model, profile = calibrated
+    known = load_profile(profile)
+    fewer = [FewerSteps("a", count, 90.0 + off, computed, 0.01 * 10 ** (-off / 20)) for off in (0.0, 1.0, 2.0)]
+    save_profile(dataclasses.replace(known, fewer=fewer), tmp_path / "better.json")
+    options = ("--model", model, "--sampler", "euler", "--steps", 8, "--profile", tmp_path / "better.json")
+    result = run("compare", PROMPT, *options, "--target", "speedup>=1.2", "--json")
+    assert result.exit_code == 0, result.output
+    facts = json.loads(result.stdout)
+    assert facts["plan"]["fewer"] == count and len(facts["plan"]["fewer_computed"]) == len(computed)
+    assert facts["summary"]["left_out"] == 2 * (8 - count)
+    # And what is saved of the text's keys and values, which every session keeps from step to step.
+    assert 8 / count <= facts["operations_saved"] < 1.1 * 8 / count
+
+
+@pytest.mark.slow
+def test_a_profile_of_another_sampler_is_one_line(calibrated):
+    model, profile = calibrated
+    line = refused("generate", PROMPT, "--model", model, "--target", "psnr>=30", "--profile", profile)
+    assert "scheduler UniPCMultistepScheduler, not FlowMatchEulerDiscreteScheduler" in line

@@ -3,29 +3,23 @@
 from __future__ import annotations
 
 import sys
+from importlib.util import find_spec
 
-# Top-level names of the packages that the extra `cli` brings.
-_OF_THE_EXTRA = frozenset(("typer", "rich", "av", "PIL", "numpy"))
+# Top-level names of what the extra `cli` brings and no command can do without.
+_OF_THE_EXTRA = ("typer", "rich", "av", "PIL", "numpy")
 
 
 def main() -> None:
     """Runs the command line; exit code 2 and one line on stderr where the extra `cli` is not installed."""
-    try:
-        import av  # noqa: F401
-        import PIL  # noqa: F401
-        import rich  # noqa: F401
-
-        from unicp.cli.main import app
-    except ModuleNotFoundError as error:
-        missing = (error.name or "").partition(".")[0]
-        if missing not in _OF_THE_EXTRA:
-            raise
-        print(
-            "unicp: error: asked: the command line of UniCP; "
-            f'found: no package {missing}; do: pip install "unicp[cli]"',
-            file=sys.stderr,
-        )
+    # Looked for and not imported: `unicp --help` needs few of them.
+    missing = [name for name in _OF_THE_EXTRA if find_spec(name) is None]
+    if missing:
+        found = f"no package {', '.join(missing)}"
+        line = f'unicp: error: asked: the command line of UniCP; found: {found}; do: pip install "unicp[cli]"'
+        print(line, file=sys.stderr)
         sys.exit(2)
+    from unicp.cli.main import app
+
     app()
 
 

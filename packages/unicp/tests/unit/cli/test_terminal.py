@@ -22,7 +22,7 @@ from unicp.errors import InputError, clean, one_line
 from unicp.planning.profile import save_profile
 
 ROOT = Path(unicp.__file__).parents[1]
-UNICP = (sys.executable, "-m", "unicp.cli.main")
+UNICP = (sys.executable, "-m", "unicp.cli.start")
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT)}
 
 

@@ -1,4 +1,4 @@
-"""What the measuring commands of this package share: their options, and the pipeline these name."""
+"""What the measuring commands of this folder share: their options, and the pipeline these name."""
 
 from __future__ import annotations
 

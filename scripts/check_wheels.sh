@@ -32,13 +32,14 @@ fi
 grep -q 'pip install "unicp\[cli\]"' said
 
 environment demo "$library[demo]" "$testbeds"
-demo/bin/unicp generate "a red star moving left on a striped background" --steps 4 --frames 5 --out star.mp4
+demo/bin/unicp generate "a red star moving left on a striped background" --steps 12 --frames 5 --out star.mp4
 test -s star.mp4
 
 environment bench "$library[bench]" "$bench" "$testbeds"
 bench/bin/unicp bench --help >/dev/null
-bench/bin/unicp bench quick --method balanced --prompts 1 --seeds 1 --steps 4 --frames 5 --fast-metrics --out rows.jsonl
+bench/bin/unicp bench quick --method balanced --prompts 1 --seeds 1 --steps 12 --frames 5 --fast-metrics --out rows.jsonl
 bench/bin/unicp report rows.jsonl --out report.html
 test -s report.html
 
+rm -rf library demo bench # gigabytes, of which nobody needs more
 echo "all three wheels were installed and used"

@@ -8,6 +8,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
+from typing import Any
 
 SECONDS = 0.3  # that `import unicp` may take
 NOT_NEEDED = ("typer", "rich", "av", "transformers", "matplotlib", "unicp_bench", "unicp_testbeds")
@@ -32,14 +33,14 @@ def main() -> None:
     import unicp
 
     torch.manual_seed(0)
-    transformer = WanTransformer3DModel(
+    transformer: Any = WanTransformer3DModel(
         num_attention_heads=2, attention_head_dim=16, in_channels=4, out_channels=4, text_dim=16, freq_dim=32,
         ffn_dim=64, num_layers=2,
     ).eval()  # fmt: skip
     noise, text = torch.randn(1, 4, 3, 8, 8), torch.randn(1, 6, 16)
 
     def denoise() -> torch.Tensor:
-        scheduler = FlowMatchEulerDiscreteScheduler()
+        scheduler: Any = FlowMatchEulerDiscreteScheduler()
         scheduler.set_timesteps(20)
         sample = noise
         for timestep in scheduler.timesteps:

@@ -86,7 +86,8 @@ def best_paths(
         raise ValueError(f"a path of {steps} steps that starts with {begin}")
     if len(begin) == steps:
         return {steps: StepPath(begin, 0.0)}
-    import numpy as np  # not with the module: what only prints or follows a plan needs no arrays
+    # From diffusers. Not with the module: what only prints or follows a plan needs no arrays.
+    import numpy as np
 
     windows = _windows(steps, change, begin, frozenset(required), max_window, max_reach, rule)
     # Losses of the best paths so far by (step computed last, distance to the one before), all with the same number of

@@ -26,7 +26,7 @@ TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARA
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help setup setup-dev demo test check format-check lint types format train train-latte train-film bench models versions targets \
+.PHONY: help setup setup-dev demo test golden check format-check lint types format train train-latte train-film bench models versions targets \
 	film peers seconds parts parts-others report few-steps impact overhead slices figures wheels wheels-check clean
 
 help: ## list the targets
@@ -41,6 +41,9 @@ demo: $(READY) ## make one video with and without UniCP, side by side, into demo
 
 test: check ## set up, check, and run the whole suite
 	$(TEST_ENV) $(BIN)/python -m pytest -n 2 $(PYTEST_ARGS)
+
+golden: $(READY_DEV) ## record anew what runs do, after a change that is meant to change it
+	$(TEST_ENV) $(BIN)/python -m tests.golden.make
 
 # --- gates
 

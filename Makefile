@@ -43,7 +43,7 @@ test: check ## set up, check, and run the whole suite
 	$(TEST_ENV) $(BIN)/python -m pytest -n 2 $(PYTEST_ARGS)
 
 golden: $(READY_DEV) ## record anew what runs do, after a change that is meant to change it
-	$(TEST_ENV) $(BIN)/python -m tests.golden.make
+	$(TEST_ENV) PYTHONPATH=packages/unicp $(BIN)/python -m tests.golden.make
 
 # --- gates
 

@@ -32,8 +32,8 @@ from unicp.execution.attention_seam import Costs, SliceState, run_sliced
 from unicp.files import write_text
 from unicp.numerics.error_measures import coprime_stride, relative_error
 from unicp.numerics.operation_counts import linear_operations
-from unicp.numerics.principal_axes import FIT_TOKENS, Bases, fit_bases
-from unicp.numerics.sliced_attention import ROWS
+from unicp.reducers.bases import FIT_TOKENS, Bases, fit_bases
+from unicp.reducers.pca_slices import ROWS
 from unicp.settings import Slicing
 from unicp_bench.harness import environment_of
 

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from unicp.errors import InputError
-from unicp.numerics.principal_axes import Bases
-from unicp.numerics.sliced_attention import sliced_attention
+from unicp.reducers.bases import Bases
+from unicp.reducers.pca_slices import sliced_attention
 
 GROUPS = 3
 

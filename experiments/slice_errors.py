@@ -34,8 +34,8 @@ from unicp.execution.attention_seam import Seam
 from unicp.files import write_text
 from unicp.models.finder import ModelMap, Unit, map_model
 from unicp.numerics.error_measures import coprime_stride, relative_error
-from unicp.numerics.principal_axes import FIT_TOKENS, Bases, BasisKind, fit_bases
-from unicp.numerics.sliced_attention import projected, sliced_attention
+from unicp.reducers.bases import FIT_TOKENS, Bases, BasisKind, fit_bases
+from unicp.reducers.pca_slices import projected, sliced_attention
 from unicp_bench.harness import Harness
 from unicp_bench.suites import STEPS
 from unicp_testbeds.prompts import prompts_of

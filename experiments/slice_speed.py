@@ -28,8 +28,8 @@ import torch.nn.functional as F
 from unicp.errors import run_main
 from unicp.execution.attention_seam import Costs, SliceState, run_sliced
 from unicp.files import write_text
-from unicp.numerics.principal_axes import fit_bases
-from unicp.numerics.sliced_attention import sliced_attention
+from unicp.reducers.bases import fit_bases
+from unicp.reducers.pca_slices import sliced_attention
 from unicp.settings import Slicing
 from unicp_bench.harness import environment_of
 

@@ -22,7 +22,7 @@ from tests.damage import damaged
 from tests import made_profiles
 from unicp.calibration.calibrating import Calibration
 from unicp.calibration.notes import Facts, Notes, PlainSeconds
-from unicp.control.guard import Guard
+from unicp.policies.guard import Guard
 from unicp.errors import UniCPError, one_line
 from unicp.files import json_ready, load_trace, parse_json
 from unicp.planning.curves import counted, levels_of

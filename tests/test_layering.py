@@ -230,7 +230,7 @@ def test_nothing_may_import_the_command_line_and_the_table_has_no_cycle():
         ),
         ("session.py", "from unicp.cli.main import app\n", "session -> unicp.cli"),
         ("session.py", "from unicp import enable\n", "session -> unicp"),
-        ("cli/main.py", "from unicp.execution.store import OutputStore\n", "cli -> unicp.execution"),
+        ("cli/main.py", "from unicp.runtime.store import OutputStore\n", "cli -> unicp.execution"),
         ("reporting/tables.py", "import matplotlib.pyplot as plt\n", "reporting -> matplotlib"),
         ("cli/main.py", "def f():\n    from unicp_bench.cli.bench import bench\n", "cli -> unicp_bench"),
         (

@@ -13,8 +13,8 @@ from tests.unit.numerics.test_principal_axes import random_inputs
 
 from experiments.head_widths import GROUPS, choose_widths, predicted_errors, sliced_by_head
 from unicp.errors import InputError
-from unicp.numerics.principal_axes import fit_bases
-from unicp.numerics.sliced_attention import sliced_attention
+from unicp.reducers.bases import fit_bases
+from unicp.reducers.pca_slices import sliced_attention
 
 WIDTHS = tuple(range(8, 65, 8))
 

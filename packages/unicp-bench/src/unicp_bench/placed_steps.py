@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from unicp.errors import InputError
-from unicp.models.chosen_steps import can_choose, only_steps
+from unicp.sampler.shorten import can_choose, only_steps
 from unicp.planning.curves import levels_of
 from unicp.planning.profile import Profile, load_profile
 from unicp.planning.solver import best_choices

@@ -17,7 +17,7 @@ from typing import Any
 
 from torch import Tensor
 
-from unicp.control.step_paths import best_paths, one_by_one
+from unicp.policies.step_paths import best_paths, one_by_one
 from unicp.numerics.error_measures import relative_error, strided_sample
 from unicp.numerics.forecasting import extrapolate
 from unicp.settings import preset

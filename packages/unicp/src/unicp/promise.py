@@ -127,8 +127,8 @@ def _check(settings: Settings) -> None:
     found = None
     if settings.span != "model" or settings.order != 1:
         found = f"span {settings.span!r} of order {settings.order}"
-    elif settings.guidance or settings.every is not None or settings.computed_steps is not None:
-        found = "settings with guidance, every or computed_steps"
+    elif settings.every is not None or settings.computed_steps is not None:
+        found = "settings with every or computed_steps"
     elif settings.slicing.widths:
         found = "settings with slicing"
     if found:

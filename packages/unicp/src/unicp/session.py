@@ -14,31 +14,32 @@ from typing import Any
 
 from torch import nn
 
-from unicp.control.controller import Course
+from unicp.context import Action
 from unicp.errors import AttachmentError, SettingsError, UnsupportedModelError
-from unicp.execution.attachment import (
+from unicp.files import save_trace
+from unicp.hooks.diffusers import (
     attach,
-    attached_runner,
+    attached_engine,
     detach,
     refuse_if_compiled,
     refuse_if_gathered,
     refuse_if_taken,
     refuse_other_caches,
 )
-from unicp.execution.run_tracker import RunTracker
-from unicp.execution.runner import Runner
-from unicp.execution.trace_log import TraceLog
-from unicp.files import save_trace
-from unicp.models import scheduler_watch
-from unicp.models.chosen_steps import Fewer, shorten
 from unicp.models.finder import map_model, transformers_of, unwrapped
 from unicp.models.noise import schedule_of
-from unicp.models.scheduler_watch import SamplerRun
 from unicp.planning.plan import Plan, plan_of_trace, save_plan
 from unicp.planning.profile import Profile
+from unicp.policies.planned import Course
 from unicp.promise import Planners, Promise, make_promise
-from unicp.records import Action, Trace
+from unicp.records import Trace
 from unicp.reporting.summary import Summary, summarise
+from unicp.runtime.engine import Engine
+from unicp.runtime.run_tracker import RunTracker
+from unicp.runtime.trace_log import TraceLog
+from unicp.sampler import observer
+from unicp.sampler.observer import SamplerRun
+from unicp.sampler.shorten import Fewer, shorten
 from unicp.settings import Settings, preset
 
 logger = logging.getLogger("unicp")
@@ -85,13 +86,13 @@ class Session:
         if promise is not None:
             self._planners = Planners(promise, list(maps.values()), self._tell)
             self._planners.check(self._usual_scheduler())
-        self._runners = [self._runner(found) for found in maps.values()]
+        self._engines = [self._engine(found) for found in maps.values()]
         self._attach()
 
-    def _runner(self, found: Any) -> Runner:
+    def _engine(self, found: Any) -> Engine:
         planner = None if self._planners is None else self._course_of_run
         check = partial(refuse_other_caches, found.transformer)
-        return Runner(found, self.settings, self._log, self._usual_scheduler, planner, check)
+        return Engine(found, self.settings, self._log, self._usual_scheduler, planner, check)
 
     @property
     def plan(self) -> Plan | None:
@@ -112,7 +113,7 @@ class Session:
             modules = [unwrapped(module) for module in transformers_of(target).values()]
         except UnsupportedModelError:
             return False
-        return any(runner.map.transformer is module for runner in self._runners for module in modules)
+        return any(engine.map.transformer is module for engine in self._engines for module in modules)
 
     def _usual_scheduler(self) -> Any:
         """The scheduler that was given, or else the pipeline's: that of runs whose own one is not seen."""
@@ -120,7 +121,7 @@ class Session:
             return self._scheduler
         return getattr(self._target(), "scheduler", None)
 
-    def _course_of_run(self, tracker: RunTracker, step: int, shape: tuple[int, ...]) -> Course:
+    def _course_of_run(self, tracker: RunTracker, step: int, shape: tuple[int, ...]) -> Course | None:
         assert self._planners is not None
         levels = None if tracker.schedule is None else tracker.schedule.levels()
         shortened = None if tracker.set_by is None else tracker.set_by.note
@@ -136,7 +137,7 @@ class Session:
         self._tell_of_other_transformers(scheduler)
         if self._planners is None or not self._is_own(scheduler):
             return
-        schedule = schedule_of(self._runners[0].map.family, scheduler)
+        schedule = schedule_of(self._engines[0].map.family, scheduler)
         levels = None if schedule is None else schedule.levels()
         if schedule is None or levels is None:
             return
@@ -154,7 +155,7 @@ class Session:
         """
         if scheduler is self._usual_scheduler():
             return True
-        for caller in scheduler_watch.calling_frames():
+        for caller in observer.calling_frames():
             if getattr(caller, "scheduler", None) is scheduler:
                 return self.is_on(caller)
         return False
@@ -172,7 +173,7 @@ class Session:
             modules = transformers_of(pipe)
         except UnsupportedModelError:
             return ""
-        own = [runner.map.transformer for runner in self._runners]
+        own = [engine.map.transformer for engine in self._engines]
         for name, module in modules.items():
             if not any(unwrapped(module) is one for one in own):
                 found = f"its {name} was replaced since, and UniCP is not on the new one"
@@ -185,19 +186,19 @@ class Session:
         self._log.tell(text)
 
     def _attach(self) -> None:
-        done: list[Runner] = []
+        done: list[Engine] = []
         try:
-            for runner in self._runners:
-                attach(runner)
-                done.append(runner)
-            scheduler_watch.watch(self, [self._usual_scheduler()])
-            scheduler_watch.listen(self)
+            for engine in self._engines:
+                attach(engine)
+                done.append(engine)
+            observer.watch(self, [self._usual_scheduler()])
+            observer.listen(self)
         except BaseException:
-            scheduler_watch.leave(self)
-            for runner in done:
-                detach(runner.map.transformer)
+            observer.leave(self)
+            for engine in done:
+                detach(engine.map.transformer)
             raise
-        # The model holds its hooks, they their runner, and that this session: a table here would keep all alive.
+        # The model holds its hooks, they their engine, and that this session: a table here would keep all alive.
         _sessions.add(self)
 
     def __enter__(self) -> Session:
@@ -214,20 +215,20 @@ class Session:
         Where another thread is in a call of the model, its hooks are taken off as that ends.
         """
         _sessions.discard(self)
-        scheduler_watch.leave(self)
-        for runner in self._runners:
-            runner.close(partial(_take_off, runner))
+        observer.leave(self)
+        for engine in self._engines:
+            engine.close(partial(_take_off, engine))
         self._tell_if_nothing_was_saved()
 
     def reset(self) -> None:
         """Drops the runs under way, in all threads: the next call of the model computes. The trace stays."""
-        for runner in self._runners:
-            runner.reset()
+        for engine in self._engines:
+            engine.runs.reset()
 
     @property
     def is_empty(self) -> bool:
         """True when no output, window or branch of a run is held."""
-        return all(runner.is_empty for runner in self._runners)
+        return all(engine.runs.is_empty for engine in self._engines)
 
     def summary(self) -> Summary:
         """What was skipped, what it saved and what it may have cost; prints as a table."""
@@ -321,9 +322,9 @@ def disable(target: Any) -> None:
         session.disable()
 
 
-def _take_off(runner: Runner) -> None:
-    if attached_runner(runner.map.transformer) is runner:
-        detach(runner.map.transformer)
+def _take_off(engine: Engine) -> None:
+    if attached_engine(engine.map.transformer) is engine:
+        detach(engine.map.transformer)
 
 
 def _reference(target: Any) -> Callable[[], Any]:

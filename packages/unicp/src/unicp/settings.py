@@ -12,12 +12,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
+from unicp.context import Axis, Quantity
 from unicp.errors import SettingsError
 
 SpanKind = Literal["model", "stack", "block", "unit"]
 Role = Literal["self", "spatial", "temporal", "joint", "cross", "feed_forward"]
-Quantity = Literal["output", "noise", "clean"]
-Abscissa = Literal["sigma", "log_snr", "step"]
 Weighting = Literal["impact", "uniform"]
 ErrorScale = Literal["stream", "own"]
 Basis = Literal["pca", "centred_pca", "kq_svd", "output_pca"]
@@ -84,6 +83,7 @@ class Slicing:
         what they do.
     basis: "pca" of the keys alone (the paper's), "centred_pca" of queries and centred keys, "kq_svd", which is best for
         the scores, or "output_pca": the same, with values along the axes of what attention makes of them.
+    reducer: name of what reduces attention; see `unicp.register_reducer`.
     refresh: most calls of a branch that one set of bases serves; one whose slices are not within the tolerance any
         more is fitted anew earlier. 1 = a fit in every call: bases age fast, and a fit takes little where tokens are
         many.
@@ -93,6 +93,7 @@ class Slicing:
     tolerance: float = 0.03
     min_saving: float = 0.1
     basis: Basis = "output_pca"
+    reducer: str = "pca_slices"
     refresh: int = 1
 
     def __post_init__(self) -> None:
@@ -138,8 +139,9 @@ class Settings:
     order: 0 reuses the last stored output, 1 forecasts from the last two.
     damped: a forecast follows only as much of its line's rise as came true at the last computed step, by least squares
         (span "model").
-    quantities, abscissas: what may be forecast, over what; with more than one, the pair that would have
-        served best at the last computations is used (span "model" only; other spans forecast their output).
+    quantity, axis: what is forecast, and over what (other spans than "model" forecast their output). Where a model or
+        scheduler does not tell its noise levels, the output over steps.
+    policy, predictor: names of what decides and of what fills in; see `unicp.register_policy`.
     weighting: "impact" divides the tolerance by the built-in impact of an error at that noise level on the
         final latent (to the power 1.5 where outputs are served), "uniform" does not.
     max_window: most steps in a row that stored outputs may serve.
@@ -153,7 +155,6 @@ class Settings:
     mend_sampler: as soon as it is known what served outputs should have been, have the sampler take their steps again
         (docs/method.md, 3.6); span "model". Where that cannot be done, and under "stack", UniPC goes without its
         corrector for the computed step.
-    guidance: also forecast the guidance difference, so that the second branch is served at computed steps.
     text_keys_values: keep keys and values of the text between steps (lossless).
     store_bytes: most bytes of stored outputs; None = `store_factor` residual streams per branch.
     trace_entries: most entries that a session keeps of what it did, one for each span, branch and step (about 700
@@ -166,8 +167,10 @@ class Settings:
     roles: tuple[Role, ...] = ATTENTION_ROLES
     order: int = 1
     damped: bool = True
-    quantities: tuple[Quantity, ...] = ("output", "noise", "clean")
-    abscissas: tuple[Abscissa, ...] = ("sigma", "log_snr")
+    quantity: Quantity = "noise"
+    axis: Axis = "log_snr"
+    policy: str = "error_window"
+    predictor: str = "line"
     weighting: Weighting = "impact"
     error_scale: ErrorScale = "stream"
     max_window: int = 4
@@ -177,7 +180,6 @@ class Settings:
     first: int = 2
     last: int = 1
     mend_sampler: bool = True
-    guidance: bool = False
     text_keys_values: bool = True
     slicing: Slicing = Slicing()
     store_bytes: int | None = None
@@ -187,14 +189,13 @@ class Settings:
     trace_entries: int | None = 32_768
 
     def __post_init__(self) -> None:
-        for name in ("roles", "quantities", "abscissas"):
-            object.__setattr__(self, name, _as_tuple(name, getattr(self, name)))
+        object.__setattr__(self, "roles", _as_tuple("roles", self.roles))
         _check_number("tolerance", self.tolerance)
         _check_choice("span", self.span, get_args(SpanKind))
         _check_choices("roles", self.roles, get_args(Role))
         _check_integer("order", self.order, 0, 1)
-        _check_choices("quantities", self.quantities, get_args(Quantity))
-        _check_choices("abscissas", self.abscissas, get_args(Abscissa))
+        _check_choice("quantity", self.quantity, get_args(Quantity))
+        _check_choice("axis", self.axis, get_args(Axis))
         _check_choice("weighting", self.weighting, get_args(Weighting))
         _check_choice("error_scale", self.error_scale, get_args(ErrorScale))
         _check_integer("max_window", self.max_window, 1)
@@ -236,7 +237,7 @@ class Settings:
 
 # One way to forecast throughout a run: switching between several lost fidelity (docs/results.md), and the noise
 # estimate cannot be served at the first steps, where errors hurt most.
-_MODEL_SPAN = Settings(quantities=("noise",), abscissas=("log_snr",), first=4, last=0, max_window=6)
+_MODEL_SPAN = Settings(first=4, last=0, max_window=6)
 
 PRESETS: dict[str, Settings] = {
     # What is known of the paper and nothing else; see docs/method.md.
@@ -244,8 +245,8 @@ PRESETS: dict[str, Settings] = {
         tolerance=0.1,
         span="unit",
         order=0,
-        quantities=("output",),
-        abscissas=("step",),
+        quantity="output",
+        axis="step",
         weighting="uniform",
         error_scale="own",
         max_window=4,

@@ -13,7 +13,7 @@ from tests.families.helpers import EXACT, GENEROUS, NAMES, Note, denoise, served
 from torch import Tensor, nn
 
 from tests import tiny_models, tiny_pipeline
-from unicp.execution.attachment import attached_runner
+from unicp.hooks.diffusers import attached_engine
 from unicp.models.finder import transformers_of
 from unicp.records import Action
 from unicp.session import Session, enable
@@ -160,7 +160,7 @@ def test_two_experts_in_one_pipeline(note: Note):
     switch = sum(bool(timestep >= 500) for timestep in pipe.scheduler.timesteps)
     for own in (range(switch), range(switch, 16)):
         assert any(entry.action == "forecast" for entry in session.trace.entries if entry.step in own)
-    assert all(attached_runner(expert) is None for expert in parts[:2])
+    assert all(attached_engine(expert) is None for expert in parts[:2])
     assert torch.equal(denoise_with_experts(*parts), plain)
 
 

@@ -86,7 +86,7 @@ def _sliced(**changes: Any) -> unicp.Settings:
     return _unit(tolerance=0.02, slicing=slicing)
 
 
-_ONE_WAY: dict[str, Any] = {"quantities": ("noise",), "abscissas": ("log_snr",)}
+_ONE_WAY: dict[str, Any] = {"quantity": "noise", "axis": "log_snr"}
 SETTINGS: dict[str, unicp.Settings] = {
     "loose": _loose(),
     "strict": unicp.Settings(tolerance=0.02),
@@ -99,8 +99,8 @@ SETTINGS: dict[str, unicp.Settings] = {
     "order 0": _loose(order=0),
     "undamped": _loose(damped=False),
     "undamped, far": _loose(damped=False, max_reach=3.0, max_window=8, tolerance=5.0, **_ONE_WAY),
-    "clean over sigma": _loose(quantities=("clean",), abscissas=("sigma",)),
-    "output over steps": _loose(quantities=("output",), abscissas=("step",)),
+    "clean over sigma": _loose(quantity="clean", axis="sigma"),
+    "output over steps": _loose(quantity="output", axis="step"),
     "noise over log_snr": _loose(**_ONE_WAY),
     "impact": _loose(weighting="impact"),
     "impact, order 0": _loose(weighting="impact", order=0),
@@ -115,8 +115,6 @@ SETTINGS: dict[str, unicp.Settings] = {
     "late first, early last": _loose(first=5, last=3),
     "sampler not mended": _loose(mend_sampler=False),
     "sampler not mended, one way": _loose(mend_sampler=False, **_ONE_WAY),
-    "guidance": _loose(guidance=True),
-    "guidance, strict": unicp.Settings(tolerance=0.1, guidance=True, **_ONE_WAY),
     "text computed anew": _unit(text_keys_values=False),
     "slices": _sliced(),
     "slices of a share": _sliced(widths=(0.5,), basis="pca"),
@@ -147,7 +145,7 @@ RUNS: dict[str, tuple[Call, dict[str, unicp.Settings]]] = {
     ),
     "another prompt in mid-run": (
         functools.partial(loop, edit=_other_prompt),
-        {"loose": _loose(), "guidance": _loose(guidance=True), "fast": unicp.preset("fast"), "unit": _unit()},
+        {"loose": _loose(), "fast": unicp.preset("fast"), "unit": _unit()},
     ),
     "another sample in mid-run": (
         functools.partial(loop, edit=_other_sample),
@@ -155,21 +153,21 @@ RUNS: dict[str, tuple[Call, dict[str, unicp.Settings]]] = {
     ),
     "branches in contexts": (
         functools.partial(loop, branches=("cond", "uncond")),
-        PRESETS | {"loose": _loose(), "guidance": _loose(guidance=True), "block": _loose(span="block")},
+        PRESETS | {"loose": _loose(), "block": _loose(span="block")},
     ),
     "three branches": (
         functools.partial(loop, branches=(None, None, None)),
-        {"loose": _loose(), "guidance": _loose(guidance=True)},
+        {"loose": _loose()},
     ),
     "one branch": (functools.partial(loop, branches=(None,)), PRESETS | {"loose": _loose(), "unit": _unit()}),
     "guidance pauses": (
         functools.partial(loop, guided=lambda step: not 4 <= step < 9),
-        {"loose": _loose(), "guidance": _loose(guidance=True), "fast": unicp.preset("fast")},
+        {"loose": _loose(), "fast": unicp.preset("fast")},
     ),
     "two prompts in a batch": (
         functools.partial(loop, batch=2, seed=3),
         PRESETS
-        | {"loose": _loose(), "guidance": _loose(guidance=True), "block": _loose(span="block"), "slices": _sliced()},
+        | {"loose": _loose(), "block": _loose(span="block"), "slices": _sliced()},
     ),
 }
 _wan = functools.partial(tiny_models.shared, "wan")

@@ -10,7 +10,7 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
 import unicp
 from tests.golden.case import Case, joined
-from unicp.testbed import folder
+from unicp_testbeds import folder
 
 _GLYPH = "a red star moving left on a striped background"
 CALLS: dict[str, dict[str, Any]] = {
@@ -21,7 +21,6 @@ CALLS: dict[str, dict[str, Any]] = {
 STEPS = 12
 KINDS: dict[str, dict[str, Any]] = {
     **{name: {"settings": name} for name in ("paper", "quality", "balanced", "fast")},
-    "guidance": {"settings": unicp.preset("balanced", tolerance=0.6, guidance=True)},
     "blocks": {"settings": unicp.Settings(span="block", tolerance=0.4, store_factor=64.0)},
     "target": {"target": "psnr>=25"},
     "target, speed": {"target": "speedup>=1.5"},

@@ -336,7 +336,7 @@ def test_a_trace_keeps_the_newest_runs_and_counts_those_it_dropped():
 
 
 def test_ten_thousand_runs_stay_within_fifty_megabytes():
-    from unicp.execution.trace_log import TraceLog
+    from unicp.runtime.trace_log import TraceLog
     from unicp.records import Entry, Trace
     from unicp.settings import Settings
 

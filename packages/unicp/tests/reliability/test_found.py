@@ -15,8 +15,8 @@ from tests.made_profiles import flow_levels, made
 from tests.reliability.loops import KINDS, Loop, flow
 
 from tests import tiny_models
-from unicp.execution.model_call import CallReader
-from unicp.models import scheduler_watch
+from unicp.runtime.model_call import CallReader
+from unicp.sampler import observer
 from unicp.models.finder import map_model
 from unicp.numerics.digests import digest
 from unicp.planning.following import RunPlanner
@@ -88,7 +88,7 @@ def test_a_session_may_be_disabled_while_a_lock_of_ours_is_held():
     done: list[bool] = []
 
     def work() -> None:
-        with scheduler_watch._lock, session._log._lock:
+        with observer._lock, session._log._lock:
             session.disable()
             session._tell("told")
         done.append(True)

@@ -17,9 +17,8 @@ import unicp
 from unicp.calibration.notes import AGAIN, Facts, Notes, PlainSeconds
 from unicp.calibration.recording import Tape, recording_of
 from unicp.calibration.running import Outcome, Reference, Runs
-from unicp.control.windows import Candidate
+from unicp.context import Forecast
 from unicp.errors import FileFormatError, InputError
-from unicp.models.chosen_steps import can_choose, only_steps
 from unicp.numerics.error_measures import relative_error
 from unicp.numerics.fidelity import psnr
 from unicp.numerics.noise_levels import NoiseLevel
@@ -39,6 +38,7 @@ from unicp.planning.profile import (
     save_profile,
 )
 from unicp.planning.solver import Choice, best_choices, plan_to_try
+from unicp.sampler.shorten import can_choose, only_steps
 from unicp.settings import preset
 
 LEAST_STEPS = 8
@@ -96,7 +96,7 @@ class Calibration:
         self._levels: tuple[NoiseLevel, ...] = ()
         self._choices: dict[str, dict[int, Choice]] = {}
 
-    def _way(self, prompt: str) -> Candidate:
+    def _way(self, prompt: str) -> Forecast:
         return probed_way(self.notes.known[f"recording {prompt}"])
 
     def _probed(self, prompt: str) -> list[int]:

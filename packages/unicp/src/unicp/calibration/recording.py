@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from unicp.errors import InputError
-from unicp.execution.model_call import OutputForm, read_output
 from unicp.numerics.error_measures import strided_sample
 from unicp.numerics.forecasting import to_quantity
 from unicp.numerics.noise_levels import NoiseLevel, Prediction, QuantityKind, is_invertible
 from unicp.planning.profile import Recording
+from unicp.runtime.model_call import OutputForm, read_output
 
 POSITIONS = 4096  # per sample, as many and the same ones as UniCP measures errors on
 QUANTITIES: tuple[QuantityKind, ...] = ("output", "noise", "clean")

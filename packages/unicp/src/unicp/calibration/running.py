@@ -13,10 +13,10 @@ from torch import Tensor
 
 from unicp.calibration.recording import Tape
 from unicp.errors import InputError
-from unicp.execution.sampler_replay import can_repeat
 from unicp.models.finder import ModelMap, map_model, transformers_of
 from unicp.models.noise import NoiseSchedule, read_schedule
 from unicp.numerics.noise_levels import NoiseLevel
+from unicp.sampler.replay import can_repeat
 
 
 @dataclass

@@ -12,8 +12,8 @@ QuantityKind = Literal["output", "noise", "clean"]
 Prediction = Literal["flow", "turned_flow", "epsilon", "v_prediction", "sample"]
 
 LOG_SNR_LIMIT = 20.0
-# An error of the forecast quantity grows at most 1 / SERVING_FLOOR times when it is turned back into an output.
-SERVING_FLOOR = 0.045
+# An error of the forecast quantity grows at most 1 / SKIP_FLOOR times when it is turned back into an output.
+SKIP_FLOOR = 0.045
 
 
 @dataclass(frozen=True)

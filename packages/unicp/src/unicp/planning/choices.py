@@ -7,9 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from unicp.control.guard import Schedule
-from unicp.control.step_paths import StepPath, WindowLoss, best_paths, path_loss
-from unicp.control.windows import Candidate
+from unicp.context import Forecast
 from unicp.numerics.noise_levels import NoiseLevel
 from unicp.planning.curves import (
     ForecastErrors,
@@ -21,8 +19,10 @@ from unicp.planning.curves import (
     window_factors,
 )
 from unicp.planning.profile import Profile, Recording
+from unicp.policies.guard import Schedule
+from unicp.policies.step_paths import StepPath, WindowLoss, best_paths, path_loss
 
-CANDIDATES = tuple(Candidate(q, a) for q in ("noise", "output", "clean") for a in ("log_snr", "sigma", "step"))
+FORECASTS = tuple(Forecast(q, a) for q in ("noise", "output", "clean") for a in ("log_snr", "sigma", "step"))
 # Impact was measured with errors of one way to forecast: another must be predicted to change the clip so many times
 # less to be taken (2 dB). With UniPC the output over the log-SNR was predicted to do a little better, and did worse.
 LEAD = 1.26
@@ -47,7 +47,7 @@ class Choice:
     def schedule(self, allowance: float, most: int) -> Schedule:
         """What a guard follows."""
         steps, errors = len(self.weights), self.errors
-        parts = (errors, self.weights, self.rule, allowance, most, errors.candidate, errors.left)
+        parts = (errors, self.weights, self.rule, allowance, most, errors.forecast, errors.left)
         return Schedule(steps, self.path.computed, *parts)
 
 
@@ -55,12 +55,12 @@ def best_choices(
     profile: Profile,
     levels: Sequence[NoiseLevel],
     without: str | None = None,
-    candidates: Sequence[Candidate] | None = None,
+    forecasts: Sequence[Forecast] | None = None,
 ) -> dict[int, Choice]:
-    """For each possible number of computed steps the best candidate and schedule.
+    """For each possible number of computed steps the best forecast and schedule.
 
     levels: of the steps of the run, and the one after the last. without: a prompt whose recording is left out.
-    candidates: ways to serve; None = all, or that of the probes alone where served steps are taken again: most of what
+    forecasts: ways to serve; None = all, or that of the probes alone where served steps are taken again: most of what
     a forecast missed is mended then, and it is only over the log-SNR.
 
     A prompt whose clips come apart would count for all others in a sum of losses, though no schedule helps it much. So
@@ -68,36 +68,36 @@ def best_choices(
     the mean of their logarithms does, which is the mean PSNR.
     """
     recordings = [one for one in profile.recordings if one.prompt != without] or profile.recordings
-    if candidates is None:
-        candidates = [probed_way(profile.recordings[0])] if profile.mended else CANDIDATES
-    alike = _choices(profile, recordings, levels, candidates, {})
+    if forecasts is None:
+        forecasts = [probed_way(profile.recordings[0])] if profile.mended else FORECASTS
+    alike = _choices(profile, recordings, levels, forecasts, {})
     middle = alike[min(alike, key=lambda count: abs(2 * count - len(levels) + 1))]
     losses = {one.prompt: _loss_of(_of_prompt(profile, one, levels, middle)) for one in recordings}
     if not all(loss > 0 for loss in losses.values()):
         return alike
-    return _choices(profile, recordings, levels, candidates, {prompt: 1 / loss for prompt, loss in losses.items()})
+    return _choices(profile, recordings, levels, forecasts, {prompt: 1 / loss for prompt, loss in losses.items()})
 
 
 def _choices(
     profile: Profile,
     recordings: Sequence[Recording],
     levels: Sequence[NoiseLevel],
-    candidates: Sequence[Candidate],
+    forecasts: Sequence[Forecast],
     shares: Shares,
 ) -> dict[int, Choice]:
     found: dict[int, list[Choice]] = {}
     rule, probed = WindowLoss(profile.power, *window_factors(profile, shares)), probed_way(profile.recordings[0])
-    for candidate in candidates:
-        errors = forecast_errors(profile, recordings, candidate, levels[:-1], shares)
+    for forecast in forecasts:
+        errors = forecast_errors(profile, recordings, forecast, levels[:-1], shares)
         if errors is None:
             continue
-        weights = step_weights(profile, candidate, levels, shares)
-        schedule = Schedule(len(weights), (), errors, weights, rule, 0.0, 0, candidate, errors.left)
+        weights = step_weights(profile, forecast, levels, shares)
+        schedule = Schedule(len(weights), (), errors, weights, rule, 0.0, 0, forecast, errors.left)
         for count, path in _paths(schedule, rule).items():
             found.setdefault(count, []).append(Choice(path, errors, weights, rule))
 
     def handicapped(choice: Choice) -> float:
-        return choice.change * (1.0 if choice.errors.candidate.quantity == probed.quantity else LEAD)
+        return choice.change * (1.0 if choice.errors.forecast.quantity == probed.quantity else LEAD)
 
     return {count: min(choices, key=handicapped) for count, choices in found.items()}
 
@@ -125,9 +125,9 @@ def hardness_spread(profile: Profile, levels: Sequence[NoiseLevel], choice: Choi
 
 def _of_prompt(profile: Profile, recording: Recording, levels: Sequence[NoiseLevel], choice: Choice) -> Choice:
     """The same schedule with the errors and the impact of one prompt."""
-    candidate = choice.errors.candidate
-    errors = forecast_errors(profile, [recording], candidate, levels[:-1])
-    weights = step_weights(profile, candidate, levels, of_prompt(profile, recording.prompt))
+    forecast = choice.errors.forecast
+    errors = forecast_errors(profile, [recording], forecast, levels[:-1])
+    weights = step_weights(profile, forecast, levels, of_prompt(profile, recording.prompt))
     return choice if errors is None else replace(choice, errors=errors, weights=weights)
 
 

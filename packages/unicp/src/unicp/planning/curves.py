@@ -12,10 +12,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
-from unicp.control.tolerance import between
-from unicp.control.windows import Candidate
-from unicp.numerics.noise_levels import SERVING_FLOOR, NoiseLevel, coefficients
+from unicp.context import Forecast
+from unicp.numerics.noise_levels import SKIP_FLOOR, NoiseLevel, coefficients
 from unicp.planning.profile import Profile, Recording
+from unicp.policies.impact import between
 
 NEAREST = 4  # recorded levels that one between them is read off from
 # How much each prompt of a calibration counts; prompts that are not in it count 1.
@@ -28,14 +28,14 @@ LEAST_LEFT = 0.01
 
 @dataclass(frozen=True)
 class ForecastErrors:
-    """Relative errors of first-order forecasts of one candidate among the steps of one run.
+    """Relative errors of first-order forecasts of one forecast among the steps of one run.
 
-    places: of the steps on the candidate's abscissa. products: rows of the lower triangle of mean products. scales: by
+    places: of the steps on the forecast's abscissa. products: rows of the lower triangle of mean products. scales: by
     step, mean square of the output times the square of its coefficient in the quantity. mended: whether less stays of a
     served step once a step is computed after it (docs/method.md, 3.6).
     """
 
-    candidate: Candidate
+    forecast: Forecast
     places: Sequence[float]
     products: Sequence[Sequence[float]]
     scales: Sequence[float]
@@ -82,7 +82,7 @@ class ForecastErrors:
 def forecast_errors(
     profile: Profile,
     recordings: Sequence[Recording],
-    candidate: Candidate,
+    forecast: Forecast,
     levels: Sequence[NoiseLevel],
     shares: Shares = MappingProxyType({}),
 ) -> ForecastErrors | None:
@@ -90,7 +90,7 @@ def forecast_errors(
 
     levels: of the steps alone, not the one after the last. shares: of the recordings in the mean.
     """
-    quantity, prediction = candidate.quantity, profile.fingerprint.prediction
+    quantity, prediction = forecast.quantity, profile.fingerprint.prediction
     found = [recording.products.get(quantity) for recording in recordings]
     known = [products for products in found if products is not None]
     if not known or len(known) < len(found):
@@ -104,19 +104,19 @@ def forecast_errors(
         (part * part if math.isfinite(part) else 0.0) * sum(weight * power[at] for at, weight in row.items())
         for part, row in zip(parts, weights)
     ]
-    places = _places(candidate, levels)
-    return ForecastErrors(candidate, places, _read_off(mean, weights), scales, profile.left)
+    places = _places(forecast, levels)
+    return ForecastErrors(forecast, places, _read_off(mean, weights), scales, profile.left)
 
 
-def probed_way(recording: Recording) -> Candidate:
+def probed_way(recording: Recording) -> Forecast:
     """How the steps of probes are forecast: the noise estimate, or the output of models that tell nothing else."""
-    return Candidate("noise" if "noise" in recording.products else "output", "log_snr")
+    return Forecast("noise" if "noise" in recording.products else "output", "log_snr")
 
 
-def servable(candidate: Candidate, prediction: str, level: NoiseLevel) -> bool:
+def servable(forecast: Forecast, prediction: str, level: NoiseLevel) -> bool:
     """Whether UniCP serves this quantity at this level: its error must not blow up when it is turned back."""
-    part = coefficients(candidate.quantity, prediction, level)[1]
-    return candidate.quantity == "output" or (math.isfinite(part) and abs(part) >= SERVING_FLOOR)
+    part = coefficients(forecast.quantity, prediction, level)[1]
+    return forecast.quantity == "output" or (math.isfinite(part) and abs(part) >= SKIP_FLOOR)
 
 
 def covers(profile: Profile, level: NoiseLevel) -> bool:
@@ -188,7 +188,7 @@ def counted(profile: Profile) -> Profile:
 
 
 def step_weights(
-    profile: Profile, candidate: Candidate, levels: Sequence[NoiseLevel], shares: Shares = MappingProxyType({})
+    profile: Profile, forecast: Forecast, levels: Sequence[NoiseLevel], shares: Shares = MappingProxyType({})
 ) -> list[float]:
     """Change of the clip per relative error at each step; inf where the step cannot be served.
 
@@ -196,7 +196,7 @@ def step_weights(
     """
     curve, weights = impact_curve(profile, shares), []
     for level, following in zip(levels, levels[1:]):
-        fits = covers(profile, level) and servable(candidate, profile.fingerprint.prediction, level)
+        fits = covers(profile, level) and servable(forecast, profile.fingerprint.prediction, level)
         width = abs(level.sigma - following.sigma)
         weights.append(_between(curve, level.sigma) * width if fits else math.inf)
     return weights
@@ -270,7 +270,7 @@ def _read_off(triangle: Sequence[float], weights: Sequence[dict[int, float]]) ->
     ]
 
 
-def _places(candidate: Candidate, levels: Sequence[NoiseLevel]) -> list[float]:
-    if candidate.abscissa == "step":
+def _places(forecast: Forecast, levels: Sequence[NoiseLevel]) -> list[float]:
+    if forecast.axis == "step":
         return [float(step) for step in range(len(levels))]
-    return [level.sigma if candidate.abscissa == "sigma" else level.log_snr for level in levels]
+    return [level.sigma if forecast.axis == "sigma" else level.log_snr for level in levels]

@@ -7,8 +7,8 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from unicp.control.tolerance import between
 from unicp.planning.profile import FewerSteps, OnlineTrial, Trial
+from unicp.policies.impact import between
 
 ONE_SIDED = 1.645  # 95 % of a normal distribution lie above its mean minus this many standard deviations
 # Least spread of clips about the line, in dB: a few trials may agree by chance.

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from unicp.control.controller import Course
 from unicp.errors import InputError
 from unicp.numerics.noise_levels import NoiseLevel
 from unicp.planning.plan import Plan, all_computed
 from unicp.planning.profile import Profile
 from unicp.planning.solver import Solver
 from unicp.planning.targets import Target
+from unicp.policies.planned import Course
 
 Levels = Sequence[NoiseLevel]
 # Plans solved in this process, the newest last, each with its profile, which keeps the name of that its own. Solving
@@ -53,7 +53,7 @@ class RunPlanner:
         shape: Sequence[int],
         step: int = 1,
         shortened: Plan | None = None,
-    ) -> Course:
+    ) -> Course | None:
         """What a run follows; None = no plan fits it, which was said: the online rule decides.
 
         levels: of the run's steps, and the one after the last. shape: of the sample. step: that the run is at, 1 unless

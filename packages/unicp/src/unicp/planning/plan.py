@@ -9,16 +9,15 @@ from pathlib import Path
 from typing import get_args
 
 from unicp.checked import Decibels, Finite, NotNegative, Positive, Step
-from unicp.control.controller import Course, OnlineRule
-from unicp.control.guard import Guard, Schedule
-from unicp.control.step_paths import SUM, WindowLoss
-from unicp.control.windows import Candidate
+from unicp.context import Action, Axis, Forecast, Quantity
 from unicp.errors import FileFormatError, InputError
 from unicp.files import load_record, save_record
 from unicp.numerics.noise_levels import NoiseLevel
 from unicp.planning.curves import ForecastErrors
-from unicp.records import Action, Trace
-from unicp.settings import Abscissa, Quantity
+from unicp.policies.guard import Schedule
+from unicp.policies.planned import Course
+from unicp.policies.step_paths import SUM, WindowLoss
+from unicp.records import Trace
 
 PLAN_TYPE, PLAN_VERSION = "unicp.plan", 5
 # Relative difference of noise levels up to which a run is taken for the one a plan was made for.
@@ -29,7 +28,7 @@ SAME_LEVEL = 1e-4
 class Curves:
     """What the guard compares with: see `unicp.planning.curves.ForecastErrors`; weights: inf where not servable.
 
-    power, row, end: see `unicp.control.step_paths.WindowLoss`.
+    power, row, end: see `unicp.policies.step_paths.WindowLoss`.
     """
 
     places: list[Finite]
@@ -84,9 +83,9 @@ class Plan:
             raise FileFormatError("a plan", problem, "make it again")
 
     @property
-    def candidate(self) -> Candidate:
+    def forecast(self) -> Forecast:
         """The one way to serve in a run under this plan."""
-        return Candidate(self.quantity, self.abscissa)  # type: ignore[arg-type]
+        return Forecast(self.quantity, self.abscissa)  # type: ignore[arg-type]
 
     @property
     def schedule(self) -> Schedule:
@@ -95,20 +94,20 @@ class Plan:
         if curves is None:
             weights = [0.0] * self.steps
             most = len(self.computed)
-            return Schedule(self.steps, computed, lambda *_: 0.0, weights, SUM, math.inf, most, self.candidate)
-        errors = ForecastErrors(self.candidate, curves.places, curves.products, curves.scales, curves.mended)
+            return Schedule(self.steps, computed, lambda *_: 0.0, weights, SUM, math.inf, most, self.forecast)
+        errors = ForecastErrors(self.forecast, curves.places, curves.products, curves.scales, curves.mended)
         rule = WindowLoss(curves.power, curves.row, curves.end)
         most = max(self.most, len(self.computed))
         return Schedule(
-            self.steps, computed, errors, curves.weights, rule, self.allowance, most, self.candidate, errors.left
+            self.steps, computed, errors, curves.weights, rule, self.allowance, most, self.forecast, errors.left
         )
 
     @property
     def course(self) -> Course:
         """What a run follows: a guard of the schedule, or the online rule."""
         if self.tolerance is not None:
-            return OnlineRule(self.tolerance, self.candidate)
-        return Guard(self.schedule)
+            return Course(self.forecast, None, self.tolerance)
+        return Course(self.forecast, self.schedule)
 
     def fits(self, levels: Sequence[NoiseLevel]) -> bool:
         """Whether a run at these noise levels, one for each step, is the one this plan was made for."""
@@ -155,8 +154,9 @@ class Plan:
 
 def all_computed(steps: int) -> Course:
     """What a run follows in which nothing is served."""
-    every = Candidate("output", "step")
-    return Guard(Schedule(steps, tuple(range(steps)), lambda *_: 0.0, [0.0] * steps, SUM, math.inf, steps, every))
+    every = Forecast("output", "step")
+    schedule = Schedule(steps, tuple(range(steps)), lambda *_: 0.0, [0.0] * steps, SUM, math.inf, steps, every)
+    return Course(every, schedule)
 
 
 def save_plan(plan: Plan, path: str | Path) -> None:
@@ -209,7 +209,7 @@ def _problem(plan: Plan) -> str:
         return f"{len(plan.sigmas)} noise levels for {plan.steps} steps"
     if sorted(set(plan.computed)) != plan.computed or not all(0 <= step < plan.steps for step in plan.computed):
         return "computed steps that are not in order or not of the run"
-    if plan.quantity not in get_args(Quantity) or plan.abscissa not in get_args(Abscissa):
+    if plan.quantity not in get_args(Quantity) or plan.abscissa not in get_args(Axis):
         return f"a forecast of {plan.quantity!r:.40} over {plan.abscissa!r:.40}"
     if plan.tolerance is not None and (plan.computed or not 0 < plan.tolerance < math.inf):
         return "an online rule beside computed steps, or with a tolerance that is not positive"

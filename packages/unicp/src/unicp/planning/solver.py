@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from unicp.control.step_paths import fewest_computed
-from unicp.control.windows import Candidate
+from unicp.context import Forecast
 from unicp.errors import InputError
 from unicp.numerics.noise_levels import NoiseLevel
 from unicp.planning.choices import Choice, best_choices, hardness_spread
@@ -18,6 +17,7 @@ from unicp.planning.plain_runs import PlainRun, Tried, plain_runs
 from unicp.planning.plan import Curves, Plan
 from unicp.planning.profile import Profile, Seconds
 from unicp.planning.targets import Target
+from unicp.policies.step_paths import fewest_computed
 
 # Steps of the longest run that is planned: samplers are trained on as many noise levels. It takes ten seconds.
 MOST_STEPS = 1000
@@ -140,10 +140,10 @@ class Solver:
             choice.rule.end,
             errors.mended,
         )
-        computed, way = choice.path.computed, errors.candidate
+        computed, way = choice.path.computed, errors.forecast
         return self._plan(target, computed, way, expected, allowance=allowance, most=most, curves=curves)
 
-    def _plan(self, target: str, computed: Sequence[int], way: Candidate, expected: float, **more: Any) -> Plan:
+    def _plan(self, target: str, computed: Sequence[int], way: Forecast, expected: float, **more: Any) -> Plan:
         return Plan(
             target=target,
             model=self.profile.fingerprint.model,
@@ -151,7 +151,7 @@ class Solver:
             sigmas=[level.sigma for level in self.levels[:-1]],
             computed=list(computed),
             quantity=way.quantity,
-            abscissa=way.abscissa,
+            abscissa=way.axis,
             expected=expected,
             speed_up=self.speed_up(expected),
             seconds=self.seconds(expected) if self.knows_seconds else None,

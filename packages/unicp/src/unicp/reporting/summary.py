@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from unicp.files import json_ready
-from unicp.records import Action, Entry, Trace
+from unicp.context import Action
+from unicp.records import Entry, Trace
 
 WIDTH = 100
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from unicp.control.controller import Controller
 from unicp.execution.model_forecast import copies_in
 from unicp.execution.model_span import ModelSpan
-from unicp.execution.store import OutputStore
+from unicp.runtime.store import OutputStore
 from unicp.records import Moment
 from unicp.settings import Settings
 

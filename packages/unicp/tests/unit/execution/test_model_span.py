@@ -14,7 +14,7 @@ from torch import Tensor
 from unicp.control.controller import Controller
 from unicp.control.windows import Candidate
 from unicp.execution.model_span import ModelSpan
-from unicp.execution.store import OutputStore
+from unicp.runtime.store import OutputStore
 from unicp.models.noise import read_schedule
 from unicp.records import Moment
 from unicp.session import enable

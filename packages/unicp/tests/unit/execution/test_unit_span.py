@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from unicp.control.controller import Controller
 from unicp.execution.attention_seam import NOT_CAUGHT
-from unicp.execution.store import OutputStore
+from unicp.runtime.store import OutputStore
 from unicp.execution.unit_span import UnitSpan
 from unicp.models.finder import Unit
 from unicp.records import Action, Moment

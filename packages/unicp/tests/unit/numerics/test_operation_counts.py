@@ -15,8 +15,8 @@ from unicp.numerics.operation_counts import (
     linear_operations,
     sliced_attention_operations,
 )
-from unicp.numerics.principal_axes import fit_bases
-from unicp.numerics.sliced_attention import sliced_attention
+from unicp.reducers.bases import fit_bases
+from unicp.reducers.pca_slices import sliced_attention
 
 
 def counted_by_torch(function, *args) -> int:

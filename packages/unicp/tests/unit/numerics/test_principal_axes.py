@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from unicp.errors import InputError
-from unicp.numerics.principal_axes import Bases, BasisKind, fit_bases
+from unicp.reducers.bases import Bases, BasisKind, fit_bases
 
 KINDS: tuple[BasisKind, ...] = get_args(BasisKind)
 

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from unicp.errors import InputError
 from unicp.numerics.error_measures import coprime_stride, relative_error
-from unicp.numerics.principal_axes import Bases, BasisKind, fit_bases
-from unicp.numerics.sliced_attention import SlicedCall, sliced_attention
+from unicp.reducers.bases import Bases, BasisKind, fit_bases
+from unicp.reducers.pca_slices import SlicedCall, sliced_attention
 
 KINDS: tuple[BasisKind, ...] = get_args(BasisKind)
 QUERIES, KEYS, WIDTH = 45, 37, 16

@@ -8,9 +8,9 @@ from torch import Tensor
 
 from unicp.errors import InputError
 from unicp.numerics.error_measures import relative_error
-from unicp.numerics.principal_axes import fit_bases
-from unicp.numerics.sliced_attention import SlicedCall, projected, sliced_attention
-from unicp.numerics.value_axes import principal_axes, projection_gram, value_axes
+from unicp.reducers.bases import fit_bases
+from unicp.reducers.pca_slices import SlicedCall, projected, sliced_attention
+from unicp.reducers.value_axes import principal_axes, projection_gram, value_axes
 
 HEADS, WIDTH, OUTPUTS = 3, 8, 20
 

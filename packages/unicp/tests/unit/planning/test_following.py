@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from tests.made_profiles import STEPS, flow_levels, made
 
-from unicp.control.guard import Guard
+from unicp.policies.guard import Guard
 from unicp.errors import InputError
 from unicp.planning import following
 from unicp.planning.following import RunPlanner

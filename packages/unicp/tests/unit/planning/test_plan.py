@@ -112,7 +112,7 @@ def test_a_trace_becomes_a_plan():
 
 
 def test_a_replay_has_a_guard_that_only_follows():
-    from unicp.control.guard import Guard
+    from unicp.policies.guard import Guard
 
     guard = Guard(plan_of_trace(trace("CCCCFCFFC")).schedule)
     whys = []

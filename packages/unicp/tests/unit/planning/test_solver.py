@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 from tests.made_profiles import STEPS, flow_levels, made
 
-from unicp.control.step_paths import path_loss
+from unicp.policies.step_paths import path_loss
 from unicp.errors import InputError
 from unicp.planning.choices import CANDIDATES, best_choices
 from unicp.planning.curves import levels_of

@@ -1,0 +1,45 @@
+"""What a cache policy is: at each call it decides whether a cache point may skip. Floats only, no tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from unicp.context import Decision, Observation, RunInfo, StepContext
+from unicp.registry import Registry
+from unicp.settings import Settings
+
+
+class CachePolicy:
+    """Decides, call by call, whether one cache point skips. One object for each cache point of each run.
+
+    A subclass needs `decide` alone. Everything it keeps belongs to one run, and is dropped with it.
+
+    Attributes:
+        signals: What it wants to see besides the input of the cache point. "block0.modulated" is what enters the first
+            attention of the first block, where the timestep has been put in.
+    """
+
+    signals: tuple[str, ...] = ()
+
+    def start_run(self, run: RunInfo) -> None:
+        """A run begins: everything that was known of the one before is forgotten."""
+
+    def decide(self, step: StepContext, seen: Observation) -> Decision:
+        """Whether this call is skipped. Called once for each call, in the order of the run.
+
+        Where `seen.veto` or `seen.not_ready` says that it cannot be, it is computed whatever the answer.
+        """
+        raise NotImplementedError
+
+    def observe(self, step: StepContext, seen: Observation, errors: Sequence[float] | None) -> None:
+        """The call was computed in full.
+
+        Args:
+            step: Where the call is.
+            seen: As `decide` was given it.
+            errors: The relative error that skipping this call would have had, one number per sample; `None` where
+                nothing could have been predicted yet.
+        """
+
+
+policies: Registry[Callable[[Settings], CachePolicy]] = Registry("policy")

@@ -1,0 +1,36 @@
+"""Fixed schedules, whatever the error: the baselines that error-aware windows must beat."""
+
+from __future__ import annotations
+
+from unicp.context import StepContext
+from unicp.policies.base import policies
+from unicp.policies.error_window import ErrorWindow, ErrorWindowPolicy
+
+
+class FixedWindowPolicy(ErrorWindowPolicy):
+    """One full step in every `Settings.every`, from `Settings.first` to before the last `Settings.last` steps."""
+
+    is_adaptive = False
+
+    def refusal(self, window: ErrorWindow, step: StepContext) -> str:
+        """As that of the adaptive window; only that the window has one length."""
+        reason = super().refusal(window, step)
+        if reason not in ("", "window", "reach"):
+            return reason
+        return "window" if window.skipped >= (self.settings.every or 1) - 1 else ""
+
+
+class FixedStepsPolicy(ErrorWindowPolicy):
+    """Full steps are those of `Settings.computed_steps`, and the first ones that the predictor needs."""
+
+    is_adaptive = False
+
+    def refusal(self, window: ErrorWindow, step: StepContext) -> str:
+        """Whether the schedule has this step."""
+        if step.step in (self.settings.computed_steps or ()):
+            return "schedule"
+        return "" if window.ready else "learning"
+
+
+policies.add("fixed_window", FixedWindowPolicy)
+policies.add("fixed_steps", FixedStepsPolicy)

@@ -25,10 +25,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from unicp.execution.attention_seam import Costs, SliceState, run_sliced
 
 from experiments.slice_speed import clock_of, seconds_of
 from unicp.errors import run_main
-from unicp.execution.attention_seam import Costs, SliceState, run_sliced
 from unicp.files import write_text
 from unicp.numerics.error_measures import coprime_stride, relative_error
 from unicp.numerics.operation_counts import linear_operations

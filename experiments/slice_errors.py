@@ -25,12 +25,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from unicp.execution.attention_seam import Seam
 
 from experiments.command import harness_of, measuring_parser
 from experiments.head_widths import choose_widths, predicted_errors, sliced_by_head
 from experiments.step_count import StepCount
 from unicp.errors import run_main
-from unicp.execution.attention_seam import Seam
 from unicp.files import write_text
 from unicp.models.finder import ModelMap, Unit, map_model
 from unicp.numerics.error_measures import coprime_stride, relative_error

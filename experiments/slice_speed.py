@@ -24,9 +24,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from unicp.execution.attention_seam import Costs, SliceState, run_sliced
 
 from unicp.errors import run_main
-from unicp.execution.attention_seam import Costs, SliceState, run_sliced
 from unicp.files import write_text
 from unicp.reducers.bases import fit_bases
 from unicp.reducers.pca_slices import sliced_attention

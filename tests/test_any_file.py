@@ -22,7 +22,6 @@ from tests.damage import damaged
 from tests import made_profiles
 from unicp.calibration.calibrating import Calibration
 from unicp.calibration.notes import Facts, Notes, PlainSeconds
-from unicp.policies.guard import Guard
 from unicp.errors import UniCPError, one_line
 from unicp.files import json_ready, load_trace, parse_json
 from unicp.planning.curves import counted, levels_of
@@ -38,6 +37,7 @@ from unicp.planning.profile import (
 )
 from unicp.planning.solver import Solver
 from unicp.planning.targets import parse_target
+from unicp.policies.guard import Guard
 from unicp.records import Entry, Trace
 from unicp.reporting.summary import decision_map, summarise
 from unicp_bench import report
@@ -76,7 +76,7 @@ def use_plan(path: Path) -> None:
     guard = plan.course
     if isinstance(guard, Guard):
         for step in range(min(plan.steps, 12)):
-            if guard.why(step):
+            if guard.reason(step):
                 guard.computed(step, "cond", 0.3)
         assert guard.events is not None
 
@@ -140,7 +140,7 @@ def rows() -> list[Row]:
 
 def trace() -> Trace:
     found = Trace("WanTransformer3DModel", "cpu", "float32", {"tolerance": 0.05}, "balanced", [], ["a note"])
-    actions = ["compute"] * 3 + ["forecast", "compute", "forecast"]
+    actions = ["full"] * 3 + ["forecast", "full", "forecast"]
     for step, action in enumerate(actions):
         entry = Entry(
             0, step, "cond", "model", action, "window", 1 - step / 6, 0.1, [0.1], [0.2], None, "noise over step"

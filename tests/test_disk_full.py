@@ -64,7 +64,7 @@ WRITERS = {
     "trace": """
 from unicp.files import save_trace
 from unicp.records import Entry, Trace
-entry = Entry(0, 1, "cond", "model", "compute", "first", 0.5, 0.1)
+entry = Entry(0, 1, "cond", "model", "full", "first", 0.5, 0.1)
 def write(n):
     save_trace(Trace("M", "cpu", "float32", {}, None, [entry] * (1 + 1000 * n)), folder / "trace.json")
 fill(write)

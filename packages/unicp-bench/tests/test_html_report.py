@@ -441,7 +441,7 @@ def test_work_is_a_mean_over_clips():
 
 def test_the_trace_map_shows_the_last_run_and_gaps():
     trace = Trace("M", "cpu", "float32", {})
-    for run, step, action in ((0, 0, "slice"), (1, 0, "compute"), (1, 2, "reuse")):
+    for run, step, action in ((0, 0, "slice"), (1, 0, "full"), (1, 2, "reuse")):
         trace.entries.append(Entry(run, step, "cond", "blocks.0", action, "window", None, 0.1))
     text = trace_map(trace)
     assert 'data-w="compute,not called,reuse"' in text

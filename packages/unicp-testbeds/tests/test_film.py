@@ -219,7 +219,7 @@ def test_unicp_speeds_it_up_and_does_nothing_at_tolerance_zero(pipe: Any):
     assert session.summary().operations_saved == pytest.approx(1.0)
     with unicp.enable(pipe, "balanced"):
         assert torch.isfinite(generate()).all()
-    with unicp.enable(pipe, unicp.preset("balanced", every=2)) as session:
+    with unicp.enable(pipe, unicp.preset("balanced", full_every=2)) as session:
         generate()
     assert session.summary().operations_saved > 1.1
     assert torch.equal(generate(), plain)

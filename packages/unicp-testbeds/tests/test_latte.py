@@ -58,7 +58,7 @@ def test_training_continues_where_it_was_and_saves_a_pipeline_that_unicp_speeds_
     }
     plain = pipe(**call, generator=torch.Generator().manual_seed(0)).frames
     assert tuple(plain.shape) == (1, latte.LATENT_CHANNELS, latte.FRAMES, 16, 24)
-    with unicp.enable(pipe, unicp.preset("balanced", every=2)) as session:
+    with unicp.enable(pipe, unicp.preset("balanced", full_every=2)) as session:
         pipe(**call, generator=torch.Generator().manual_seed(0))
     assert session.summary().operations_saved > 1.1
     assert torch.equal(pipe(**call, generator=torch.Generator().manual_seed(0)).frames, plain)

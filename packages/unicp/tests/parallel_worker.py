@@ -57,7 +57,7 @@ def work(how: str) -> dict[str, Any]:
         output = tiny_models.denoise(model, name, steps=9)
     refused = {}
     for span in ("block", "unit", "sliced"):
-        slicing = {"slicing": preset("paper").slicing} if span == "sliced" else {"span": span}
+        slicing = {"slicing": preset("paper").slicing} if span == "sliced" else {"level": span}
         try:
             enable(model, preset("balanced", **slicing))
         except UnsupportedModelError as error:

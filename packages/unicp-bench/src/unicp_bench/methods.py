@@ -112,7 +112,7 @@ def with_preset(name: str, **changes: Any) -> Method:
 
 def fixed_window(window: int) -> Method:
     """Every `window`-th step computed, whatever the error, with the same forecast as the preset "balanced"."""
-    return unicp_method(str(window), preset("balanced", every=window), "fixed window")
+    return unicp_method(str(window), preset("balanced", full_every=window), "fixed window")
 
 
 def fewer_steps(steps: int) -> Method:

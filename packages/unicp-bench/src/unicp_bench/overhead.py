@@ -19,7 +19,7 @@ import torch
 
 import unicp
 from unicp.files import write_text
-from unicp.settings import SpanKind, preset
+from unicp.settings import Level, preset
 from unicp_bench.harness import Harness, environment
 from unicp_bench.suites import models
 from unicp_testbeds.prompts import prompts_of
@@ -32,7 +32,7 @@ BLOCKS, FRAMES, STEPS, REPEATS = 8, 9, 10, 5
 class Size:
     """One measurement: what is served as one, and how large model and run are."""
 
-    span: SpanKind = "model"
+    level: Level = "model"
     frames: int = FRAMES
     blocks: int = BLOCKS
     steps: int = STEPS
@@ -58,7 +58,7 @@ def measure(out: Path, say: Callable[[str], None], sizes: Sequence[Size] = SIZES
         found = environment(harness.pipe)
         row = _row(harness, size, repeats)
         rows.append(row)
-        what = f"{size.span}, {row['tokens']} tokens, {size.blocks} blocks, {size.steps} steps"
+        what = f"{size.level}, {row['tokens']} tokens, {size.blocks} blocks, {size.steps} steps"
         spread = f"{row['lowest %']:.2f} to {row['highest %']:.2f}"
         say(f"{what}: {row['plain seconds']:.2f} s, overhead {row['overhead %']:.2f} % ({spread})")
     write_text(out, json.dumps({"repeats": repeats, "environment": found, "rows": rows}, indent=1) + "\n")
@@ -66,7 +66,7 @@ def measure(out: Path, say: Callable[[str], None], sizes: Sequence[Size] = SIZES
 
 def _row(harness: Harness, size: Size, repeats: int) -> dict[str, Any]:
     prompt = prompts_of("table")[0]
-    forced = preset("balanced", span=size.span, tolerance=0.0, text_keys_values=False)
+    forced = preset("balanced", level=size.level, tolerance=0.0, text_keys_values=False)
     harness.seconds(prompt, 0, 2)
     pairs = []
     for repeat in range(repeats):
@@ -77,7 +77,7 @@ def _row(harness: Harness, size: Size, repeats: int) -> dict[str, Any]:
         pairs.append((plain, watched))
     shares = sorted(100 * (watched / plain - 1) for plain, watched in pairs)
     return {
-        "span": size.span,
+        "level": size.level,
         "tokens": TOKENS_PER_LATENT_FRAME * (size.frames // 2 + 1),
         "blocks": size.blocks,
         "steps": size.steps,

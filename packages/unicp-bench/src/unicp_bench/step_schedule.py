@@ -17,9 +17,9 @@ from typing import Any
 
 from torch import Tensor
 
-from unicp.policies.step_paths import best_paths, one_by_one
 from unicp.numerics.error_measures import relative_error, strided_sample
 from unicp.numerics.forecasting import extrapolate
+from unicp.policies.step_paths import best_paths, one_by_one
 from unicp.settings import preset
 from unicp_bench.injection import injected
 from unicp_bench.methods import Bench, Method, unicp_method
@@ -66,9 +66,9 @@ def _attach(order: int, share: float) -> Callable[[Bench], Any]:
             bench.notes[key] = best_schedule(bench.steps, computed, order, weights, error)
         settings = preset(
             "balanced",
-            computed_steps=bench.notes[key],
-            order=order,
-            damped=False,
+            full_steps=bench.notes[key],
+            predictor="line" if order else "reuse",
+            damping=False,
             quantities=("output",),
             abscissas=("sigma",),
             max_window=bench.steps,

@@ -183,7 +183,7 @@ def _ablation() -> Suite:
     methods = [with_preset("balanced"), fixed_window(2), fixed_window(3)]
     for weighting in ("uniform",):
         methods.append(with_preset("balanced", weighting=weighting))
-    methods += [with_preset("balanced", order=0), with_preset("balanced", damped=False)]
+    methods += [with_preset("balanced", predictor="reuse"), with_preset("balanced", damping=False)]
     for quantity in ("output", "clean", "noise"):
         for abscissa in ("sigma", "log_snr", "step"):
             if (quantity, abscissa) != ("noise", "log_snr"):
@@ -191,10 +191,10 @@ def _ablation() -> Suite:
                 methods.append(unicp_method(f"balanced, {quantity} over {abscissa}", changed))
     chosen = dataclasses.replace(base, quantities=("output", "noise", "clean"), abscissas=("sigma", "log_snr"))
     methods.append(unicp_method("balanced, best quantity at each window", chosen))
-    for span in ("stack", "block", "unit"):
-        # With the usual limit on what is stored a finer span gives way to a coarser one.
-        finer = dataclasses.replace(base, span=span, store_factor=1000.0)
-        methods.append(unicp_method(f"balanced, span {span}", finer))
+    for level in ("stack", "block", "unit"):
+        # With the usual limit on what is stored a finer level gives way to a coarser one.
+        finer = dataclasses.replace(base, level=level, store_factor=1000.0)
+        methods.append(unicp_method(f"balanced, level {level}", finer))
     methods.append(with_preset("balanced", guidance=True))
     methods += _slicing_ablation(base)
     return Suite(tuple(methods), "each part of the method on and off", prompts=8, seeds=1)
@@ -245,7 +245,7 @@ def _paper() -> Suite:
         )
         methods.append(unicp_method(f"paper, caching and slicing {tolerance}", changed))
     for window in (2, 3, 4):
-        fixed = dataclasses.replace(paper, every=window, slicing=no_slicing)
+        fixed = dataclasses.replace(paper, full_every=window, slicing=no_slicing)
         methods.append(unicp_method(f"paper's units, fixed window {window}", fixed))
     for width in (0.75, 0.5, 0.25):
         slicing = dataclasses.replace(paper.slicing, widths=(width,))

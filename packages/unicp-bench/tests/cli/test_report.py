@@ -27,7 +27,7 @@ def run(*arguments: object):
 
 
 def test_a_report_is_written(rows):
-    trace = Trace("M", "cpu", "float32", {}, entries=[Entry(0, 0, "cond", "blocks.0", "compute", "first", None, 0.1)])
+    trace = Trace("M", "cpu", "float32", {}, entries=[Entry(0, 0, "cond", "blocks.0", "full", "first", None, 0.1)])
     save_trace(trace, "trace.json")
     result = run(rows, "--trace", "trace.json")
     assert result.exit_code == 0, result.output

@@ -20,7 +20,7 @@ Axis = Literal["sigma", "log_snr", "step"]
 class Action(str, Enum):
     """What was done at one cache point in one call."""
 
-    COMPUTE = "compute"
+    FULL = "full"
     SLICE = "slice"
     FORECAST = "forecast"
     REUSE = "reuse"
@@ -95,22 +95,22 @@ class RunInfo:
 
 
 class Observation(Protocol):
-    """What a policy may ask about one call, before it is computed. Asking costs a little; what is not asked is free.
-
-    Attributes:
-        veto: Why this call must be full whatever a policy decides, "" = nothing is against skipping it.
-        others: The other branches that the step before had, at the first call of a step; empty at later calls.
-        base_error: Relative error of the kept outputs themselves, where they were computed at reduced width.
-    """
+    """What a policy may ask about one call, before it is computed. Asking costs a little; what is not asked is free."""
 
     @property
-    def veto(self) -> str: ...
+    def veto(self) -> str:
+        """Why this call must be full whatever a policy decides, "" = nothing is against skipping it."""
+        ...
 
     @property
-    def others(self) -> Sequence[str]: ...
+    def others(self) -> Sequence[str]:
+        """The other branches that the step before had, at the first call of a step; empty at later calls."""
+        ...
 
     @property
-    def base_error(self) -> float: ...
+    def base_error(self) -> float:
+        """Relative error of the kept outputs themselves, where they were computed at reduced width."""
+        ...
 
     @property
     def not_ready(self) -> str:

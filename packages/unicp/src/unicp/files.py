@@ -27,7 +27,7 @@ from unicp.disk import write_text as write_text
 from unicp.errors import FileFormatError, InputError, UniCPError
 from unicp.records import Trace
 
-TRACE_TYPE, TRACE_VERSION = "unicp.trace", 1
+TRACE_TYPE, TRACE_VERSION = "unicp.trace", 2
 # Far beyond every file of ours (a trace of a thousand runs has 50 MB), and still held in memory with ease.
 LARGEST_FILE = 256 * 2**20
 # Of a map of a run, units times steps: a page or a terminal has no room for more.
@@ -36,7 +36,7 @@ MOST_CELLS = 20_000_000
 _HEADER = ("type", "version", "unicp")
 _TRACE_FIELDS: dict[str, Any] = {
     "step": Step,
-    "action": Literal["compute", "slice", "forecast", "reuse"],
+    "action": Literal["full", "slice", "forecast", "reuse"],
     "seconds": Annotated[float, Within(0, 1e30)],
     "run_steps": dict[str, Step],
 }
@@ -89,6 +89,8 @@ def load_record(record: type[_R], kind: str, version: int, path: str | Path, aga
     if not isinstance(body, dict) or body.get("type") != kind:
         found = f"type {body.get('type')!r:.40}" if isinstance(body, dict) else f"a JSON {type(body).__name__}"
         raise FileFormatError(f"a {noun} in {path}", found, f"pass a file of type {kind!r}")
+    if upgrade := _UPGRADES.get((kind, body.get("version"))):
+        body = upgrade(body)
     if body.get("version") != version:
         raise FileFormatError(
             f"a {noun} of version {version} in {path}",
@@ -99,6 +101,19 @@ def load_record(record: type[_R], kind: str, version: int, path: str | Path, aga
         return _checker(record).read({name: value for name, value in body.items() if name not in _HEADER})
     except MisfitError as error:
         raise FileFormatError(f"a {noun} in {path}", str(error), again) from error
+
+
+def _trace_of_version_1(body: dict[str, Any]) -> dict[str, Any]:
+    """The names of version 2: an entry had "why" for "reason", "choice" for "predictor", "compute" for "full"."""
+    names, entries = {"why": "reason", "choice": "predictor"}, body.get("entries")
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        return body
+    renamed = [{names.get(key, key): value for key, value in entry.items()} for entry in entries]
+    renamed = [entry | {"action": "full"} if entry.get("action") == "compute" else entry for entry in renamed]
+    return body | {"version": 2, "entries": renamed}
+
+
+_UPGRADES = {(TRACE_TYPE, 1): _trace_of_version_1}
 
 
 def read_json(path: str | Path) -> Any:

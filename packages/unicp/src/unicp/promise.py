@@ -125,10 +125,10 @@ def _check(settings: Settings) -> None:
             f"settings of type {type(settings).__name__}", "not a preset's name or Settings", "leave them"
         )
     found = None
-    if settings.span != "model" or settings.order != 1:
-        found = f"span {settings.span!r} of order {settings.order}"
-    elif settings.every is not None or settings.computed_steps is not None:
-        found = "settings with every or computed_steps"
+    if settings.level != "model" or settings.predictor != "line":
+        found = f"level {settings.level!r} and predictor {settings.predictor!r}"
+    elif settings.full_every is not None or settings.full_steps is not None:
+        found = "settings with full_every or full_steps"
     elif settings.slicing.widths:
         found = "settings with slicing"
     if found:

@@ -9,7 +9,7 @@ from typing import Any
 
 @dataclass
 class Entry:
-    """One line of a trace: one unit or span, at one step, in one branch.
+    """One line of a trace: one cache point, at one step, in one branch.
 
     measured: relative error that serving would have had, one number per sample, known only where the true
     output was computed. operations / full_operations: what was executed and what the plain model would have (two per
@@ -21,13 +21,13 @@ class Entry:
     branch: str
     unit: str
     action: str
-    why: str
+    reason: str
     sigma: float | None
     tolerance: float
     predicted: list[float] | None = None
     measured: list[float] | None = None
     width: int | None = None
-    choice: str | None = None
+    predictor: str | None = None
     operations: int = 0
     full_operations: int = 0
     seconds: float = 0.0

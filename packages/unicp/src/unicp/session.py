@@ -255,7 +255,7 @@ class Session:
             logger.warning("UniCP skipped nothing: %s", "; ".join(self.trace.warnings))
         if not entries or self.trace.counts["left_out"]:
             return
-        if all(entry.action == Action.COMPUTE.value for entry in entries):
+        if all(entry.action == Action.FULL.value for entry in entries):
             runs = len({entry.run for entry in entries})
             steps = max(entry.step for entry in entries) + 1
             do = "raise the tolerance or use more steps"

@@ -15,7 +15,7 @@ from typing import Any, Literal, get_args
 from unicp.context import Axis, Quantity
 from unicp.errors import SettingsError
 
-SpanKind = Literal["model", "stack", "block", "unit"]
+Level = Literal["model", "stack", "block", "unit"]
 Role = Literal["self", "spatial", "temporal", "joint", "cross", "feed_forward"]
 Weighting = Literal["impact", "uniform"]
 ErrorScale = Literal["stream", "own"]
@@ -134,39 +134,39 @@ class Settings:
         An error is the root mean square of (served - true) over all positions of a sample, relative to the root mean
         square of the true output (`error_scale="own"`) or of the residual stream it is added to ("stream"; for spans
         "stack" and "block", the others have no stream at hand and use their own size). 0 serves nothing: bit-equal.
-    span: what is served as one: the "model" output, the whole "stack" of blocks, each "block", or each "unit".
-    roles: which units, for span "unit".
-    order: 0 reuses the last stored output, 1 forecasts from the last two.
-    damped: a forecast follows only as much of its line's rise as came true at the last computed step, by least squares
-        (span "model").
+    level: what is skipped as one: the "model" output, the whole "stack" of blocks, each "block", or each "unit".
+    roles: which units, for level "unit".
+    damping: a forecast follows only as much of its line's rise as came true at the last computed step, by least squares
+        (level "model").
     quantity, axis: what is forecast, and over what (other spans than "model" forecast their output). Where a model or
         scheduler does not tell its noise levels, the output over steps.
-    policy, predictor: names of what decides and of what fills in; see `unicp.register_policy`.
+    policy: name of what decides; see `unicp.register_policy`.
+    predictor: name of what fills in: "line" through the last two full steps, or "reuse" of the last one; see
+        `unicp.register_predictor`.
     weighting: "impact" divides the tolerance by the built-in impact of an error at that noise level on the
         final latent (to the power 1.5 where outputs are served), "uniform" does not.
     max_window: most steps in a row that stored outputs may serve.
     max_reach: farthest a forecast may reach beyond its newer point, in distances between its two points (steps). The
         noise of the points grows with it; 1 makes windows widen by one step at a time.
-    every: a fixed window instead of an error-aware one: compute every so many steps, whatever the error. None = off.
-        It is the baseline that error-aware windows must beat.
-    computed_steps: a fixed schedule: compute exactly these steps, counted from 0, and the first ones that a forecast
-        needs, whatever the error. None = off. Not together with `every`.
+    full_every: a fixed window instead of an error-aware one: one full step in so many, whatever the error. None =
+        off. It is the baseline that error-aware windows must beat.
+    full_steps: a fixed schedule: compute exactly these steps, counted from 0, and the first ones that a forecast
+        needs, whatever the error. None = off. Not together with `full_every`.
     first, last: how many steps at the start and the end of a run are always computed.
-    mend_sampler: as soon as it is known what served outputs should have been, have the sampler take their steps again
-        (docs/method.md, 3.6); span "model". Where that cannot be done, and under "stack", UniPC goes without its
+    replay: as soon as it is known what served outputs should have been, have the sampler take their steps again
+        (docs/method.md, 3.6); level "model". Where that cannot be done, and under "stack", UniPC goes without its
         corrector for the computed step.
     text_keys_values: keep keys and values of the text between steps (lossless).
     store_bytes: most bytes of stored outputs; None = `store_factor` residual streams per branch.
-    trace_entries: most entries that a session keeps of what it did, one for each span, branch and step (about 700
-        bytes); beyond, whole runs are dropped, the oldest first, but never the last one. None = all are kept.
+    trace_entries: most entries that a session keeps of what it did, one for each cache point, branch and step (about
+        700 bytes); beyond, whole runs are dropped, the oldest first, but never the last one. None = all are kept.
     store_dtype, store_device: how they are kept ("same" = as the model made them; device "same" or any torch device).
     """
 
     tolerance: float = 0.05
-    span: SpanKind = "model"
+    level: Level = "model"
     roles: tuple[Role, ...] = ATTENTION_ROLES
-    order: int = 1
-    damped: bool = True
+    damping: bool = True
     quantity: Quantity = "noise"
     axis: Axis = "log_snr"
     policy: str = "error_window"
@@ -175,11 +175,11 @@ class Settings:
     error_scale: ErrorScale = "stream"
     max_window: int = 4
     max_reach: float = 1.0
-    every: int | None = None
-    computed_steps: tuple[int, ...] | None = None
+    full_every: int | None = None
+    full_steps: tuple[int, ...] | None = None
     first: int = 2
     last: int = 1
-    mend_sampler: bool = True
+    replay: bool = True
     text_keys_values: bool = True
     slicing: Slicing = Slicing()
     store_bytes: int | None = None
@@ -191,24 +191,23 @@ class Settings:
     def __post_init__(self) -> None:
         object.__setattr__(self, "roles", _as_tuple("roles", self.roles))
         _check_number("tolerance", self.tolerance)
-        _check_choice("span", self.span, get_args(SpanKind))
+        _check_choice("level", self.level, get_args(Level))
         _check_choices("roles", self.roles, get_args(Role))
-        _check_integer("order", self.order, 0, 1)
         _check_choice("quantity", self.quantity, get_args(Quantity))
         _check_choice("axis", self.axis, get_args(Axis))
         _check_choice("weighting", self.weighting, get_args(Weighting))
         _check_choice("error_scale", self.error_scale, get_args(ErrorScale))
         _check_integer("max_window", self.max_window, 1)
         _check_number("max_reach", self.max_reach)
-        if self.every is not None:
-            _check_integer("every", self.every, 1)
-        if self.computed_steps is not None:
-            object.__setattr__(self, "computed_steps", _as_tuple("computed_steps", self.computed_steps))
-            for step in self.computed_steps:
-                _check_integer("computed_steps", step, 0)
-            if self.every is not None:
-                found = f"every={self.every} as well"
-                raise SettingsError("a fixed schedule (computed_steps)", found, "give one of the two")
+        if self.full_every is not None:
+            _check_integer("full_every", self.full_every, 1)
+        if self.full_steps is not None:
+            object.__setattr__(self, "full_steps", _as_tuple("full_steps", self.full_steps))
+            for step in self.full_steps:
+                _check_integer("full_steps", step, 0)
+            if self.full_every is not None:
+                found = f"full_every={self.full_every} as well"
+                raise SettingsError("a fixed schedule (full_steps)", found, "give one of the two")
         _check_integer("first", self.first, 1)
         _check_integer("last", self.last, 0)
         _check_choice("store_dtype", self.store_dtype, get_args(StoreDtype))
@@ -243,14 +242,14 @@ PRESETS: dict[str, Settings] = {
     # What is known of the paper and nothing else; see docs/method.md.
     "paper": Settings(
         tolerance=0.1,
-        span="unit",
-        order=0,
+        level="unit",
+        predictor="reuse",
         quantity="output",
         axis="step",
         weighting="uniform",
         error_scale="own",
         max_window=4,
-        mend_sampler=False,
+        replay=False,
         text_keys_values=False,
         slicing=Slicing(widths=(0.5,), tolerance=1.0, basis="pca"),
         store_factor=64.0,

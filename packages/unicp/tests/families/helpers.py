@@ -25,7 +25,7 @@ def denoise(model: nn.Module, name: str, **run: Any) -> Tensor:
 
 
 def served(session: Session) -> int:
-    return sum(Action(entry.action).served for entry in session.trace.entries)
+    return sum(Action(entry.action).skipped for entry in session.trace.entries)
 
 
 def check(model: nn.Module, name: str, **run: Any) -> None:

@@ -118,7 +118,7 @@ def test_what_was_stored_under_one_lora_is_not_served_under_another():
         model.add_adapter(lora(2), adapter_name="two")
     model.set_adapters("one")
     arguments = tiny_models.inputs("wan")
-    fixed = preset("balanced", tolerance=1.0, order=0, quantities=("output",), every=9, first=1)
+    fixed = preset("balanced", tolerance=1.0, predictor="reuse", quantities=("output",), full_every=9, first=1)
 
     def call(step: int) -> Tensor:
         with torch.no_grad():
@@ -221,7 +221,7 @@ def test_gradients(name, note):
         moved = tiny_models.inputs(name, timestep=900.0 - step)["timestep"]
         return tiny_models.call(model, name, arguments | {"timestep": moved})[0]
 
-    with enable(model, preset("fast", every=3, first=1)) as session:
+    with enable(model, preset("fast", full_every=3, first=1)) as session:
         for step in range(6):
             call(step).sum().backward()
         assert not session.trace.entries and "gradients are recorded" in session.trace.warnings[0]

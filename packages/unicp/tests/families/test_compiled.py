@@ -46,9 +46,9 @@ def test_compiled_blocks(name, note):
     for span in ("block", "unit"):
         with pytest.raises(
             UnsupportedModelError,
-            match='compiled blocks, inside which nothing can be served; do: use span "model", with slicing or without',
+            match='compiled blocks, inside which nothing can be served; do: use level "model", with slicing or without',
         ):
-            enable(model, preset("balanced", span=span))
+            enable(model, preset("balanced", level=span))
     later: Any = tiny_models.build(name)
     with enable(later, EXACT):
         later.compile_repeated_blocks(backend=graphs, fullgraph=True)
@@ -142,7 +142,7 @@ def test_blocks_compiled_under_a_span_inside_them(span, note):
     graphs = Graphs()
     model: Any = tiny_models.build("wan")
     plain = denoise(model, "wan", steps=4)
-    with enable(model, preset("balanced", span=span, tolerance=0.5, store_factor=64.0)) as session:
+    with enable(model, preset("balanced", level=span, tolerance=0.5, store_factor=64.0)) as session:
         model.compile_repeated_blocks(backend=graphs, fullgraph=True)
         output = denoise(model, "wan", steps=4)
     assert graphs.made == 1 and torch.equal(output, plain)

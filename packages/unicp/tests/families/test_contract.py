@@ -24,11 +24,11 @@ WILD = ("z_image", "chroma", "ace_step")
 # Room for every unit, so that no coarser span takes over.
 KINDS: dict[str, Settings] = {
     "model": preset("balanced", store_factor=64.0),
-    "stack": preset("balanced", span="stack", store_factor=64.0),
-    "block": preset("balanced", span="block", store_factor=64.0),
+    "stack": preset("balanced", level="stack", store_factor=64.0),
+    "block": preset("balanced", level="block", store_factor=64.0),
     "unit": preset(
         "balanced",
-        span="unit",
+        level="unit",
         roles=("self", "spatial", "temporal", "joint", "cross", "feed_forward"),
         store_factor=64.0,
     ),
@@ -40,7 +40,7 @@ def _kinds_of(name: str) -> list[str]:
     """The kinds of span that a model allows: no stack where its row refuses it, no slicing where no unit can be."""
     found = map_model(tiny_models.shared(name))
     sliceable = any(unit.sliceable and unit.role != "cross" for unit in found.units)
-    refused = {kind: bool(found.span_refusal(kind)) for kind in ("stack", "block")} | {"paper": not sliceable}
+    refused = {kind: bool(found.level_refusal(kind)) for kind in ("stack", "block")} | {"paper": not sliceable}
     return [kind for kind in KINDS if not refused.get(kind)]
 
 
@@ -88,7 +88,7 @@ def denoise(name: str, **run: Any) -> Tensor:
 
 
 def served(trace: Trace) -> int:
-    return sum(Action(entry.action).served for entry in trace.entries)
+    return sum(Action(entry.action).skipped for entry in trace.entries)
 
 
 def tensors_held(session: Session) -> list[str]:
@@ -161,7 +161,7 @@ def test_no_branch_is_ever_served_from_another(name, kind):
     # Where a branch's name comes from is the same for all kinds of span.
     context = kind in ("model", "unit") and hasattr(model(name), "cache_context")
     # Fixed windows, undamped: what is served does not depend on the other branch, so each must be as if alone.
-    fixed = settings(kind, tolerance=1.0, every=2, damped=False)
+    fixed = settings(kind, tolerance=1.0, full_every=2, damping=False)
     alone: dict[int, list[Tensor]] = {}
     for seed in (0, 1):
         with enable(model(name), fixed):
@@ -177,13 +177,13 @@ def test_no_branch_is_ever_served_from_another(name, kind):
 
 @every_name
 def test_exact_reuse_gives_each_branch_its_own_last_output(name):
-    reuse = settings("model", tolerance=1.0, order=0, quantities=("output",), every=3, first=2)
+    reuse = settings("model", tolerance=1.0, predictor="reuse", quantities=("output",), full_every=3, first=2)
     with enable(model(name), reuse) as session:
         outputs = follow(name, (0, 1))
     for seed in (0, 1):
         entries = [entry for entry in session.trace.entries if entry.branch == f"call{seed}"]
         actions = [entry.action for entry in entries]
-        assert actions == ["compute", "compute", "reuse", "reuse", "compute", "reuse", "reuse"]
+        assert actions == ["full", "full", "reuse", "reuse", "full", "reuse", "reuse"]
         for step, action in enumerate(actions):
             if action == "reuse":
                 assert torch.equal(outputs[seed][step], outputs[seed][step - 1])
@@ -288,10 +288,10 @@ def test_a_pipeline_object_tells_its_scheduler(name, kind):
     assert served(session.trace) > 0
     assert all((entry.sigma is not None) is tells for entry in session.trace.entries)
     if not tells:
-        assert all(entry.choice is None or "output" in entry.choice for entry in session.trace.entries)
+        assert all(entry.predictor is None or "output" in entry.predictor for entry in session.trace.entries)
     assert float((output - expected).norm() / expected.norm()) < 0.5
     last = [entry for entry in session.trace.entries if entry.step == STEPS - 1 and entry.unit != "model"]
-    assert all(entry.why == "last" for entry in last if kind != "model" and tells)
+    assert all(entry.reason == "last" for entry in last if kind != "model" and tells)
 
 
 @every_case
@@ -302,7 +302,7 @@ def test_outputs_have_the_kind_that_was_asked_for_also_when_served(name, kind):
         with torch.no_grad():
             expected = type(tiny_models.call(model(name), name, tiny_models.inputs(name) | {"return_dict": as_dict}))
         assert (expected is tuple) is not as_dict or expected is Tensor
-        with enable(model(name), generous(name, kind, every=2)) as session, torch.no_grad():
+        with enable(model(name), generous(name, kind, full_every=2)) as session, torch.no_grad():
             for step in range(STEPS):
                 arguments = tiny_models.inputs(name, timestep=900.0 - 10 * step) | {"return_dict": as_dict}
                 output = tiny_models.call(model(name), name, arguments)

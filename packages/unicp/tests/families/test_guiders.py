@@ -71,7 +71,7 @@ def run(model: Any, name: str, guide: Any, only: str = "") -> dict[str, list[Ten
 
 def settings(span: Any, **changes: Any) -> Settings:
     roles = {"roles": ROLES} if span == "unit" else {}
-    return preset("balanced", span=span, store_factor=64.0, **roles, **changes)
+    return preset("balanced", level=span, store_factor=64.0, **roles, **changes)
 
 
 def same(one: dict[str, list[Tensor]], other: dict[str, list[Tensor]]) -> bool:
@@ -93,7 +93,7 @@ def test_a_third_call_is_exact_isolated_and_served(kind, name, note):
         with enable(model, settings(span, tolerance=0.0)):
             assert same(run(model, name, guider(kind, 0.0, 1.0)), plain), span
         # Fixed windows: what is served does not depend on the other calls, so each must be as if it were alone.
-        fixed = settings(span, tolerance=1.0, every=2, damped=False)
+        fixed = settings(span, tolerance=1.0, full_every=2, damping=False)
         with enable(model, fixed) as session:
             together = run(model, name, guider(kind, 0.0, 1.0))
         assert served(session) and {entry.run for entry in session.trace.entries} == {0}
@@ -157,7 +157,7 @@ def test_the_calls_of_ltx2(span, note):
     assert not torch.equal(plain["cond"][0], plain["stg"][0]) and not torch.equal(plain["stg"][0], plain["apart"][0])
     with enable(model, settings(span, tolerance=0.0)):
         assert same(ltx2(model, ("cond", "stg", "apart"), "apart"), plain)
-    fixed = settings(span, tolerance=1.0, every=2, damped=False)
+    fixed = settings(span, tolerance=1.0, full_every=2, damping=False)
     with enable(model, fixed) as session:
         together = ltx2(model, ("cond", "stg", "apart"), "apart")
     assert served(session) and {entry.run for entry in session.trace.entries} == {0}
@@ -173,7 +173,7 @@ def test_a_perturbed_call_is_not_served_to_a_separated_one_in_its_place():
     # Both have the text and the sample of the call with the prompt: only their arguments tell them apart.
     model = build_ltx2()
     plain = ltx2(model, ("cond", "stg"), "apart")
-    reuse = settings("model", tolerance=1.0, order=0, quantities=("output",), every=9, first=1)
+    reuse = settings("model", tolerance=1.0, predictor="reuse", quantities=("output",), full_every=9, first=1)
     with enable(model, reuse) as session:
         output = ltx2(model, ("cond", "stg"), "apart")
     assert served(session)

@@ -39,7 +39,7 @@ def test_an_offloaded_transformer(name, what, note):
     assert torch.equal(denoise(model, name), plain)
     check(model, name)
     later = tiny_models.build(name)
-    for settings in (EXACT, preset("balanced", span="block", tolerance=0.0)):
+    for settings in (EXACT, preset("balanced", level="block", tolerance=0.0)):
         with enable(later, settings):
             OFFLOAD[what](later)
             assert torch.equal(denoise(later, name), plain)

@@ -116,8 +116,8 @@ def test_without_a_row_it_is_refused_with_the_call_that_helps():
 def test_every_kind_of_span_serves_it_and_tolerance_zero_is_exact(span: Any):
     model = build()
     plain = denoise(model)
-    settings = unicp.preset("balanced", span=span, tolerance=0.5, weighting="uniform", store_factor=64.0)
-    with unicp.enable(model, unicp.preset("balanced", span=span, tolerance=0.0)):
+    settings = unicp.preset("balanced", level=span, tolerance=0.5, weighting="uniform", store_factor=64.0)
+    with unicp.enable(model, unicp.preset("balanced", level=span, tolerance=0.0)):
         assert torch.equal(denoise(model), plain)
     with unicp.enable(model, settings) as session:
         output = denoise(model)

@@ -66,8 +66,8 @@ def test_after_guidance_has_stopped_its_branch_holds_nothing_up(name):
             guided(model, name, range(0, 5), context)
         later = [entry for entry in session.trace.entries if entry.step > 6]
         # At the first step without it, it may be asked once more.
-        assert later and not any(entry.why == "other branch" for entry in later)
-        assert any(Action(entry.action).served for entry in later)
+        assert later and not any(entry.reason == "other branch" for entry in later)
+        assert any(Action(entry.action).skipped for entry in later)
 
 
 def _sample(value: Any, place: int) -> Any:
@@ -79,7 +79,7 @@ def _sample(value: Any, place: int) -> Any:
 def test_several_prompts_at_once_are_each_as_alone(name, note: Note):
     note("several prompts, several videos per prompt", name)
     # Fixed windows: what is served does not depend on what the other sample does.
-    fixed = preset("balanced", tolerance=1.0, every=2)
+    fixed = preset("balanced", tolerance=1.0, full_every=2)
     model = tiny_models.shared(name)
     both = tiny_models.inputs(name, batch=2)
     alone = [{key: _sample(value, place) for key, value in both.items()} for place in range(2)]

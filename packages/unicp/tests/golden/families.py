@@ -5,19 +5,21 @@ from __future__ import annotations
 import functools
 from typing import Any
 
+from tests.golden.case import Case
+
 import unicp
 from tests import tiny_models
-from tests.golden.case import Case
 
 STEPS = 10
 # One of each topology, for the part that is run often.
 OFTEN = ("wan", "cogvideox", "latte", "ltx", "hunyuan_video", "flux", "wan_vace", "kandinsky6", "sana_video", "ltx2")
-_UNITS: dict[str, Any] = {"span": "unit", "roles": ("self", "spatial", "temporal", "joint", "cross", "feed_forward")}
+_UNITS: dict[str, Any] = {"level": "unit", "roles": ("self", "spatial", "temporal", "joint", "cross", "feed_forward")}
 
 
 def _level(order: int, **changes: Any) -> unicp.Settings:
     # Room for every unit, so that no coarser span takes over; random weights make large errors.
-    loose: dict[str, Any] = {"tolerance": 0.5, "weighting": "uniform", "store_factor": 64.0, "order": order}
+    loose: dict[str, Any] = {"tolerance": 0.5, "weighting": "uniform", "store_factor": 64.0}
+    loose["predictor"] = ("reuse", "line")[order]
     return unicp.Settings(**loose | changes)
 
 
@@ -26,14 +28,14 @@ KINDS: dict[str, dict[str, Any]] = {
     **{name: {"settings": name} for name in ("paper", "quality", "balanced", "fast")},
     **{f"model, order {order}": {"settings": _level(order)} for order in (0, 1)},
     **{
-        f"{span}, order {order}": {"settings": _level(order, span=span)}
+        f"{span}, order {order}": {"settings": _level(order, level=span)}
         for span in ("stack", "block")
         for order in (0, 1)
     },
     **{f"unit, order {order}": {"settings": _level(order, **_UNITS)} for order in (0, 1)},
     # Small enough a tolerance that units are computed at many steps, where slices show.
     "unit, slices": {"settings": _level(0, **_UNITS | {"tolerance": 0.02, "slicing": _SLICES})},
-    "every third step": {"settings": _level(1, every=3)},
+    "every third step": {"settings": _level(1, full_every=3)},
     "own scheduler": {"settings": "balanced"},
 }
 

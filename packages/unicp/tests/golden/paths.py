@@ -12,12 +12,12 @@ from typing import Any
 
 import torch
 from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepScheduler
+from tests.golden.case import Call, Case, context, joined
+from tests.pipelines.table import BY_NAME
 from torch import Tensor
 
 import unicp
 from tests import tiny_models
-from tests.golden.case import Call, Case, context, joined
-from tests.pipelines.table import BY_NAME
 
 STEPS = 12
 DATA = Path(__file__).parent / "data"
@@ -78,7 +78,7 @@ def _loose(**changes: Any) -> unicp.Settings:
 
 
 def _unit(**changes: Any) -> unicp.Settings:
-    return _loose(**{"span": "unit", "order": 0} | changes)
+    return _loose(**{"level": "unit", "predictor": "reuse"} | changes)
 
 
 def _sliced(**changes: Any) -> unicp.Settings:
@@ -91,30 +91,30 @@ SETTINGS: dict[str, unicp.Settings] = {
     "loose": _loose(),
     "strict": unicp.Settings(tolerance=0.02),
     "tolerance 0": unicp.Settings(tolerance=0.0),
-    "stack": _loose(span="stack"),
-    "block": _loose(span="block"),
+    "stack": _loose(level="stack"),
+    "block": _loose(level="block"),
     "unit": _unit(),
     "cross-attention only": _unit(roles=("cross",)),
     "feed-forward only": _unit(roles=("feed_forward",)),
-    "order 0": _loose(order=0),
-    "undamped": _loose(damped=False),
-    "undamped, far": _loose(damped=False, max_reach=3.0, max_window=8, tolerance=5.0, **_ONE_WAY),
+    "order 0": _loose(predictor="reuse"),
+    "undamped": _loose(damping=False),
+    "undamped, far": _loose(damping=False, max_reach=3.0, max_window=8, tolerance=5.0, **_ONE_WAY),
     "clean over sigma": _loose(quantity="clean", axis="sigma"),
     "output over steps": _loose(quantity="output", axis="step"),
     "noise over log_snr": _loose(**_ONE_WAY),
     "impact": _loose(weighting="impact"),
-    "impact, order 0": _loose(weighting="impact", order=0),
+    "impact, order 0": _loose(weighting="impact", predictor="reuse"),
     "own scale": _unit(error_scale="own"),
-    "own scale, blocks": _loose(span="block", error_scale="own"),
+    "own scale, blocks": _loose(level="block", error_scale="own"),
     "short windows": _loose(max_window=1),
     "long windows": _loose(max_window=8, tolerance=5.0),
     "far reach": _loose(max_reach=3.0, tolerance=5.0),
-    "every second": _loose(every=2),
-    "every fourth, unit": _unit(every=4),
-    "computed steps": _loose(computed_steps=(0, 1, 4, 8)),
+    "every second": _loose(full_every=2),
+    "every fourth, unit": _unit(full_every=4),
+    "computed steps": _loose(full_steps=(0, 1, 4, 8)),
     "late first, early last": _loose(first=5, last=3),
-    "sampler not mended": _loose(mend_sampler=False),
-    "sampler not mended, one way": _loose(mend_sampler=False, **_ONE_WAY),
+    "sampler not mended": _loose(replay=False),
+    "sampler not mended, one way": _loose(replay=False, **_ONE_WAY),
     "text computed anew": _unit(text_keys_values=False),
     "slices": _sliced(),
     "slices of a share": _sliced(widths=(0.5,), basis="pca"),
@@ -123,7 +123,7 @@ SETTINGS: dict[str, unicp.Settings] = {
     "slices, kept bases": _sliced(refresh=4),
     "slices, strict": _sliced(tolerance=0.01),
     "few bytes": _unit(store_bytes=20_000),
-    "few bytes, blocks": _loose(span="block", store_bytes=30_000),
+    "few bytes, blocks": _loose(level="block", store_bytes=30_000),
     "no bytes": _loose(store_bytes=0),
     "small store": _unit(store_factor=1.0),
     "kept as bfloat16": _loose(store_dtype="bfloat16"),
@@ -141,7 +141,7 @@ RUNS: dict[str, tuple[Call, dict[str, unicp.Settings]]] = {
     ),
     "several lengths": (
         lambda model: joined([loop(model, steps) for steps in (12, 3, 1, 20)]),
-        {"loose": _loose(), "balanced": unicp.preset("balanced"), "block": _loose(span="block")},
+        {"loose": _loose(), "balanced": unicp.preset("balanced"), "block": _loose(level="block")},
     ),
     "another prompt in mid-run": (
         functools.partial(loop, edit=_other_prompt),
@@ -153,7 +153,7 @@ RUNS: dict[str, tuple[Call, dict[str, unicp.Settings]]] = {
     ),
     "branches in contexts": (
         functools.partial(loop, branches=("cond", "uncond")),
-        PRESETS | {"loose": _loose(), "block": _loose(span="block")},
+        PRESETS | {"loose": _loose(), "block": _loose(level="block")},
     ),
     "three branches": (
         functools.partial(loop, branches=(None, None, None)),
@@ -166,8 +166,7 @@ RUNS: dict[str, tuple[Call, dict[str, unicp.Settings]]] = {
     ),
     "two prompts in a batch": (
         functools.partial(loop, batch=2, seed=3),
-        PRESETS
-        | {"loose": _loose(), "block": _loose(span="block"), "slices": _sliced()},
+        PRESETS | {"loose": _loose(), "block": _loose(level="block"), "slices": _sliced()},
     ),
 }
 _wan = functools.partial(tiny_models.shared, "wan")
@@ -201,7 +200,7 @@ CASES = [
     *(_promised(f"{target}, no profile", target=target) for target in _BUILT_IN),
     _promised("guarded plan", plan=PLAN),
     _promised("guarded plan, another prompt", functools.partial(called, prompt=1), plan=PLAN),
-    _promised("guarded plan, not mended", settings=unicp.preset("balanced", mend_sampler=False), plan=PLAN),
+    _promised("guarded plan, not mended", settings=unicp.preset("balanced", replay=False), plan=PLAN),
     _promised("plan of another length", functools.partial(called, steps=9), plan=PLAN),
     _promised("plan and slices", settings=_sliced(), plan=PLAN),
     _promised("target at another length", functools.partial(called, steps=20), target="psnr>=20", profile=PROFILE),

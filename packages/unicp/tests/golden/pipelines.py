@@ -5,17 +5,18 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-import unicp
 from tests.golden.case import Case, joined
 from tests.pipelines.rows import Row
 from tests.pipelines.table import ROWS
+
+import unicp
 
 OFTEN = ("wan", "wan_two_experts", "cogvideox", "cogvideox_video", "ltx_long", "framepack", "flux_img2img", "sd3_pag")
 # Whatever can be served is: errors of random weights are large, and runs of 6 steps short.
 _ALL: dict[str, Any] = {"tolerance": 1e6, "weighting": "uniform", "first": 1, "store_factor": 64.0}
 KINDS = {
     "forecasts": {"settings": unicp.preset("balanced", **_ALL)},
-    "units": {"settings": unicp.Settings(**_ALL | {"span": "unit", "order": 0, "tolerance": 0.5})},
+    "units": {"settings": unicp.Settings(**_ALL | {"level": "unit", "predictor": "reuse", "tolerance": 0.5})},
 }
 _built = functools.cache(Row.build)
 

@@ -9,11 +9,11 @@ import functools
 from typing import Any
 
 import diffusers
-
-import unicp
 from tests.golden.case import Case, joined, seeded
 from tests.pipelines.rows import LATENT, Row
 from tests.pipelines.table import BY_NAME
+
+import unicp
 
 STEPS = 12
 _UNIPC_FLOW = {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "flow_shift": 3.0}
@@ -71,8 +71,10 @@ OFTEN = (
 KINDS: dict[str, dict[str, Any]] = {
     "balanced": {"settings": "balanced"},
     "fast": {"settings": "fast"},
-    "model, order 0": {"settings": unicp.Settings(order=0, tolerance=0.5, weighting="uniform", store_factor=64.0)},
-    "unmended": {"settings": unicp.preset("fast", mend_sampler=False)},
+    "model, order 0": {
+        "settings": unicp.Settings(predictor="reuse", tolerance=0.5, weighting="uniform", store_factor=64.0)
+    },
+    "unmended": {"settings": unicp.preset("fast", replay=False)},
     "replayed plan": {"settings": "fast"},
     "target": {"target": "speedup>=1.4"},
 }

@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+from tests.golden.case import Case, joined
 
 import unicp
-from tests.golden.case import Case, joined
 from unicp_testbeds import folder
 
 _GLYPH = "a red star moving left on a striped background"
@@ -21,7 +21,7 @@ CALLS: dict[str, dict[str, Any]] = {
 STEPS = 12
 KINDS: dict[str, dict[str, Any]] = {
     **{name: {"settings": name} for name in ("paper", "quality", "balanced", "fast")},
-    "blocks": {"settings": unicp.Settings(span="block", tolerance=0.4, store_factor=64.0)},
+    "blocks": {"settings": unicp.Settings(level="block", tolerance=0.4, store_factor=64.0)},
     "target": {"target": "psnr>=25"},
     "target, speed": {"target": "speedup>=1.5"},
 }

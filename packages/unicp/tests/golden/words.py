@@ -7,15 +7,15 @@ STRUCTURE = ("run", "step", "branch", "unit", "action", "why", "width", "choice"
 FLOATS = ("sigma", "tolerance", "predicted", "measured")
 
 # Recorded name of a field of an entry -> its name today, where it is another.
-FIELDS: dict[str, str] = {}
+FIELDS: dict[str, str] = {"why": "reason", "choice": "predictor"}
 
 # By column (also "refused" and "counts"): recorded word -> today's word, where it is another. Like
 # {"action": {"forecast": "extrapolate"}, "why": {"window": "within"}}.
-WORDS: dict[str, dict[str, str]] = {}
+WORDS: dict[str, dict[str, str]] = {"action": {"compute": "full"}}
 
 # Actions, in today's words, that compute nothing of their own.
 SKIPPED = frozenset({"forecast", "reuse"})
-COMPUTED = "compute"
+COMPUTED = "full"
 
 
 def today(column: str, value: object) -> object:

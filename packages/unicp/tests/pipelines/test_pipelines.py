@@ -15,13 +15,13 @@ from typing import Any
 import diffusers
 import pytest
 import torch
-from tests.pipelines import parts
 from tests.pipelines.cross_video import ltx
 from tests.pipelines.joint_video import easy_animate
 from tests.pipelines.rows import LATENT, Row, Unbuilt
 from tests.pipelines.table import BROKEN, BY_NAME, ROWS, UNBUILT
 from torch import Tensor
 
+from tests.pipelines import parts
 from unicp.models.families import family_named
 from unicp.models.family_rows import VIDEO
 from unicp.models.finder import transformers_of
@@ -124,14 +124,14 @@ def test_what_is_served_is_what_the_pipeline_asked_for_and_no_call_leaks_into_th
         entries, seen = list(session.trace.entries), list(calls)
         second = row.call(pipe, 1)
     check_trace(row, entries, seen)
-    served = sum(Action(entry.action).served for entry in entries)
-    assert served, [entry.why for entry in entries]
+    served = sum(Action(entry.action).skipped for entry in entries)
+    assert served, [entry.reason for entry in entries]
     assert not same(first, plain(row))
     assert all(bool(torch.isfinite(one).all()) for one in (*first, *second))
     with enable(pipe, GENEROUS) as fresh:
         assert same(row.call(pipe, 1), second)
     # Which of them were served, and why, is the same too: numbers of runs and times are not.
-    told = [[(e.step, e.branch, e.action, e.why, e.measured) for e in s.trace.entries] for s in (session, fresh)]
+    told = [[(e.step, e.branch, e.action, e.reason, e.measured) for e in s.trace.entries] for s in (session, fresh)]
     assert told[0][len(entries) :] == told[1]
     uses_context = not entries[0].branch.startswith("call")
     transformer = type(next(iter(transformers_of(pipe).values()))).__name__
@@ -181,8 +181,8 @@ def test_calls_with_tokens_at_several_noise_levels_are_computed_and_the_rest_is_
     entries = session.trace.entries
     several = [entry for entry in entries if entry.sigma is not None and entry.sigma > 0.5]
     assert len(several) > 3 and len({entry.run for entry in several}) == len(several)
-    assert not any(Action(entry.action).served for entry in several)
-    assert any(Action(entry.action).served for entry in entries) and bool(torch.isfinite(output[0]).all())
+    assert not any(Action(entry.action).skipped for entry in several)
+    assert any(Action(entry.action).skipped for entry in entries) and bool(torch.isfinite(output[0]).all())
 
 
 def test_guidance_differences_are_of_batches_of_one_size_only():
@@ -196,7 +196,7 @@ def test_guidance_differences_are_of_batches_of_one_size_only():
     with enable(pipe, replace(GENEROUS, guidance=True)) as session:
         row.call(pipe)
     assert sizes == [(2, 2), (1, 1)] * row.steps
-    assert {e.why for e in session.trace.entries if e.branch == "call1" and e.action == "compute"} == {"together"}
+    assert {e.reason for e in session.trace.entries if e.branch == "call1" and e.action == "full"} == {"together"}
 
 
 @pytest.mark.parametrize("pipeline", UNBUILT, ids=lambda one: one.pipeline)

@@ -21,7 +21,7 @@ from unicp.settings import preset
 TEXTS = [noise(seed, 1, 2, 3) for seed in range(3)]
 SETTINGS = {
     "model": preset("balanced", tolerance=1e9, store_factor=1e6),
-    "reuse": preset("balanced", tolerance=1e9, order=0, first=1, quantities=("output",), max_window=5),
+    "reuse": preset("balanced", tolerance=1e9, predictor="reuse", first=1, quantities=("output",), max_window=5),
     "exact": preset("balanced", tolerance=0.0),
 }
 
@@ -116,7 +116,7 @@ def test_any_sequence_of_calls_gives_each_text_its_own_answer(kind, sequence):
             assert torch.isfinite(output).all()
             torch.testing.assert_close(output, true, rtol=1e-4, atol=1e-4)
     if kind == "exact":
-        assert not any(Action(entry.action).served for entry in trace.entries)
+        assert not any(Action(entry.action).skipped for entry in trace.entries)
     followed = [call for call, *_ in found if call.batch]
     assert len(trace.entries) >= len(followed) - trace.counts["not_followed"]
 
@@ -125,4 +125,4 @@ def test_the_sequences_above_do_serve():
     straight = [Call(1000.0 - 50 * place, 0, 1, 4, None, False, False) for place in range(12)]
     for kind in ("model", "reuse"):
         _, trace = play(straight, kind)
-        assert sum(Action(entry.action).served for entry in trace.entries) >= 3, kind
+        assert sum(Action(entry.action).skipped for entry in trace.entries) >= 3, kind

@@ -68,7 +68,7 @@ def test_a_condition_that_changes_in_mid_run_is_seen_and_the_first_call_under_it
     plain = scheduled(model, name, changed)
     with enable(model, EXACT[kind]):
         assert all(map(torch.equal, scheduled(model, name, changed), plain))
-    with enable(model, preset("fast", every=2)) as session:
+    with enable(model, preset("fast", full_every=2)) as session:
         output = scheduled(model, name, changed)
     assert torch.equal(output[6], plain[6])
     assert {entry.run for entry in session.trace.entries} == {0, 1}
@@ -138,7 +138,7 @@ def test_what_a_branch_said_before_a_pause_is_not_moved_to_a_later_sample(pause,
     model: Any = tiny_models.wan()
     with enable(model, preset("fast")) as session:
         output = paused(model, PAUSES[pause], make())
-    assert torch.isfinite(output).all() and any(Action(entry.action).served for entry in session.trace.entries)
+    assert torch.isfinite(output).all() and any(Action(entry.action).skipped for entry in session.trace.entries)
     assert all(newest == step for newest, step in moved)
 
 
@@ -153,8 +153,8 @@ def test_guidance_that_pauses_is_exact_at_tolerance_zero_and_close_otherwise(kin
 
 
 IN_PLACE = {kind: KINDS[kind] for kind in ("fast", "reuse", "stack", "block", "unit", "unit, sliced")} | {
-    "stack, order 0": preset("balanced", span="stack", order=0, tolerance=1e3, first=2),
-    "block, order 0": preset("balanced", span="block", order=0, tolerance=1e3, first=2, store_factor=64.0),
+    "stack, order 0": preset("balanced", level="stack", predictor="reuse", tolerance=1e3, first=2),
+    "block, order 0": preset("balanced", level="block", predictor="reuse", tolerance=1e3, first=2, store_factor=64.0),
 }
 
 
@@ -176,7 +176,7 @@ def test_a_caller_may_write_into_what_it_is_given(kind, inference):
                     sample.sub_(first / 10)
                 else:
                     sample = sample - (second + 3.0 * (first - second)) / 10
-        assert any(Action(entry.action).served for entry in session.trace.entries)
+        assert any(Action(entry.action).skipped for entry in session.trace.entries)
         return sample
 
     assert torch.equal(walked(True), walked(False))
@@ -189,7 +189,7 @@ def test_under_autocast_what_is_skipped_has_the_dtype_of_what_is_computed(name, 
     model.register_forward_hook(lambda module, args, output: dtypes.append(tiny_models.first(output).dtype))
     with enable(model, KINDS[kind]) as session, torch.autocast("cpu", torch.bfloat16):
         tiny_models.denoise(model, name, steps=10)
-    assert any(Action(entry.action).served for entry in session.trace.entries)
+    assert any(Action(entry.action).skipped for entry in session.trace.entries)
     assert set(dtypes) == {torch.bfloat16} and len(dtypes) == 20
 
 
@@ -236,7 +236,7 @@ def test_a_replaced_transformer_is_told_and_disabling_works_on_what_was_enabled(
         unicp.disable(pipe)
     with unicp.enable(pipe, "fast") as again:
         pipe(0)
-    assert any(Action(entry.action).served for entry in again.trace.entries)
+    assert any(Action(entry.action).skipped for entry in again.trace.entries)
 
 
 def test_disabling_works_by_any_pipeline_around_the_transformer():
@@ -336,8 +336,8 @@ def test_a_trace_keeps_the_newest_runs_and_counts_those_it_dropped():
 
 
 def test_ten_thousand_runs_stay_within_fifty_megabytes():
-    from unicp.runtime.trace_log import TraceLog
     from unicp.records import Entry, Trace
+    from unicp.runtime.trace_log import TraceLog
     from unicp.settings import Settings
 
     log = TraceLog(Trace("WanTransformer3DModel", "cpu", "float32", {}), Settings().trace_entries)

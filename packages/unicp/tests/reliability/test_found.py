@@ -15,12 +15,12 @@ from tests.made_profiles import flow_levels, made
 from tests.reliability.loops import KINDS, Loop, flow
 
 from tests import tiny_models
-from unicp.runtime.model_call import CallReader
-from unicp.sampler import observer
 from unicp.models.finder import map_model
 from unicp.numerics.digests import digest
 from unicp.planning.following import RunPlanner
 from unicp.planning.targets import parse_target
+from unicp.runtime.model_call import CallReader
+from unicp.sampler import observer
 from unicp.session import enable
 
 
@@ -149,4 +149,4 @@ def test_rows_of_a_batch_at_different_levels_are_computed():
         for step in range(7):
             timestep = torch.stack([scheduler.timesteps[step], scheduler.timesteps[step + 5]])
             model(**given | {"timestep": timestep})
-    assert {entry.action for entry in session.trace.entries} == {"compute"}
+    assert {entry.action for entry in session.trace.entries} == {"full"}

@@ -23,7 +23,7 @@ every_kind = pytest.mark.parametrize("kind", KINDS)
 
 def actions(session: Session, run: int | None = None) -> list[Any]:
     return [
-        (entry.step, entry.branch, entry.unit, entry.action, entry.why, entry.width, entry.sigma)
+        (entry.step, entry.branch, entry.unit, entry.action, entry.reason, entry.width, entry.sigma)
         for entry in session.trace.entries
         if run is None or entry.run == run
     ]
@@ -37,7 +37,7 @@ def alone(kind: str, seed: int = 0, steps: int = 9, context: bool = False, make:
 
 
 def skipped(session: Session) -> int:
-    return sum(entry.action != "compute" for entry in session.trace.entries)
+    return sum(entry.action != "full" for entry in session.trace.entries)
 
 
 @every_kind

@@ -33,7 +33,7 @@ ENTRIES = st.builds(
     branch=TEXT,
     unit=TEXT,
     action=st.sampled_from([action.value for action in Action]),
-    why=TEXT,
+    reason=TEXT,
     sigma=st.none() | NUMBERS,
     tolerance=NUMBERS,
     predicted=st.none() | st.lists(NUMBERS, max_size=3),
@@ -62,7 +62,7 @@ TRACES = st.builds(
 
 def entry(**changes) -> Entry:
     return Entry(
-        **({"run": 0, "step": 1, "branch": "cond", "unit": "model", "action": "compute", "why": "first"} | changes),
+        **({"run": 0, "step": 1, "branch": "cond", "unit": "model", "action": "full", "why": "first"} | changes),
         sigma=0.5,
         tolerance=0.05,
     )
@@ -212,7 +212,7 @@ def test_missing_fields(tmp_path):
     path = tmp_path / "trace.json"
     save_trace(trace(), path)
     body = json.loads(path.read_text())
-    del body["entries"][0]["why"]
+    del body["entries"][0]["reason"]
     path.write_text(json.dumps(body))
     with pytest.raises(FileFormatError, match=r"missing why in entries\[0\]"):
         load_trace(path)

@@ -84,7 +84,7 @@ def under(profile_: Profile | None, target: str = "psnr>=35", bend: float = 1.0,
 
 
 def computed(session: Session) -> list[int]:
-    return sorted({entry.step for entry in session.trace.entries if entry.action == "compute"})
+    return sorted({entry.step for entry in session.trace.entries if entry.action == "full"})
 
 
 def test_a_run_follows_the_plan_of_its_target():
@@ -92,9 +92,9 @@ def test_a_run_follows_the_plan_of_its_target():
     plan = session.plan
     assert plan is not None and computed(session) == plan.computed and 3 < len(plan.computed) < STEPS
     leading = [entry for entry in session.trace.entries if entry.branch == "call0"]
-    assert {entry.why for entry in leading if entry.step in plan.computed} == {"first", "plan"}
+    assert {entry.reason for entry in leading if entry.step in plan.computed} == {"first", "plan"}
     assert session.trace.preset == "target speedup>=1.5"
-    assert {entry.choice for entry in session.trace.entries if entry.action == "forecast"} == {str(plan.candidate)}
+    assert {entry.predictor for entry in session.trace.entries if entry.action == "forecast"} == {str(plan.candidate)}
 
 
 def test_where_errors_are_larger_than_announced_the_guard_computes_more_and_says_so():
@@ -104,7 +104,7 @@ def test_where_errors_are_larger_than_announced_the_guard_computes_more_and_says
     assert computed(calm) == plan.computed
     assert set(plan.computed) < set(computed(hard))
     assert any("times those announced, also computes" in warning for warning in hard.trace.warnings)
-    assert "guard" in {entry.why for entry in hard.trace.entries}
+    assert "guard" in {entry.reason for entry in hard.trace.entries}
     assert calm.trace.counts["guard"] == 0 < hard.trace.counts["guard"]
 
 
@@ -202,7 +202,7 @@ def test_an_infeasible_target_ends_the_run_with_what_is_feasible():
         ({"profile": "profile.json"}, InputError, "no target"),
         ({"target": "psnr>=35", "plan": "plan.json"}, InputError, "both"),
         ({"target": "psnr>=35", "settings": "paper"}, SettingsError, "span 'unit'"),
-        ({"target": "psnr>=35", "settings": preset("balanced", every=2)}, SettingsError, "every"),
+        ({"target": "psnr>=35", "settings": preset("balanced", full_every=2)}, SettingsError, "full_every"),
         ({"target": "psnr>=35", "profile": "missing.json"}, InputError, "missing.json"),
     ],
 )
@@ -243,7 +243,7 @@ def test_a_session_leaves_out_steps_where_the_plan_says_so(caplog):
     summary = session.summary()
     assert summary.left_out == 16 and summary.computed == summary.calls == 16
     assert "the plan left out 16 more" in summary.text()
-    assert {entry.action for entry in session.trace.entries} == {"compute"}
+    assert {entry.action for entry in session.trace.entries} == {"full"}
 
 
 def test_each_run_of_a_session_is_shortened_anew():

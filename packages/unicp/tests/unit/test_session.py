@@ -64,13 +64,13 @@ class Loop:
 
 
 def served(session: Session) -> int:
-    return sum(Action(entry.action).served for entry in session.trace.entries)
+    return sum(Action(entry.action).skipped for entry in session.trace.entries)
 
 
 @pytest.mark.parametrize("span", ["model", "block", "unit"])
 @pytest.mark.parametrize("names", [("wan", "wan"), ("latte", "cogvideox")])
 def test_two_sessions_side_by_side_do_not_disturb_each_other(names, span):
-    settings = Settings(**GENEROUS.__dict__ | {"span": span, "store_factor": 64.0})
+    settings = Settings(**GENEROUS.__dict__ | {"level": span, "store_factor": 64.0})
     alone = []
     for seed, name in enumerate(names):
         with enable(transformer := tiny_models.build(name), settings):
@@ -174,7 +174,7 @@ def test_a_model_that_is_not_known_is_refused_in_one_line(target):
 
 def test_a_stack_that_cannot_be_served_as_one_is_refused_with_the_reason():
     with pytest.raises(UnsupportedModelError, match="alternate"):
-        enable(tiny_models.latte(), preset("balanced", span="stack"))
+        enable(tiny_models.latte(), preset("balanced", level="stack"))
 
 
 def test_a_width_above_the_head_is_refused():
@@ -227,7 +227,7 @@ def test_the_summary_tells_of_outputs_that_were_not_finite():
 
 def test_a_trace_survives_saving_and_loading(tmp_path):
     transformer = tiny_models.latte()
-    with enable(transformer, preset("balanced", span="unit", tolerance=0.5, store_factor=64.0)) as session:
+    with enable(transformer, preset("balanced", level="unit", tolerance=0.5, store_factor=64.0)) as session:
         Loop(transformer, "latte").run()
     session.save_trace(tmp_path / "trace.json")
     assert load_trace(tmp_path / "trace.json") == session.trace
@@ -244,7 +244,7 @@ SPANS = ["model", "stack", "block", "unit"]
 @pytest.mark.parametrize("kept", [False, True])
 @pytest.mark.parametrize("span", SPANS)
 def test_full_operations_of_a_run_are_those_of_the_plain_model(span, kept):
-    settings = preset("balanced", tolerance=0.5, span=span, store_factor=64.0, text_keys_values=kept)
+    settings = preset("balanced", tolerance=0.5, level=span, store_factor=64.0, text_keys_values=kept)
     transformer = tiny_models.wan()
     with OperationCounter() as plain, torch.no_grad():
         transformer(**tiny_models.inputs("wan"))
@@ -260,7 +260,7 @@ def test_full_operations_of_a_run_are_those_of_the_plain_model(span, kept):
 @pytest.mark.parametrize("span", ["model", "block", "unit"])
 def test_operations_written_down_are_those_really_executed(name, span, kept):
     roles = ("self", "spatial", "temporal", "cross", "feed_forward")
-    settings = preset("balanced", tolerance=0.5, span=span, roles=roles, store_factor=64.0, text_keys_values=kept)
+    settings = preset("balanced", tolerance=0.5, level=span, roles=roles, store_factor=64.0, text_keys_values=kept)
     transformer = tiny_models.build(name)
     with enable(transformer, settings) as session, OperationCounter() as executed:
         Loop(transformer, name).run()
@@ -269,7 +269,7 @@ def test_operations_written_down_are_those_really_executed(name, span, kept):
 
 
 def test_what_stored_text_keys_save_is_taken_off_the_unit_that_would_have_projected_them():
-    settings = preset("balanced", tolerance=0.0, span="unit", store_factor=64.0, text_keys_values=True)
+    settings = preset("balanced", tolerance=0.0, level="unit", store_factor=64.0, text_keys_values=True)
     transformer = tiny_models.wan()
     with enable(transformer, settings) as session:
         Loop(transformer, "wan").run()
@@ -283,7 +283,7 @@ def test_what_stored_text_keys_save_is_taken_off_the_unit_that_would_have_projec
 def test_a_sliced_run_writes_down_fewer_operations_at_its_width(span, name):
     slicing = unicp.Slicing(widths=(8,), tolerance=9.0, min_saving=-1e6)
     transformer = tiny_models.build(name)
-    settings = preset("balanced", tolerance=1e-9, span=span, store_factor=64.0, slicing=slicing)
+    settings = preset("balanced", tolerance=1e-9, level=span, store_factor=64.0, slicing=slicing)
     with enable(transformer, settings) as session:
         Loop(transformer, name).run()
     assert session.trace.counts["not_sliced"] == 0
@@ -300,7 +300,7 @@ def test_attention_that_is_not_caught_is_said_to_run_at_full_width(span, monkeyp
     monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", own)
     transformer = tiny_models.cogvideox()
     slicing = unicp.Slicing(widths=(8,), tolerance=9.0, min_saving=0.0)
-    settings = preset("balanced", tolerance=1e-9, span=span, store_factor=64.0, slicing=slicing)
+    settings = preset("balanced", tolerance=1e-9, level=span, store_factor=64.0, slicing=slicing)
     with enable(transformer, settings) as session:
         Loop(transformer, "cogvideox").run()
     assert any("cannot be sliced" in warning for warning in session.trace.warnings)
@@ -338,15 +338,15 @@ def test_a_bare_transformer_may_be_given_its_scheduler():
         tiny_models.denoise(transformer, "wan", steps=STEPS, scheduler=scheduler)
     assert all(entry.sigma is not None for entry in session.trace.entries)
     last = [entry for entry in session.trace.entries if entry.step == STEPS - 1]
-    assert [entry.action for entry in last] == ["compute", "compute"]
-    assert last[0].why == "last"
+    assert [entry.action for entry in last] == ["full", "full"]
+    assert last[0].reason == "last"
 
 
 @pytest.mark.parametrize("name", ["wan", "latte"])
 @pytest.mark.parametrize("span", ["unit", "block"])
 @pytest.mark.parametrize("budget", [0, 5_000, 20_000, 40_000])
 def test_a_tight_byte_budget_takes_coarser_spans_and_is_never_exceeded(name, span, budget):
-    settings = preset("balanced", span=span, tolerance=0.5, store_bytes=budget, text_keys_values=False)
+    settings = preset("balanced", level=span, tolerance=0.5, store_bytes=budget, text_keys_values=False)
     transformer = tiny_models.build(name)
     with enable(transformer, settings) as session:
         for _ in range(2):

@@ -19,7 +19,7 @@ BAD = [
     ("tolerance", True),
     ("tolerance", "0.1"),
     ("tolerance", None),
-    ("span", "layer"),
+    ("level", "layer"),
     ("span", ["model"]),
     ("roles", ()),
     ("roles", ("selfish",)),
@@ -39,11 +39,11 @@ BAD = [
     ("max_window", 2.5),
     ("max_reach", -1.0),
     ("max_reach", math.nan),
-    ("every", 0),
-    ("every", True),
-    ("computed_steps", 3),
-    ("computed_steps", (1, -1)),
-    ("computed_steps", (1, True)),
+    ("full_every", 0),
+    ("full_every", True),
+    ("full_steps", 3),
+    ("full_steps", (1, -1)),
+    ("full_steps", (1, True)),
     ("first", 0),
     ("last", -1),
     ("store_dtype", "int8"),
@@ -102,8 +102,8 @@ def test_a_bad_slicing_is_refused_in_one_line(name, value):
 @pytest.mark.parametrize("name", ["paper", "quality", "balanced", "fast"])
 def test_every_preset_is_there_and_takes_changes(name):
     assert preset(name) == PRESETS[name]
-    changed = preset(name, tolerance=0.0, span="block")
-    assert (changed.tolerance, changed.span) == (0.0, "block")
+    changed = preset(name, tolerance=0.0, level="block")
+    assert (changed.tolerance, changed.level) == (0.0, "block")
     assert PRESETS[name] == preset(name)
 
 
@@ -193,7 +193,7 @@ def some(*names: str) -> st.SearchStrategy[tuple[str, ...]]:
 valid_settings = st.builds(
     Settings,
     tolerance=numbers,
-    span=st.sampled_from(["model", "stack", "block", "unit"]),
+    level=st.sampled_from(["model", "stack", "block", "unit"]),
     roles=some("self", "spatial", "temporal", "joint", "cross", "feed_forward"),
     order=st.integers(0, 1),
     quantities=some("output", "noise", "clean"),
@@ -202,7 +202,7 @@ valid_settings = st.builds(
     error_scale=st.sampled_from(["stream", "own"]),
     max_window=st.integers(1, 50),
     max_reach=numbers,
-    every=st.one_of(st.none(), st.integers(1, 9)),
+    full_every=st.one_of(st.none(), st.integers(1, 9)),
     first=st.integers(1, 9),
     last=st.integers(0, 9),
     guidance=st.booleans(),

@@ -14,7 +14,7 @@ from unicp_bench.statistics import Group
 LEVELS = 10
 # UniCP's parts, outermost last: a call that a larger span served never reaches the smaller one.
 _ACTIONS = {
-    Action.COMPUTE: "computed in full",
+    Action.FULL: "computed in full",
     Action.SLICE: "attention on fewer channels",
     Action.FORECAST: "forecast, not computed",
     Action.REUSE: "the last output again",

@@ -193,7 +193,7 @@ class Calibration:
             with unicp.enable(self.runs.pipe, **options) as session:
                 outcome = self.runs.run(reference.prompt, reference.seed)
         if key:
-            own = sum(e.seconds for e in session.trace.entries if e.action == "compute" and e.step >= first)
+            own = sum(e.seconds for e in session.trace.entries if e.action == "full" and e.step >= first)
             self.notes.add(f"added {key}", own / reference.tape.played_on - 1 if reference.tape.played_on else 0.0)
         return outcome, session.trace
 
@@ -216,7 +216,7 @@ class Calibration:
     def _run_with_window(self, reference: Reference, served: range) -> Outcome:
         """A run in which these steps alone are served, from the two before."""
         computed = [one for one in range(self.runs.steps) if one not in served]
-        settings = preset("balanced", computed_steps=tuple(computed), max_window=self.runs.steps)
+        settings = preset("balanced", full_steps=tuple(computed), max_window=self.runs.steps)
         outcome, trace = self._served(reference, settings, computed)
         done = {entry.step for entry in trace.entries if entry.action == "forecast"}
         left = [step for step in served if step not in done]
@@ -240,8 +240,8 @@ class Calibration:
         if key not in self.notes.known:
             plan, change = self._plan_to_try(reference.prompt, round(share * self.runs.steps), guarded)
             outcome, trace = self._served(reference, plan, plan.computed, key)
-            made = {entry.step for entry in trace.entries if entry.action == "compute"}
-            served = [entry.seconds for entry in trace.entries if entry.action != "compute"]
+            made = {entry.step for entry in trace.entries if entry.action == "full"}
+            served = [entry.seconds for entry in trace.entries if entry.action != "full"]
             quality = psnr(reference.outcome.frames, outcome.frames).total
             planned, moved = len(plan.computed), _displacement(outcome, reference)
             saved = self.runs.steps - planned
@@ -257,7 +257,7 @@ class Calibration:
         if key not in self.notes.known:
             settings = preset("balanced", tolerance=tolerance)
             outcome, trace = self._served(reference, settings, range(settings.first), key)
-            made = {entry.step for entry in trace.entries if entry.action == "compute"}
+            made = {entry.step for entry in trace.entries if entry.action == "full"}
             quality = psnr(reference.outcome.frames, outcome.frames).total
             self.notes.add(key, OnlineTrial(reference.prompt, tolerance, len(made), quality))
         return self.notes.known[key]

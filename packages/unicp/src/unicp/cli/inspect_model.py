@@ -64,18 +64,18 @@ def _facts(found: ModelMap) -> dict[str, Any]:
         "noise_refusal": found.family.noise_refusal,
         "blocks": len(found.blocks),
         "parameters": sum(parameter.numel() for parameter in found.transformer.parameters()),
-        "spans": {name: {"available": not why_not, "why_not": why_not} for name, why_not in _spans(found).items()},
+        "spans": {name: {"available": not why_not, "why_not": why_not} for name, why_not in _levels(found).items()},
         "units": units,
     }
 
 
-def _spans(found: ModelMap) -> dict[str, str]:
-    """Why each span cannot be served as one; "" = it can."""
+def _levels(found: ModelMap) -> dict[str, str]:
+    """Why each level cannot be skipped as one; "" = it can."""
     no_units = "" if found.units_with(ATTENTION_ROLES) else "no attention unit was found"
     return {
         "model": "",
         "stack": found.stack_refusal or ("" if found.blocks else "no block was found"),
-        "block": found.span_refusal("block") or ("" if found.blocks else "no block was found"),
+        "block": found.level_refusal("block") or ("" if found.blocks else "no block was found"),
         "unit": no_units,
     }
 
@@ -95,8 +95,8 @@ def _lines(name: str, found: ModelMap) -> list[str]:
     facts = _facts(found)
     title = f"{name}: {facts['class']}, {facts['blocks']} blocks, {facts['parameters'] / 1e6:.1f} M parameters"
     spans = [
-        ("span", "served as one"),
-        *((span, f"no: {why}" if why else "yes") for span, why in _spans(found).items()),
+        ("level", "skipped as one"),
+        *((span, f"no: {why}" if why else "yes") for span, why in _levels(found).items()),
         *(("block", f"not {row.attribute}: {row.refusal}") for row in found.family.block_lists if row.refusal),
     ]
     rows = [("units", "role", "heads", "width", "sliced", "text keys"), *_unit_rows(found.units)]

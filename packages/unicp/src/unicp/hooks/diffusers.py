@@ -84,7 +84,7 @@ class _RootHook(_Hook):
             self._compiled = compiled
             # What hangs inside a compiled block makes it compile on its own, and is never called.
             _take_off(module, (BLOCK_HOOK, UNIT_HOOK, TEXT_HOOK))
-            if self.engine.settings.span == "model":
+            if self.engine.settings.level == "model":
                 _slice_units(self.engine, self.engine.map.sliced_units)
             self.engine.log.warn("compiled", _COMPILED_LATER)
         forward = self.fn_ref.original_forward
@@ -178,7 +178,7 @@ def attach(engine: Engine) -> None:
     refuse_if_taken(transformer)
     try:
         _register(transformer, _RootHook(engine), ROOT_HOOK)
-        if engine.settings.span != "model":
+        if engine.settings.level != "model":
             for block in engine.map.blocks:
                 _register(block.module, _InnerHook(engine.block_call, block), BLOCK_HOOK)
         _slice_units(engine, _hooked_units(engine))
@@ -294,31 +294,31 @@ def refuse_if_gathered(transformer: nn.Module) -> None:
 
 def _refuse_what_works_on_the_output_alone(engine: Engine) -> None:
     settings = engine.settings
-    if settings.span != "model" and compiled_blocks(engine.map):
+    if settings.level != "model" and compiled_blocks(engine.map):
         found = "compiled blocks, inside which nothing can be served"
-        raise UnsupportedModelError(f'span "{settings.span}"', found, 'use span "model", with slicing or without')
-    if (settings.span != "model" or settings.slicing.widths) and _is_parallel(engine.map.transformer):
+        raise UnsupportedModelError(f'level "{settings.level}"', found, 'use level "model", with slicing or without')
+    if (settings.level != "model" or settings.slicing.widths) and _is_parallel(engine.map.transformer):
         found = "a model that is parallel over processes, each of which would decide by its own share"
-        asked = "sliced attention" if settings.span == "model" else f'span "{settings.span}"'
-        raise UnsupportedModelError(asked, found, 'use span "model" without slicing')
+        asked = "sliced attention" if settings.level == "model" else f'level "{settings.level}"'
+        raise UnsupportedModelError(asked, found, 'use level "model" without slicing')
 
 
 def _hooked_units(engine: Engine) -> list[Unit]:
     settings: Settings = engine.settings
     _refuse_what_works_on_the_output_alone(engine)
     wanted: list[Unit] = []
-    if settings.span == "unit":
+    if settings.level == "unit":
         wanted = list(engine.map.units_with(settings.roles))
         if not wanted:
             found = ", ".join(sorted({unit.role for unit in engine.map.units}))
             raise UnsupportedModelError(
                 f"units with roles {', '.join(settings.roles)}", f"roles {found}", "name roles that the model has"
             )
-    elif refusal := engine.map.span_refusal(settings.span):
+    elif refusal := engine.map.level_refusal(settings.level):
         raise UnsupportedModelError(
-            f'span "{settings.span}"', f"{type(engine.map.transformer).__name__}: {refusal}", 'use span "model"'
+            f'level "{settings.level}"', f"{type(engine.map.transformer).__name__}: {refusal}", 'use level "model"'
         )
-    if settings.slicing.widths and settings.span in ("model", "unit"):
+    if settings.slicing.widths and settings.level in ("model", "unit"):
         known = {unit.name for unit in wanted}
         sliceable = engine.map.sliced_units
         if not sliceable:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from unicp.errors import UnsupportedModelError
 from unicp.models.families import BlockListRow, Family, UnitRow, family_named
-from unicp.settings import Role, SpanKind
+from unicp.settings import Level, Role
 
 _NEW_MODEL = "see docs/models.md for those, or describe yours with unicp.register: a model is one table row"
 _MISSING = object()
@@ -91,12 +91,12 @@ class ModelMap:
         """The units that slicing is for: attention over the video's own tokens, not over a text of few tokens."""
         return tuple(unit for unit in self.units if unit.sliceable and unit.role != "cross")
 
-    def span_refusal(self, span: SpanKind) -> str:
-        """Why nothing of this kind of span can be served; "" = something can."""
-        if span == "stack":
+    def level_refusal(self, level: Level) -> str:
+        """Why nothing can be skipped at this level, "" = something can."""
+        if level == "stack":
             return self.family.stack_refusal
         reasons = {row.refusal for row in self.family.block_lists}
-        return "; ".join(sorted(reasons)) if span == "block" and "" not in reasons else ""
+        return "; ".join(sorted(reasons)) if level == "block" and "" not in reasons else ""
 
     def units_with(self, roles: Collection[Role]) -> tuple[Unit, ...]:
         """The units that have one of these roles, in execution order."""

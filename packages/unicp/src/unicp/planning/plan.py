@@ -180,14 +180,14 @@ def plan_of_trace(trace: Trace, run: int | None = None) -> Plan:
     own = [entry for entry in entries if entry.run == wanted]
     asked = f"a plan from run {wanted} of a trace"
     if not own or len(own) < sum(entry.run == wanted for entry in trace.entries):
-        raise InputError(asked, "no such run of span model", "name a run that served the model's output")
+        raise InputError(asked, "no such run of level model", "name a run that served the model's output")
     actions: dict[int, set[str]] = {}
     for entry in own:
         actions.setdefault(entry.step, set()).add(entry.action)
     unusual = {Action.SLICE.value, Action.REUSE.value} & set().union(*actions.values())
     if unusual or any(len(found) > 1 for found in actions.values()):
         raise InputError(asked, "steps that are neither computed nor forecast as a whole", "replay another run")
-    ways = {entry.choice for entry in own if entry.action == Action.FORECAST.value} or {"noise over log_snr"}
+    ways = {entry.predictor for entry in own if entry.action == Action.FORECAST.value} or {"noise over log_snr"}
     if len(ways) > 1:
         raise InputError(asked, f"several ways to forecast ({', '.join(sorted(map(str, ways)))})", "replay another run")
     quantity, _, abscissa = str(next(iter(ways))).partition(" over ")
@@ -198,7 +198,7 @@ def plan_of_trace(trace: Trace, run: int | None = None) -> Plan:
     if steps < trace.run_steps.get(str(wanted), steps):
         found = f"a run that was given up after {steps} of {trace.run_steps[str(wanted)]} steps"
         raise InputError(asked, found, "replay a whole run")
-    computed = [step for step in range(steps) if actions[step] == {Action.COMPUTE.value}]
+    computed = [step for step in range(steps) if actions[step] == {Action.FULL.value}]
     levels = [float(sigmas[step] or 0.0) for step in range(steps)]
     return Plan("", trace.model, steps, levels, computed, quantity, abscissa, expected=float(len(computed)))
 

@@ -165,7 +165,7 @@ class ErrorWindowPolicy(CachePolicy):
         self._points = 1
         # The replayed steps of a window are corrected at the next full step. That is less well known of several than
         # of one, and at the end of a run no full step follows.
-        is_replayed = settings.mend_sampler and settings.span in ("model", "stack")
+        is_replayed = settings.replay and settings.level in ("model", "stack")
         self._later = later_weight(settings.tolerance) if is_replayed else 1.0
 
     def start_run(self, run: RunInfo) -> None:

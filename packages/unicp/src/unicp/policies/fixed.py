@@ -8,7 +8,7 @@ from unicp.policies.error_window import ErrorWindow, ErrorWindowPolicy
 
 
 class FixedWindowPolicy(ErrorWindowPolicy):
-    """One full step in every `Settings.every`, from `Settings.first` to before the last `Settings.last` steps."""
+    """One full step in every `Settings.full_every`, from `Settings.first` to before the last `Settings.last` steps."""
 
     is_adaptive = False
 
@@ -17,17 +17,17 @@ class FixedWindowPolicy(ErrorWindowPolicy):
         reason = super().refusal(window, step)
         if reason not in ("", "window", "reach"):
             return reason
-        return "window" if window.skipped >= (self.settings.every or 1) - 1 else ""
+        return "window" if window.skipped >= (self.settings.full_every or 1) - 1 else ""
 
 
 class FixedStepsPolicy(ErrorWindowPolicy):
-    """Full steps are those of `Settings.computed_steps`, and the first ones that the predictor needs."""
+    """Full steps are those of `Settings.full_steps`, and the first ones that the predictor needs."""
 
     is_adaptive = False
 
     def refusal(self, window: ErrorWindow, step: StepContext) -> str:
         """Whether the schedule has this step."""
-        if step.step in (self.settings.computed_steps or ()):
+        if step.step in (self.settings.full_steps or ()):
             return "schedule"
         return "" if window.ready else "learning"
 

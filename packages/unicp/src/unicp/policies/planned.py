@@ -69,6 +69,6 @@ class Course:
         if self.schedule is not None:
             return PlannedPolicy(self.schedule, settings)
         known = preset("balanced")
-        names = ("weighting", "max_window", "max_reach", "first", "last", "every", "computed_steps")
+        names = ("weighting", "max_window", "max_reach", "first", "last", "full_every", "full_steps")
         rule = replace(settings, tolerance=self.tolerance, **{name: getattr(known, name) for name in names})
         return ErrorWindowPolicy(rule)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -147,13 +148,14 @@ def copies_in(probe: Tensor) -> int:
     return 1
 
 
-def _line(settings: Settings, info: PredictorInfo) -> LinePredictor:
+def _line(points: int, settings: Settings, info: PredictorInfo) -> LinePredictor:
     # Without noise levels there is no log-SNR, and no estimate but the output.
     is_known = info.prediction is not None
     axis = settings.axis if is_known or settings.axis != "log_snr" else "step"
     quantity = settings.quantity if is_known and info.point == "model" else "output"
-    damping = settings.damped and info.point == "model"
-    return LinePredictor(Forecast(quantity, axis), settings.order + 1, damping, info)
+    damping = settings.damping and info.point == "model"
+    return LinePredictor(Forecast(quantity, axis), points, damping, info)
 
 
-predictors.add("line", _line)
+predictors.add("line", partial(_line, 2))
+predictors.add("reuse", partial(_line, 1))

@@ -10,13 +10,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from unicp.files import json_ready
 from unicp.context import Action
+from unicp.files import json_ready
 from unicp.records import Entry, Trace
 
 WIDTH = 100
 
-_LETTERS = {Action.COMPUTE: "C", Action.SLICE: "S", Action.FORECAST: "F", Action.REUSE: "R"}
+_LETTERS = {Action.FULL: "C", Action.SLICE: "S", Action.FORECAST: "F", Action.REUSE: "R"}
 _LABEL_WIDTH = 18
 
 
@@ -38,7 +38,7 @@ class ActionCost:
 class Summary:
     """The numbers of a trace.
 
-    calls: entries, one per unit or span, step and branch. actions: by name, all four. reasons: calls by reason.
+    calls: entries, one per cache point, step and branch. actions: by name, all four. reasons: calls by reason.
     left_out: calls of steps that a plan left out of a run; no entries tell of them.
     operations, full_operations: executed, and what the plain model would have executed (two per multiply-add), in calls
     left out as much as in others on the average.
@@ -75,7 +75,7 @@ class Summary:
     @property
     def computed(self) -> int:
         """Calls computed in full."""
-        return self.actions[Action.COMPUTE.value].calls
+        return self.actions[Action.FULL.value].calls
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values that strict JSON can hold: NaN and infinities as the strings "nan", "inf", "-inf"."""
@@ -143,7 +143,7 @@ def summarise(trace: Trace) -> Summary:
     if left_out and entries:
         full += round(left_out * full / len(entries))
     measured = [number for entry in entries for number in entry.measured or ()]
-    acted = [entry for entry in entries if entry.action != Action.COMPUTE.value]
+    acted = [entry for entry in entries if entry.action != Action.FULL.value]
     predicted = [number for entry in acted for number in entry.predicted or ()]
     return Summary(
         model=trace.model,
@@ -153,7 +153,7 @@ def summarise(trace: Trace) -> Summary:
         runs=len({entry.run for entry in entries}),
         calls=len(entries),
         actions={action.value: _action_cost(entries, action) for action in Action},
-        reasons=dict(Counter(entry.why for entry in entries).most_common()),
+        reasons=dict(Counter(entry.reason for entry in entries).most_common()),
         left_out=left_out,
         operations=operations,
         full_operations=full,

@@ -47,7 +47,7 @@ class _Branch:
 
 
 class Seen:
-    """What a policy may ask about one call (see `unicp.context.Observation`). Each change is computed once, if asked."""
+    """What a policy may ask about one call (`unicp.context.Observation`). Each change is computed once, if asked."""
 
     def __init__(
         self,
@@ -100,14 +100,14 @@ class Outcome:
 
     Attributes:
         decision: Of the policy, or of the cache point where it overruled it.
-        action: Skipped how, or `Action.COMPUTE`.
+        action: Skipped how, or `Action.FULL`.
         outputs: Of a skipped call; `None` = it is to be computed, and handed to `CachePoint.full`.
         choice: How the outputs were predicted, for the trace.
         forecast: The same for the sampler; `None` = it cannot replay the step.
     """
 
     decision: Decision
-    action: Action = Action.COMPUTE
+    action: Action = Action.FULL
     outputs: Tensors | None = None
     choice: str | None = None
     forecast: Forecast | None = None

@@ -77,7 +77,7 @@ class Engine:
         self._planner, self._check, self._book = planner, check, CostBook(model_map)
         self._reader = CallReader(model_map)
         self._blocks = {block.name: BlockCall(block) for block in model_map.blocks}
-        is_small = settings.span == "model"
+        is_small = settings.level == "model"
         self.runs = Runs(
             model_map.family, is_small, usual_scheduler, lambda set_by: log.number(set_by, self), self._open
         )
@@ -117,7 +117,7 @@ class Engine:
     def _call(self, forward: Forward, args: Arguments, kwargs: Keywords, context: Any) -> Any:
         """Locates the run, has the call done there, and writes it down."""
         given = self._reader.read(args, kwargs)
-        if reason := why_not_followed(self.map.transformer, given, self.settings.span):
+        if reason := why_not_followed(self.map.transformer, given, self.settings.level):
             self.runs.drop_here()
             self.log.warn("not_followed", f"computed: {reason}")
             return forward(*args, **kwargs)
@@ -157,7 +157,7 @@ class Engine:
             run.recorder.note(MODEL, outcome.action, outcome.decision, choice=outcome.choice, saved=-spent)
             return run.forms[as_dict].fill(outcome.outputs)
         measured = self._take_in(run, now, output, as_dict)
-        run.recorder.note(MODEL, Action.COMPUTE, outcome.decision, measured.errors, measured.choice)
+        run.recorder.note(MODEL, Action.FULL, outcome.decision, measured.errors, measured.choice)
         return output
 
     def _take_in(self, run: RunState, now: Underway, output: Any, as_dict: bool) -> Measured:
@@ -178,7 +178,7 @@ class Engine:
     def _inside(self, run: RunState, now: Underway, forward: Forward, args: Arguments, kwargs: Keywords) -> Any:
         """Cache points lie inside: the model runs, and the hooks inside decide."""
         output = run.recorder.execute(forward, args, kwargs)
-        run.recorder.note(MODEL, Action.COMPUTE, Decision(False, "outside spans"))
+        run.recorder.note(MODEL, Action.FULL, Decision(False, "outside spans"))
         if not now.has_reached:
             message = f"no {run.level} was reached: nothing is served (compiled after UniCP was enabled?)"
             self.log.warn("not_reached", message)
@@ -289,7 +289,7 @@ class Engine:
             is_sliced = sliced.width is not None
             outcome = Outcome(
                 Decision(False, "within" if is_sliced else "tolerance", sliced.tolerance),
-                Action.SLICE if is_sliced else Action.COMPUTE,
+                Action.SLICE if is_sliced else Action.FULL,
             )
             measured = Measured([sliced.error] if is_sliced else None)
             self._note(run, unit.name, outcome, measured, time.perf_counter() - started, sliced)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from unicp.models.finder import ModelMap
-from unicp.settings import SpanKind
+from unicp.settings import Level
 
 Tensors = tuple[Tensor, ...]
 _SKIPPING = "diffusers.hooks.layer_skip"
@@ -90,9 +90,9 @@ class CallReader:
         return CallInputs(samples, timestep, text, kind, conditions, tuple(texts))
 
 
-def why_not_followed(transformer: nn.Module, given: CallInputs, span: SpanKind) -> str:
+def why_not_followed(transformer: nn.Module, given: CallInputs, level: Level) -> str:
     """Why a call is computed as if UniCP were not there; "" = it can be followed."""
-    if span != "model" and getattr(transformer, "_parallel_config", None) is not None:
+    if level != "model" and getattr(transformer, "_parallel_config", None) is not None:
         return "the model was made parallel after UniCP was enabled; enable it again"
     if not given.samples:
         return "samples of several sizes in one call"

@@ -131,13 +131,13 @@ class Recorder:
             branch=step.branch,
             unit=unit,
             action=action.value,
-            why=decision.reason,
+            reason=decision.reason,
             sigma=step.sigma,
             tolerance=decision.tolerance,
             predicted=None if decision.predicted is None else list(decision.predicted),
             measured=measured,
             width=width,
-            choice=choice,
+            predictor=choice,
             seconds=seconds,
         )
         self._entries.append(entry)

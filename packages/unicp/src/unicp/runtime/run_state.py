@@ -28,9 +28,9 @@ from unicp.runtime.sample_chain import Link
 from unicp.runtime.store import OutputStore
 from unicp.runtime.text_keys import TextKeys
 from unicp.sampler.replay import SamplerReplay
-from unicp.settings import Settings, SpanKind
+from unicp.settings import Level, Settings
 
-COARSER: dict[SpanKind, SpanKind] = {"unit": "block", "block": "stack", "stack": "model"}
+COARSER: dict[Level, Level] = {"unit": "block", "block": "stack", "stack": "model"}
 # (what the run is known by, step under way, shape of the sample) -> what the run follows, `None` = the policy of the
 # settings.
 Planner = Callable[[RunTracker, int, tuple[int, ...]], "Course | None"]
@@ -59,9 +59,9 @@ class Underway:
 
 def policy_of(settings: Settings) -> CachePolicy:
     """A policy of the kind that settings name."""
-    if settings.computed_steps is not None:
+    if settings.full_steps is not None:
         return policies["fixed_steps"](settings)
-    return policies["fixed_window" if settings.every is not None else settings.policy](settings)
+    return policies["fixed_window" if settings.full_every is not None else settings.policy](settings)
 
 
 @dataclass
@@ -101,7 +101,7 @@ class RunState:
     _has_stepped: bool = False
 
     def __post_init__(self) -> None:
-        self.level: SpanKind = self.settings.span
+        self.level: Level = self.settings.level
         self._begin()
 
     def _begin(self) -> None:
@@ -114,7 +114,10 @@ class RunState:
         self.model = self._model_point()
 
     def _model_point(self) -> CachePoint:
-        predictor, policy = predictors[self.settings.predictor](self.settings, self._info(MODEL)), policy_of(self.settings)
+        predictor, policy = (
+            predictors[self.settings.predictor](self.settings, self._info(MODEL)),
+            policy_of(self.settings),
+        )
         traits = {"keeps_inputs": True, "judges_all": True, "is_coherent": True}
         return CachePoint(MODEL, policy, predictor, self.store, warn=self.recorder.warn, **traits)
 
@@ -160,9 +163,8 @@ class RunState:
             self._is_planned = True
             course = planner(self.tracker, step.step, tuple(call.samples[0].shape))
             if course is not None:
-                settings = self.settings
-                line = LinePredictor(course.forecast, settings.order + 1, settings.damped, self._info(MODEL))
-                self.model.follow(course.policy(settings), line)
+                line = LinePredictor(course.forecast, 2, self.settings.damping, self._info(MODEL))
+                self.model.follow(course.policy(self.settings), line)
         self.now = Underway(step, call.samples, "sample" if going.link is Link.EDITED else "")
         self.recorder.begin(step, call.shapes)
         return self.now
@@ -173,16 +175,16 @@ class RunState:
         if not self.is_over_budget:
             return
         before, self.level = self.level, COARSER.get(self.level, "model")
-        while self.map.span_refusal(self.level):
+        while self.map.level_refusal(self.level):
             self.level = COARSER[self.level]
         limit = self.store.limit(self.branches)
-        message = f"stored outputs would exceed {limit} bytes: span {before} gives way to {self.level}"
+        message = f"stored outputs would exceed {limit} bytes: level {before} gives way to {self.level}"
         self.recorder.warn("budget", message)
         self._begin()
 
     def tell_sampler(self, outcome: Outcome) -> None:
         """The whole model, or its stack, was skipped or is computed: the sampler's next step follows from that."""
-        if self.settings.mend_sampler and self.now is not None:
+        if self.settings.replay and self.now is not None:
             self.replay.called(self.now.step, outcome.action.skipped, outcome.forecast)
 
     def take_step(self, scheduler: Any, own: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -193,7 +195,7 @@ class RunState:
             raise two_threads(scheduler)
         # One that stepped before was no other one of this run, but a copy that looked ahead.
         self._has_stepped, self.found = True, None
-        out = self.replay.step(scheduler, own, args, kwargs) if self.settings.mend_sampler else own(*args, **kwargs)
+        out = self.replay.step(scheduler, own, args, kwargs) if self.settings.replay else own(*args, **kwargs)
         made = out[0] if isinstance(out, tuple) else getattr(out, "prev_sample", None)
         if isinstance(made, Tensor):
             self.tracker.chain.made(made)

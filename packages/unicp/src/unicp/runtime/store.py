@@ -26,7 +26,7 @@ class _Shelved:
 
 
 class OutputStore:
-    """The last outputs of each span or unit in each branch, as tuples of tensors.
+    """The last outputs of each cache point in each branch, as tuples of tensors.
 
     `limit` is in bytes; None = no limit known yet. Keys are grouped by their first part for counting branches.
     """

@@ -14,8 +14,6 @@ import torch.nn.functional as F
 from diffusers.hooks.layer_skip import AttentionScoreSkipFunctionMode
 from tests.fake_models import noise
 from torch import Tensor
-
-from tests import tiny_models
 from unicp.execution import attention_seam
 from unicp.execution.attention_seam import (
     GROUPED,
@@ -27,6 +25,8 @@ from unicp.execution.attention_seam import (
     SliceState,
     run_sliced,
 )
+
+from tests import tiny_models
 from unicp.models.finder import map_model
 from unicp.numerics.operation_counts import OperationCounter, attention_operations
 from unicp.settings import Basis, Slicing

@@ -97,7 +97,7 @@ def test_a_target_runs_under_the_profile(calibrated, pipe):
         Runs(pipe, ARGUMENTS, STEPS).run("a green cross", 5)
     plan = session.plan
     assert plan is not None and plan.seconds is not None
-    computed = sorted({entry.step for entry in session.trace.entries if entry.action == "compute"})
+    computed = sorted({entry.step for entry in session.trace.entries if entry.action == "full"})
     assert computed == plan.computed and len(computed) < STEPS
 
 

@@ -9,9 +9,9 @@ import torch
 from tests.fake_models import noise
 from tests.made_profiles import flow_levels, made
 from torch import Tensor, nn
+from unicp.control.windows import Candidate
 
 from unicp.calibration.recording import Tape, recording_of
-from unicp.control.windows import Candidate
 from unicp.numerics.error_measures import relative_error
 from unicp.numerics.forecasting import extrapolate, from_quantity, to_quantity
 from unicp.planning.curves import forecast_errors

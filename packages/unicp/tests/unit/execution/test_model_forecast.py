@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-
 from unicp.control.controller import Controller
 from unicp.execution.model_forecast import copies_in
 from unicp.execution.model_span import ModelSpan
-from unicp.runtime.store import OutputStore
+
 from unicp.records import Moment
+from unicp.runtime.store import OutputStore
 from unicp.settings import Settings
 
 ONE = torch.ones(1, 4)
@@ -48,7 +48,7 @@ SLOWING = [0.0, 4.0, 5.0]
 def test_a_rise_that_slows_down_is_followed_in_part():
     steps = [{"cond": value * ONE} for value in SLOWING]
     assert torch.equal(run(span(), steps)["cond"], 5.25 * ONE)
-    assert torch.equal(run(span(damped=False), steps)["cond"], 6.0 * ONE)
+    assert torch.equal(run(span(damping=False), steps)["cond"], 6.0 * ONE)
 
 
 @pytest.mark.parametrize(("last", "expected"), [(10.0, 16.0), (2.0, 2.0)])

@@ -10,13 +10,13 @@ import torch
 from diffusers import DDIMScheduler
 from tests.fake_models import FakeTransformer, flow_scheduler, noise
 from torch import Tensor
-
 from unicp.control.controller import Controller
 from unicp.control.windows import Candidate
 from unicp.execution.model_span import ModelSpan
-from unicp.runtime.store import OutputStore
+
 from unicp.models.noise import read_schedule
 from unicp.records import Moment
+from unicp.runtime.store import OutputStore
 from unicp.session import enable
 from unicp.settings import Settings
 
@@ -106,7 +106,7 @@ def test_a_constant_clean_estimate_is_served_exactly_through_the_clean(order):
 
 def test_the_quantity_that_would_have_served_best_is_the_one_that_serves():
     clean = noise(1, *SHAPE)
-    loop = Loop(settings(order=0, tolerance=1e-3), lambda x, sigma: (x - clean) / sigma)
+    loop = Loop(settings(predictor="reuse", tolerance=1e-3), lambda x, sigma: (x - clean) / sigma)
     for step, sample in enumerate(samples(noise(3, *SHAPE))):
         answer = loop.span.decide(loop.moment(step), (sample,))
         if answer.candidate is not None:
@@ -118,7 +118,7 @@ def test_the_quantity_that_would_have_served_best_is_the_one_that_serves():
 
 
 def test_reuse_gives_back_the_stored_output_bit_for_bit():
-    loop = Loop(settings(order=0, quantities=("output",), tolerance=1e9), lambda x, sigma: x * sigma)
+    loop = Loop(settings(predictor="reuse", quantities=("output",), tolerance=1e9), lambda x, sigma: x * sigma)
     last = None
     for step, sample in enumerate(samples(noise(3, *SHAPE))):
         before = len(loop.served)
@@ -131,7 +131,7 @@ def test_reuse_gives_back_the_stored_output_bit_for_bit():
 
 
 def test_branches_of_a_step_are_served_or_computed_together_and_from_their_own_outputs():
-    loop = Loop(settings(order=0, quantities=("output",), tolerance=1e9), lambda x, sigma: x)
+    loop = Loop(settings(predictor="reuse", quantities=("output",), tolerance=1e9), lambda x, sigma: x)
     constants = {"cond": torch.ones(SHAPE), "uncond": -torch.ones(SHAPE)}
     for step in range(STEPS):
         before = len(loop.served)
@@ -142,7 +142,7 @@ def test_branches_of_a_step_are_served_or_computed_together_and_from_their_own_o
 
 
 def test_a_branch_whose_output_jumps_makes_both_compute():
-    set_to = settings(order=0, quantities=("output",), tolerance=0.05, max_window=1)
+    set_to = settings(predictor="reuse", quantities=("output",), tolerance=0.05, max_window=1)
     loop = Loop(set_to, lambda x, sigma: x)
     wild = [noise(seed, *SHAPE) for seed in range(STEPS)]
     for step in range(STEPS):
@@ -197,7 +197,7 @@ def test_a_candidate_is_not_served_where_it_cannot_be_turned_back_into_an_output
     scheduler.set_timesteps(sigmas=[1.0, 0.8, 0.6, 0.4, 0.2, 0.001])
     clean, wobble = noise(1, *SHAPE), noise(2, *SHAPE)
     model = lambda x, sigma: (x - clean - 0.01 * sigma * wobble) / max(sigma, 0.1)  # noqa: E731
-    loop = Loop(settings(order=0, quantities=("clean",), tolerance=10.0), model, scheduler)
+    loop = Loop(settings(predictor="reuse", quantities=("clean",), tolerance=10.0), model, scheduler)
     for step in range(6):
         loop.call(step, noise(3, *SHAPE) * (1 + 0.01 * step))
     # The window of two would be open again at the last step.
@@ -208,7 +208,7 @@ def test_a_quantity_that_does_not_exist_at_a_stored_level_is_passed_over():
     # Zero terminal SNR: at the first step there is no clean estimate of an epsilon model.
     scheduler = DDIMScheduler(rescale_betas_zero_snr=True, timestep_spacing="trailing", prediction_type="epsilon")
     scheduler.set_timesteps(STEPS)
-    loop = Loop(settings(order=1), lambda x, sigma: x, scheduler)
+    loop = Loop(settings(predictor="line"), lambda x, sigma: x, scheduler)
     for step in range(STEPS):
         loop.call(step, samples(noise(3, *SHAPE))[step])
     assert loop.served
@@ -234,7 +234,7 @@ def run(transformer: FakeTransformer, session_settings: Settings, bad_step: int 
 
 @pytest.mark.parametrize("span", ["model", "stack", "block", "unit"])
 def test_nan_at_one_step_is_never_served_is_counted_warned_of_once_and_gets_over(span):
-    set_to = settings(span=span, quantities=("output",), store_factor=64.0, error_scale="own")
+    set_to = settings(level=span, quantities=("output",), store_factor=64.0, error_scale="own")
     transformer = FakeTransformer()
     if span != "model":
         # The NaN arises inside the block, where the narrower spans can see it.
@@ -246,7 +246,7 @@ def test_nan_at_one_step_is_never_served_is_counted_warned_of_once_and_gets_over
 
         block.forward = bad
     outputs, trace = run(transformer, set_to, 2 if span == "model" else None)
-    inner = [entry for entry in trace.entries if entry.why != "outside spans"]
+    inner = [entry for entry in trace.entries if entry.reason != "outside spans"]
     assert trace.counts["non_finite"] >= 1
     assert len([warning for warning in trace.warnings if "NaN" in warning]) == 1
     finite = [bool(torch.isfinite(output).all()) for output in outputs]
@@ -273,7 +273,7 @@ def test_a_sample_that_is_not_finite_is_computed():
 @pytest.mark.parametrize("span", ["model", "stack", "block", "unit"])
 def test_one_infinity_where_no_error_is_measured_is_found_before_serving(span):
     # Errors are measured on a sample of the values; the second of many is never among them.
-    set_to = settings(span=span, roles=("feed_forward",), order=0, quantities=("output",), store_factor=64.0)
+    set_to = settings(level=span, roles=("feed_forward",), predictor="reuse", quantities=("output",), store_factor=64.0)
     transformer = FakeTransformer()
     with enable(transformer, set_to) as session:
         for step in range(7):
@@ -282,9 +282,9 @@ def test_one_infinity_where_no_error_is_measured_is_found_before_serving(span):
                 sample[0, 0, 1] = math.inf
             output = transformer(sample, torch.tensor([1000.0 - step]), return_dict=False)[0]
             assert bool(torch.isfinite(output).all()) is (step != 1)
-    entries = [entry for entry in session.trace.entries if entry.why != "outside spans"]
-    assert [entry.action for entry in entries if entry.step == 2] == ["compute"]
-    assert [entry.why for entry in entries if entry.step == 2] == ["non-finite"]
+    entries = [entry for entry in session.trace.entries if entry.reason != "outside spans"]
+    assert [entry.action for entry in entries if entry.step == 2] == ["full"]
+    assert [entry.reason for entry in entries if entry.step == 2] == ["non-finite"]
     assert session.trace.counts["non_finite"] >= 1
     assert any(entry.action == "reuse" for entry in entries if entry.step > 2)
 

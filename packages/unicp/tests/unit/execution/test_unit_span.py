@@ -11,13 +11,13 @@ import torch
 import torch.nn.functional as F
 from tests.fake_models import noise
 from torch import Tensor, nn
-
 from unicp.control.controller import Controller
 from unicp.execution.attention_seam import NOT_CAUGHT
-from unicp.runtime.store import OutputStore
 from unicp.execution.unit_span import UnitSpan
+
 from unicp.models.finder import Unit
 from unicp.records import Action, Moment
+from unicp.runtime.store import OutputStore
 from unicp.settings import Settings, Slicing
 
 HEADS, WIDTH, TOKENS = 2, 16, 96
@@ -43,7 +43,7 @@ def settings(**changes: Any) -> Settings:
         "last": 0,
         "max_window": 2,
         "max_reach": 9,
-        "span": "unit",
+        "level": "unit",
     }
     return Settings(**(plain | changes))
 
@@ -66,13 +66,13 @@ def test_a_unit_is_reused_bit_for_bit_and_not_called():
     for step in range(4):
         hidden = noise(step, 1, TOKENS, HEADS * WIDTH)
         outputs.append(run(unit, step, hidden, lambda hidden=hidden: calls.append(1) or hidden * 2))
-    assert [one.decision.action for one in outputs] == [Action.COMPUTE] * 2 + [Action.REUSE] * 2
+    assert [one.decision.action for one in outputs] == [Action.FULL] * 2 + [Action.REUSE] * 2
     assert len(calls) == 2
     assert torch.equal(outputs[3].output, outputs[1].output)
 
 
 def test_an_output_linear_in_the_noise_level_is_forecast_exactly():
-    unit = span(settings(order=1, abscissas=("sigma",)))
+    unit = span(settings(predictor="line", abscissas=("sigma",)))
     a, b = noise(0, 1, 5, 3), noise(1, 1, 5, 3)
     served = 0
     for step in range(9):
@@ -150,13 +150,13 @@ def test_what_is_served_from_a_slice_has_its_error_too_so_the_window_closes_earl
 def test_a_measured_error_above_the_tolerance_is_not_sliced():
     slicing = Slicing(widths=(8,), tolerance=1e-6, min_saving=-1e6)
     _, outcomes = sliced_run(settings(tolerance=1e-9, slicing=slicing), 4)
-    assert {outcome.decision.action for outcome in outcomes} == {Action.COMPUTE}
+    assert {outcome.decision.action for outcome in outcomes} == {Action.FULL}
     assert outcomes[0].saved < 0
 
 
 def test_nothing_is_sliced_where_the_tolerance_is_zero():
     _, outcomes = sliced_run(settings(tolerance=0.0, slicing=SLICES), 3)
-    assert {(outcome.decision.action, outcome.saved) for outcome in outcomes} == {(Action.COMPUTE, 0)}
+    assert {(outcome.decision.action, outcome.saved) for outcome in outcomes} == {(Action.FULL, 0)}
 
 
 def test_a_unit_that_cannot_be_sliced_has_no_widths():
@@ -169,7 +169,7 @@ def test_a_module_whose_attention_is_not_caught_computes_plainly():
     for step in range(4):
         hidden = noise(step, 1, TOKENS, HEADS * WIDTH)
         outcome = run(unit, step, hidden, lambda hidden=hidden: hidden * 3)
-        assert outcome.decision.action is Action.COMPUTE
+        assert outcome.decision.action is Action.FULL
         assert torch.equal(outcome.output, hidden * 3)
     assert unit.refusal == NOT_CAUGHT
 
@@ -182,7 +182,7 @@ def test_attention_over_nan_does_not_raise_and_slicing_comes_back():
         hidden = noise(0, 1, TOKENS, HEADS * WIDTH) * (math.nan if step == 2 else 1.0) + 0.01 * step
         outcome = run(unit, step, hidden, lambda hidden=hidden: module(hidden))
         kinds.append(outcome.decision.action)
-    assert kinds == [Action.SLICE] * 2 + [Action.COMPUTE] + [Action.SLICE] * 3
+    assert kinds == [Action.SLICE] * 2 + [Action.FULL] + [Action.SLICE] * 3
 
 
 def test_each_branch_has_bases_of_its_own():

@@ -22,8 +22,8 @@ from unicp.settings import Slicing, preset
 SPANS = {
     "model": preset("balanced"),
     "sliced": preset("balanced", slicing=Slicing(widths=(8,))),
-    "stack": preset("balanced", span="stack"),
-    "block": preset("balanced", span="block"),
+    "stack": preset("balanced", level="stack"),
+    "block": preset("balanced", level="block"),
     "unit": preset("paper"),
 }
 
@@ -129,7 +129,7 @@ def test_a_failure_half_way_takes_everything_off_again(wan, monkeypatch, at, err
 
     monkeypatch.setattr(HookRegistry, "register_hook", failing)
     with pytest.raises(error, match="half-way"):
-        enable(wan, preset("balanced", span="unit"))
+        enable(wan, preset("balanced", level="unit"))
     monkeypatch.undo()
     assert hooks(wan) == [] and own_forwards(wan) == []
     assert torch.equal(output(wan), plain)
@@ -160,7 +160,7 @@ def test_a_failure_on_the_second_transformer_takes_the_first_off_too(wan, monkey
 
 
 def test_refused_settings_leave_the_model_untouched(wan):
-    for bad in (preset("balanced", span="unit", roles=("temporal",)), preset("balanced", slicing=Slicing((64,)))):
+    for bad in (preset("balanced", level="unit", roles=("temporal",)), preset("balanced", slicing=Slicing((64,)))):
         with pytest.raises((UnsupportedModelError, ValueError)):
             enable(wan, bad)
         assert hooks(wan) == [] and own_forwards(wan) == []
@@ -248,7 +248,7 @@ def test_another_hook_of_diffusers_works_on_and_stays(wan, before):
 
 
 def test_cache_contexts_reach_the_session_and_blocks_need_no_state(wan):
-    with enable(wan, preset("balanced", span="block")) as session:
+    with enable(wan, preset("balanced", level="block")) as session:
         for branch in ("cond", "uncond"):
             with wan.cache_context(branch):
                 output(wan)
@@ -266,10 +266,10 @@ def test_the_reset_of_a_pipeline_forgets_the_run(wan):
 def test_blocks_none_of_which_can_be_served_are_refused_and_passed_over_when_the_budget_is_spent():
     transformer = tiny_models.build("kandinsky6")
     with pytest.raises(
-        UnsupportedModelError, match='asked: span "block"; found: .* may be missing; do: use span "model"'
+        UnsupportedModelError, match='asked: level "block"; found: .* may be missing; do: use level "model"'
     ):
-        enable(transformer, preset("balanced", span="block"))
-    tight = preset("balanced", span="unit", roles=("self",), tolerance=0.5, store_bytes=3000)
+        enable(transformer, preset("balanced", level="block"))
+    tight = preset("balanced", level="unit", roles=("self",), tolerance=0.5, store_bytes=3000)
     with enable(transformer, tight) as session:
         tiny_models.denoise(transformer, "kandinsky6", steps=6)
     assert any("span unit gives way to model" in warning for warning in session.trace.warnings)

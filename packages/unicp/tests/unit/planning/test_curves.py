@@ -8,13 +8,13 @@ from itertools import pairwise
 
 import pytest
 from tests.made_profiles import CURVATURE, STEPS, flow_levels, made
-
-from unicp.policies.step_paths import path_loss
 from unicp.control.windows import Candidate
+
 from unicp.numerics.noise_levels import NoiseLevel
 from unicp.planning.curves import counted, covers, forecast_errors, impact_curve, servable, step_weights, window_factors
 from unicp.planning.profile import Probe, Recording, WindowProbe
 from unicp.planning.solver import best_choices
+from unicp.policies.step_paths import path_loss
 
 WAY = Candidate("noise", "log_snr")
 

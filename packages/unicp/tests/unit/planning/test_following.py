@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 from tests.made_profiles import STEPS, flow_levels, made
 
-from unicp.policies.guard import Guard
 from unicp.errors import InputError
 from unicp.planning import following
 from unicp.planning.following import RunPlanner
@@ -13,6 +12,7 @@ from unicp.planning.plan import Plan
 from unicp.planning.profile import FewerSteps
 from unicp.planning.solver import Solver
 from unicp.planning.targets import parse_target
+from unicp.policies.guard import Guard
 
 SHAPE = (1, 4, 2, 4, 4)
 
@@ -103,7 +103,7 @@ def shortened(target: str = "speedup>=2", **changes) -> tuple[RunPlanner, Plan]:
 def test_a_shortened_run_is_computed():
     own, plan = shortened()
     course = own(flow_levels(6), 2, SHAPE, 1, plan)
-    assert isinstance(course, Guard) and [course.why(step) for step in range(6)] == ["plan"] * 6
+    assert isinstance(course, Guard) and [course.reason(step) for step in range(6)] == ["plan"] * 6
     assert own.plan is not None and own.plan.fewer == 6
     assert own.shorten(flow_levels(12)) is None
 

@@ -7,8 +7,8 @@ import json
 
 import pytest
 from tests.made_profiles import STEPS, flow_levels, made
-
 from unicp.control.controller import OnlineRule
+
 from unicp.errors import FileFormatError, InputError
 from unicp.planning.curves import LEAST_LEFT
 from unicp.planning.plan import Plan, load_plan, plan_of_trace, save_plan
@@ -24,7 +24,7 @@ def solved(target: str = "psnr>=35") -> Plan:
 
 def trace(actions: str, choice: str = "noise over log_snr", unit: str = "model") -> Trace:
     levels = flow_levels(len(actions))
-    kinds = {"C": "compute", "F": "forecast", "R": "reuse"}
+    kinds = {"C": "full", "F": "forecast", "R": "reuse"}
     entries = [
         Entry(0, step, branch, unit, kinds[one], "plan", levels[step].sigma, 0.1, choice=choice)
         for step, one in enumerate(actions)
@@ -117,7 +117,7 @@ def test_a_replay_has_a_guard_that_only_follows():
     guard = Guard(plan_of_trace(trace("CCCCFCFFC")).schedule)
     whys = []
     for step in range(9):
-        whys.append(bool(guard.why(step)))
+        whys.append(bool(guard.reason(step)))
         if whys[-1]:
             guard.computed(step, "cond", 100.0 if step > 1 else None)
     assert whys == [True, True, True, True, False, True, False, False, True] and guard.events == []
@@ -138,7 +138,7 @@ def test_a_trace_that_no_plan_can_replay(bad, found):
 
 def test_a_trace_that_changed_its_way_is_not_replayed():
     mixed = trace("CCCFCF")
-    mixed.entries[-1].choice = "output over sigma"
+    mixed.entries[-1].predictor = "output over sigma"
     with pytest.raises(InputError, match="several ways to forecast"):
         plan_of_trace(mixed)
 

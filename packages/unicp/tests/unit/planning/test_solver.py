@@ -9,7 +9,6 @@ from dataclasses import replace
 import pytest
 from tests.made_profiles import STEPS, flow_levels, made
 
-from unicp.policies.step_paths import path_loss
 from unicp.errors import InputError
 from unicp.planning.choices import CANDIDATES, best_choices
 from unicp.planning.curves import levels_of
@@ -17,6 +16,7 @@ from unicp.planning.fidelity import fit_line
 from unicp.planning.profile import FewerSteps, OnlineTrial, Recording, Seconds
 from unicp.planning.solver import Solver, check_feasible, plan_to_try
 from unicp.planning.targets import parse_target
+from unicp.policies.step_paths import path_loss
 
 
 def solver(**changes) -> Solver:

@@ -7,7 +7,6 @@ import math
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
 from unicp.control.windows import Candidate, ErrorWindow
 
 STEP = Candidate("output", "step")

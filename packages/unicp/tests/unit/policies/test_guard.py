@@ -31,7 +31,7 @@ def run(guard: Guard, times, branches=("cond", "uncond")) -> dict[int, str]:
     points: list[int] = []
     whys = {}
     for step in range(STEPS):
-        whys[step] = guard.why(step)
+        whys[step] = guard.reason(step)
         if whys[step]:
             for branch in branches:
                 error = announced(*points[-2:], step) * times(step) if len(points) >= 2 else None
@@ -113,9 +113,9 @@ def test_steps_that_cannot_be_served_are_computed_when_the_rest_is_solved_anew()
 def test_an_error_that_is_no_number_has_the_rest_computed(error):
     guard = Guard(schedule(8))
     for step in range(6):
-        if guard.why(step):
+        if guard.reason(step):
             guard.computed(step, "cond", None if step < 2 else error)
-    assert all(guard.why(step) for step in range(6, STEPS))
+    assert all(guard.reason(step) for step in range(6, STEPS))
 
 
 def test_a_step_computed_against_the_plan_is_taken_into_account():
@@ -123,23 +123,23 @@ def test_a_step_computed_against_the_plan_is_taken_into_account():
     guard = Guard(plan)
     served = next(step for step in range(STEPS) if step not in plan.computed)
     for step in range(served):
-        assert guard.why(step)
+        assert guard.reason(step)
         guard.computed(step, "cond", 0.0 if step >= 2 else None)
-    assert guard.why(served) == ""
+    assert guard.reason(served) == ""
     guard.computed(served, "cond", 0.0)  # computed all the same: a forecast that was not finite, say
     assert {served, *range(served)} <= set(guard._points) | {served}
-    guard.why(served + 1)
+    guard.reason(served + 1)
     assert guard._points[-1] == served
 
 
 def test_the_answer_is_the_same_for_all_calls_of_a_step():
     guard = Guard(schedule(8))
     for step in range(STEPS):
-        first = guard.why(step)
-        assert guard.why(step) == first
+        first = guard.reason(step)
+        assert guard.reason(step) == first
         if first:
             guard.computed(step, "cond", 0.5 if step >= 2 else None)
-            assert guard.why(step) == first
+            assert guard.reason(step) == first
 
 
 def test_steps_before_the_guard_was_asked_were_computed():
@@ -147,7 +147,7 @@ def test_steps_before_the_guard_was_asked_were_computed():
     late, early = Guard(plan), Guard(plan)
     for guard, first in ((late, 1), (early, 0)):
         for step in range(first, 6):
-            if guard.why(step):
+            if guard.reason(step):
                 guard.computed(step, "cond", 0.01 if step >= 2 else None)
     assert late._points == early._points and late.ratio == early.ratio and late.spent == early.spent
 

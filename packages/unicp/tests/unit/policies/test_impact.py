@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from unicp.numerics.noise_levels import NoiseLevel
 from unicp.policies.impact import (
     IMPACT,
     LATE,
@@ -17,7 +18,6 @@ from unicp.policies.impact import (
     unmended_count,
     usual_width,
 )
-from unicp.numerics.noise_levels import NoiseLevel
 from unicp.records import Moment
 
 CURVE = ((0.0, 1.0), (0.5, 2.0), (1.0, 6.0))

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
 from unicp.control.controller import Controller, OnlineRule, Question
 from unicp.control.windows import Candidate, ErrorWindow, Position
+
 from unicp.records import Action, Decision, Moment
 from unicp.settings import Settings, Slicing, preset
 
@@ -78,14 +78,14 @@ def test_a_small_predicted_error_is_served_by_the_best_candidate():
 
 
 def test_order_1_serves_forecasts():
-    controller = Controller(settings(order=1))
+    controller = Controller(settings(predictor="line"))
     assert decide(controller, learnt(controller, 0.01), question(4)).action is Action.FORECAST
 
 
 def test_a_predicted_error_above_the_tolerance_is_computed():
     controller = Controller(settings())
     decision, candidate = controller.decide(learnt(controller, 0.2), question(4))
-    assert (decision.action, decision.why, candidate) == (Action.COMPUTE, "tolerance", None)
+    assert (decision.action, decision.why, candidate) == (Action.FULL, "tolerance", None)
 
 
 @given(
@@ -100,11 +100,11 @@ def test_a_predicted_error_above_the_tolerance_is_computed():
 def test_tolerance_zero_serves_and_slices_nothing(order, error, drift, step, steps, every, weighting):
     slicing = Slicing(widths=(8,), tolerance=100.0, min_saving=0.0)
     controller = Controller(
-        settings(tolerance=0.0, order=order, every=every, weighting=weighting, slicing=slicing, first=1, last=0)
+        settings(tolerance=0.0, order=order, full_every=every, weighting=weighting, slicing=slicing, first=1, last=0)
     )
     asked = question(step, steps, drift=None if drift is None else [drift])
     decision, candidate = controller.decide(learnt(controller, error, drift=0.1), asked)
-    assert decision.action is Action.COMPUTE and candidate is None
+    assert decision.action is Action.FULL and candidate is None
     assert controller.choose_width(moment(step, steps), {8: 0.0}, {8: 0.5}) is None
 
 
@@ -120,7 +120,7 @@ def test_the_first_and_last_steps_are_computed(step, steps, why):
 def test_a_window_without_a_measurement_computes():
     controller = Controller(settings())
     decision = decide(controller, controller.new_window((STEP,)), question(5))
-    assert (decision.action, decision.why, decision.predicted) == (Action.COMPUTE, "learning", None)
+    assert (decision.action, decision.why, decision.predicted) == (Action.FULL, "learning", None)
 
 
 def test_a_window_serves_no_more_steps_than_allowed():
@@ -138,8 +138,8 @@ def test_a_window_serves_no_more_steps_than_allowed():
         # Predicted 0.025 a step: 0.025, 0.05, 0.075 for three steps in a row. Two are 0.075, or 0.125 with the second
         # counted twice, beyond the tolerance of 0.1.
         ({}, "ccscscsc"),
-        ({"mend_sampler": False}, "ccsscssc"),
-        ({"span": "unit"}, "ccsscssc"),
+        ({"replay": False}, "ccsscssc"),
+        ({"level": "unit"}, "ccsscssc"),
         # Four times as much is allowed: errors count once. 0.1 + 0.2 are within 0.4, 0.6 is not.
         ({"tolerance": 0.4, "factor": 4}, "ccsscssc"),
     ],
@@ -156,9 +156,9 @@ def test_where_little_is_allowed_a_window_of_several_steps_counts_more_than_one_
         (18, 20, {}, 0.05),
         (19, 20, {}, 0.05),
         (19, None, {}, 0.1),
-        (19, 20, {"mend_sampler": False}, 0.1),
-        (19, 20, {"span": "unit"}, 0.1),
-        (19, 20, {"span": "stack"}, 0.05),
+        (19, 20, {"replay": False}, 0.1),
+        (19, 20, {"level": "unit"}, 0.1),
+        (19, 20, {"level": "stack"}, 0.05),
         (19, 20, {"tolerance": 0.2}, 0.2 / 1.5),
         (19, 20, {"tolerance": 0.4}, 0.4),
     ],
@@ -172,13 +172,13 @@ def test_at_the_last_two_steps_half_as_much_is_allowed_where_little_is(step, ste
 
 @pytest.mark.parametrize(("max_reach", "why"), [(0.5, "reach"), (1.0, "within"), (1.5, "within")])
 def test_a_forecast_reaches_no_farther_than_allowed(max_reach, why):
-    controller = Controller(settings(order=1, tolerance=1e9, max_reach=max_reach))
+    controller = Controller(settings(predictor="line", tolerance=1e9, max_reach=max_reach))
     assert decide(controller, learnt(controller, 0.01), question(4)).why == why
 
 
 def test_with_a_reach_of_one_windows_of_a_forecast_widen_by_one_step_at_a_time():
     # Gaps between computed steps of 1, 1, 2, 3, 4: the last one is cut short by the longest window of 3.
-    controller = Controller(settings(order=1, tolerance=1e9, max_reach=1.0, last=0))
+    controller = Controller(settings(predictor="line", tolerance=1e9, max_reach=1.0, last=0))
     assert actions(controller, 17, 0.0) == "ccc" + "s" + "c" + "ss" + "c" + "sss" + "c" + "sss" + "c" + "s"
 
 
@@ -190,7 +190,7 @@ def test_reuse_has_no_reach_to_be_limited():
 def test_an_outside_doubt_computes_and_is_the_reason():
     controller = Controller(settings(tolerance=1e9))
     decision = decide(controller, learnt(controller, 0.0), question(5, doubt="non-finite"))
-    assert (decision.action, decision.why) == (Action.COMPUTE, "non-finite")
+    assert (decision.action, decision.why) == (Action.FULL, "non-finite")
 
 
 def test_a_spike_of_the_drift_closes_the_window_at_once():
@@ -198,7 +198,7 @@ def test_a_spike_of_the_drift_closes_the_window_at_once():
     window = learnt(controller, 0.05, drift=0.02)
     assert decide(controller, window, question(4, drift=[0.02])).action.served
     decision = decide(controller, window, question(4, drift=[0.2]))
-    assert (decision.action, decision.why) == (Action.COMPUTE, "spike")
+    assert (decision.action, decision.why) == (Action.FULL, "spike")
 
 
 def test_a_spike_of_one_sample_closes_the_window_of_the_batch():
@@ -210,12 +210,12 @@ def test_a_spike_of_one_sample_closes_the_window_of_the_batch():
     assert not decide(controller, window, question(2, drift=[0.02, 0.5])).action.served
 
 
-@pytest.mark.parametrize("every", [1, 2, 3, 4])
+@pytest.mark.parametrize("full_every", [1, 2, 3, 4])
 @pytest.mark.parametrize("error", [0.0, 1e6])
 def test_fixed_windows_give_exactly_their_pattern_whatever_the_error(every, error):
     # The two first steps are computed, which is all that reuse must learn from; then k - 1 served and one computed,
     # and the last step is computed in any case.
-    controller = Controller(settings(every=every, max_window=1))
+    controller = Controller(settings(full_every=every, max_window=1))
     body = "".join("c" if index % every == 0 else "s" for index in range(1, 18))
     assert actions(controller, 20, error) == "cc" + body + "c"
 
@@ -223,7 +223,7 @@ def test_fixed_windows_give_exactly_their_pattern_whatever_the_error(every, erro
 @pytest.mark.parametrize("error", [0.0, 1e6])
 def test_a_fixed_schedule_is_followed_whatever_the_error(error):
     # Two steps are computed in any case, which is all that reuse must learn from.
-    controller = Controller(settings(computed_steps=(0, 4, 5, 9), max_window=1))
+    controller = Controller(settings(full_steps=(0, 4, 5, 9), max_window=1))
     assert actions(controller, 12, error) == "ccssccssscss"
 
 
@@ -260,7 +260,7 @@ def test_slices_are_weighed_by_the_impact_of_their_step():
 
 
 def test_an_online_rule_of_a_plan_decides_until_it_is_taken_off():
-    controller = Controller(settings(order=1, tolerance=0.0, max_window=1, first=9))
+    controller = Controller(settings(predictor="line", tolerance=0.0, max_window=1, first=9))
     controller.follow(OnlineRule(1.0, Candidate("output", "step")))
     assert controller.guard is None and controller.candidate == STEP
     # The rule of `balanced`: four steps first, windows widen by one step at a time.
@@ -271,10 +271,10 @@ def test_an_online_rule_of_a_plan_decides_until_it_is_taken_off():
 
 def test_an_online_rule_is_that_of_the_preset_whatever_the_settings_are():
     course = OnlineRule(0.1, STEP)
-    own = settings(order=1, every=3, store_factor=7.0)
+    own = settings(predictor="line", full_every=3, store_factor=7.0)
     known = preset("balanced")
     rule = course.within(own)
-    assert (rule.tolerance, rule.every, rule.store_factor) == (0.1, None, 7.0)
+    assert (rule.tolerance, rule.full_every, rule.store_factor) == (0.1, None, 7.0)
     assert (rule.first, rule.last, rule.max_window, rule.weighting) == (
         known.first,
         known.last,

@@ -18,7 +18,7 @@ def sliced(width: int, cost: float, error: float, tolerance: float = 0.1) -> Opt
 
 def test_nothing_to_choose_from_is_a_full_computation():
     assert cheapest_within_tolerance([]) is FULL
-    assert (FULL.action, FULL.error) == (Action.COMPUTE, 0.0)
+    assert (FULL.action, FULL.error) == (Action.FULL, 0.0)
 
 
 def test_the_cheapest_within_its_tolerance_is_taken():

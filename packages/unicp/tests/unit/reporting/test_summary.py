@@ -16,7 +16,7 @@ import unicp
 from unicp.records import Entry, Trace
 from unicp.reporting.summary import align, decision_map, summarise
 
-ACTIONS = {"C": "compute", "S": "slice", "F": "forecast", "R": "reuse"}
+ACTIONS = {"C": "full", "S": "slice", "F": "forecast", "R": "reuse"}
 
 
 def entry(letter: str, step: int, branch: str = "cond", **changes) -> Entry:
@@ -45,10 +45,10 @@ def trace(*entries: Entry, **changes: Any) -> Trace:
 def mixed() -> Trace:
     return trace(
         entry("C", 0, seconds=2.0),
-        entry("C", 1, measured=[0.02, 0.04], predicted=[0.9], why="learning", stored_bytes=2048),
-        entry("F", 2, predicted=[0.01, 0.03], why="within", stored_bytes=3 * 1024**2),
-        entry("S", 3, predicted=[0.05], width=32, why="tolerance"),
-        entry("R", 0, run=1, predicted=[0.0], why="within"),
+        entry("C", 1, measured=[0.02, 0.04], predicted=[0.9], reason="learning", stored_bytes=2048),
+        entry("F", 2, predicted=[0.01, 0.03], reason="within", stored_bytes=3 * 1024**2),
+        entry("S", 3, predicted=[0.05], width=32, reason="tolerance"),
+        entry("R", 0, run=1, predicted=[0.0], reason="within"),
         warnings=["something odd"],
     )
 
@@ -58,14 +58,14 @@ def test_numbers(mixed):
     summary = summarise(mixed)
     assert (summary.runs, summary.calls, summary.computed) == (2, 5, 2)
     assert {name: cost.calls for name, cost in summary.actions.items()} == {
-        "compute": 2,
+        "full": 2,
         "slice": 1,
         "forecast": 1,
         "reuse": 1,
     }
-    assert summary.actions["compute"].share == pytest.approx(0.4)
+    assert summary.actions["full"].share == pytest.approx(0.4)
     assert summary.actions["slice"].operations == 500
-    assert summary.actions["compute"].seconds == pytest.approx(2.5)
+    assert summary.actions["full"].seconds == pytest.approx(2.5)
     assert summary.reasons == {"within": 2, "first": 1, "learning": 1, "tolerance": 1}
     assert (summary.operations, summary.full_operations) == (2500, 5000)
     assert summary.operations_saved == pytest.approx(2.0)

@@ -8,20 +8,20 @@ import pytest
 import torch
 from tests.fake_models import FakeTransformer, noise
 from torch import Tensor
-
-from tests import tiny_models
 from unicp.control.controller import Controller
 from unicp.control.windows import Position
 from unicp.execution.block_spans import BlockCall, ResidualSpan
-from unicp.runtime.store import OutputStore
+
+from tests import tiny_models
 from unicp.models.finder import map_model
 from unicp.records import Action, Moment
+from unicp.runtime.store import OutputStore
 from unicp.session import enable
 from unicp.settings import Settings
 
 
 def settings(**changes: Any) -> Settings:
-    plain: dict[str, Any] = {"tolerance": 1e6, "order": 0, "weighting": "uniform", "last": 0, "span": "block"}
+    plain: dict[str, Any] = {"tolerance": 1e6, "order": 0, "weighting": "uniform", "last": 0, "level": "block"}
     return Settings(**(plain | {"max_reach": 9, "text_keys_values": False, "store_factor": 64.0} | changes))
 
 
@@ -54,7 +54,7 @@ def test_the_residual_of_a_block_that_doubles_is_its_input():
 
 
 def test_a_residual_linear_in_the_noise_level_is_forecast_exactly():
-    residual = span(order=1, abscissas=("sigma",))
+    residual = span(predictor="line", abscissas=("sigma",))
     a, b = noise(0, 1, 5, 3), noise(1, 1, 5, 3)
     served_steps = []
     for step in range(8):
@@ -98,7 +98,7 @@ def test_what_does_not_fit_the_budget_is_told_and_cannot_be_served():
     residual, stream = span(store_bytes=0), noise(0, 1, 5, 3)
     for step in range(6):
         outcome, (measured, fits) = call(residual, step, (stream,), (2 * stream,))
-        assert (outcome.decision.action, measured, fits) == (Action.COMPUTE, None, False)
+        assert (outcome.decision.action, measured, fits) == (Action.FULL, None, False)
 
 
 @pytest.mark.parametrize("name", tiny_models.NAMES)
@@ -126,7 +126,7 @@ def test_streams_are_read_from_positional_and_keyword_arguments_alike(name):
 def run(span_kind: str, blocks: int, steps: int) -> tuple[FakeTransformer, list[Tensor], list[Tensor], Any]:
     transformer = FakeTransformer(blocks=blocks)
     samples = [noise(0, 1, 5, 3) + 0.05 * noise(step, 1, 5, 3) for step in range(steps)]
-    with enable(transformer, settings(span=span_kind, error_scale="own")) as session:
+    with enable(transformer, settings(level=span_kind, error_scale="own")) as session:
         outputs = [
             transformer(sample, torch.tensor([1000.0 - 10 * step]), return_dict=False)[0]
             for step, sample in enumerate(samples)
@@ -142,7 +142,7 @@ def test_the_whole_stack_served_is_the_input_plus_its_stored_residual():
         torch.testing.assert_close(outputs[step], samples[step] + 7 * samples[1])
     assert [block.calls for block in transformer.blocks] == [2, 2, 2]
     entries = [entry for entry in session.trace.entries if entry.unit == "stack"]
-    assert [entry.action for entry in entries] == ["compute", "compute", "reuse", "reuse"]
+    assert [entry.action for entry in entries] == ["full", "full", "reuse", "reuse"]
 
 
 def test_blocks_served_one_by_one_each_add_their_own_residual():
@@ -154,9 +154,9 @@ def test_blocks_served_one_by_one_each_add_their_own_residual():
 
 def test_the_default_budget_makes_room_for_one_stack_but_not_for_many_units():
     transformer = FakeTransformer(blocks=6)
-    with enable(transformer, settings(span="unit", roles=("feed_forward",), store_factor=2.5)) as session:
+    with enable(transformer, settings(level="unit", roles=("feed_forward",), store_factor=2.5)) as session:
         for step in range(8):
             transformer(noise(0, 1, 5, 3) * 0.9**step, torch.tensor([1000.0 - 10 * step]), return_dict=False)
             (run,) = session._runners[0]._here.runs
             assert run.store.bytes <= 2.5 * 5 * 3 * 4
-        assert run.span == "stack"
+        assert run.level == "stack"

@@ -12,8 +12,8 @@ from tests.fake_models import FakeTransformer, noise
 from torch import Tensor
 
 from tests import tiny_models
-from unicp.runtime.model_call import CallReader, batched, read_output
 from unicp.models.finder import map_model
+from unicp.runtime.model_call import CallReader, batched, read_output
 from unicp.session import enable
 from unicp.settings import preset
 
@@ -82,7 +82,7 @@ def test_the_text_of_a_call_is_one_tensor_by_which_it_is_known_again():
 def test_samples_of_several_sizes_and_empty_batches_are_computed_and_said():
     model = tiny_models.shared("z_image")
     given = tiny_models.own("z_image", tiny_models.inputs("z_image", batch=2))
-    with enable(model, preset("fast", every=3, first=1)) as session, torch.no_grad():
+    with enable(model, preset("fast", full_every=3, first=1)) as session, torch.no_grad():
         for step in range(6):
             # One picture is half as wide.
             odd = [given["x"][0], given["x"][1][..., :4]]

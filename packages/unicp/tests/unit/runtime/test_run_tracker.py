@@ -10,11 +10,11 @@ import torch
 from diffusers import FlowMatchHeunDiscreteScheduler, PNDMScheduler
 from tests.fake_models import flow_scheduler, noise
 
+from unicp.models.noise import read_schedule
+from unicp.numerics.noise_levels import NoiseLevel
 from unicp.runtime.model_call import CallInputs
 from unicp.runtime.run_tracker import MOST_BRANCHES, RunTracker
 from unicp.runtime.sample_chain import Link
-from unicp.models.noise import read_schedule
-from unicp.numerics.noise_levels import NoiseLevel
 
 SAMPLE = torch.zeros(1, 4, 2)
 COND, UNCOND = torch.ones(1, 3, 2), torch.zeros(1, 3, 2)

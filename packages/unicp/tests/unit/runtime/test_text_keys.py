@@ -11,8 +11,8 @@ from tests.fake_models import noise
 from torch import nn
 
 from tests import tiny_models
-from unicp.runtime.text_keys import TextKeys, text_projections
 from unicp.models.finder import map_model
+from unicp.runtime.text_keys import TextKeys, text_projections
 from unicp.session import enable
 from unicp.settings import preset
 

@@ -13,14 +13,14 @@ from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepScheduler
+from unicp.control.windows import Candidate
 
 import unicp
 from tests import tiny_models
-from unicp.control.windows import Candidate
-from unicp.sampler import replay as sampler_replay
-from unicp.sampler.replay import can_repeat
 from unicp.models.noise import read_schedule
 from unicp.numerics.forecasting import from_quantity, output_at
+from unicp.sampler import replay as sampler_replay
+from unicp.sampler.replay import can_repeat
 from unicp_testbeds.components import build_scheduler
 
 
@@ -67,7 +67,7 @@ def denoise(model, schedule, steps=STEPS, stop=None):
 
 def settings(**changes) -> unicp.Settings:
     # Steps 3, 4 and 6 are served: those after them that are computed are 5 and 7. Nothing is taken again over sigma.
-    return unicp.preset("balanced", computed_steps=(0, 1, 2, 5, 7, 8), abscissas=("sigma",), **changes)
+    return unicp.preset("balanced", full_steps=(0, 1, 2, 5, 7, 8), abscissas=("sigma",), **changes)
 
 
 def test_where_nothing_can_be_taken_again_the_corrector_is_left_out():
@@ -81,7 +81,7 @@ def test_where_nothing_can_be_taken_again_the_corrector_is_left_out():
 
 def test_it_can_be_left_alone():
     model, schedule = tiny_models.wan(), scheduler()
-    with unicp.enable(model, settings(mend_sampler=False), scheduler=schedule):
+    with unicp.enable(model, settings(replay=False), scheduler=schedule):
         denoise(model, schedule)
     assert list(schedule.corrected) == list(range(1, STEPS))
 
@@ -93,7 +93,7 @@ def test_the_scheduler_gets_its_own_list_back_and_the_plain_run_its_bits(stop, q
     own = schedule.disable_corrector = [4]
     plain = denoise(model, schedule)
     before = set(vars(schedule))
-    chosen = unicp.preset("balanced", computed_steps=(0, 1, 2, 5, 7, 8), quantities=(quantity,))
+    chosen = unicp.preset("balanced", full_steps=(0, 1, 2, 5, 7, 8), quantities=(quantity,))
     with unicp.enable(model, chosen, scheduler=schedule):
         denoise(model, schedule, stop=stop)
     assert schedule.disable_corrector is own and own == [4]
@@ -111,7 +111,7 @@ def test_tolerance_zero_leaves_the_corrector_on():
 def test_served_steps_are_taken_again():
     model, schedule = tiny_models.wan(), scheduler()
     # Served: 4, then 6 and 7. Computed after them: 5 and 8.
-    chosen = unicp.preset("balanced", computed_steps=(0, 1, 2, 3, 5, 8))
+    chosen = unicp.preset("balanced", full_steps=(0, 1, 2, 3, 5, 8))
     with unicp.enable(model, chosen, scheduler=schedule) as session:
         denoise(model, schedule)
     assert [e.action for e in session.trace.entries if e.unit == "model" and e.branch == "cond"].count("forecast") == 3

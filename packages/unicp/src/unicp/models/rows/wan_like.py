@@ -29,7 +29,7 @@ WAN_LIKE: tuple[Family, ...] = (
         ),
         stack_refusal="hints of the control blocks are added between the blocks, and would be added twice",
         notes=(
-            "All vace_blocks run before all blocks. With the span block they are computed always; their units are "
+            "All vace_blocks run before all blocks. At level block they are computed always; their units are "
             "served like any other."
         ),
     ),

@@ -140,7 +140,8 @@ def _is_plain(backend: str, named: dict[str, Any]) -> bool:
 def by_backend(backend: str, function: Callable[..., Tensor], **named: Any) -> Tensor:
     """Attention by a backend of diffusers' dispatcher, (B, S, H, d) each.
 
-    An interceptor right around the call gets it first. Modes further out are not asked: they would see this call instead of the one that the backend ends in.
+    An interceptor right around the call gets it first. Modes further out are not asked: they would see this call
+    instead of the one that the backend ends in.
     """
     place = torch._C._len_torch_function_stack() - 1
     if place >= 0 and isinstance(torch._C._get_function_stack_at(place), AttentionInterceptor):

@@ -14,14 +14,14 @@ from hypothesis import strategies as st
 from tests.fake_models import FakeTransformer, noise
 from torch import Tensor
 
-from unicp.records import Action
+from unicp.context import Action
 from unicp.session import enable
 from unicp.settings import preset
 
 TEXTS = [noise(seed, 1, 2, 3) for seed in range(3)]
 SETTINGS = {
     "model": preset("balanced", tolerance=1e9, store_factor=1e6),
-    "reuse": preset("balanced", tolerance=1e9, predictor="reuse", first=1, quantities=("output",), max_window=5),
+    "reuse": preset("balanced", tolerance=1e9, predictor="reuse", first=1, quantity="output", max_window=5),
     "exact": preset("balanced", tolerance=0.0),
 }
 

@@ -99,8 +99,8 @@ TABLE: dict[str, Row] = {
 DISTRIBUTIONS: dict[str, Row] = {
     "unicp_testbeds": row("errors files", "torch diffusers transformers tokenizers safetensors PIL av numpy"),
     "unicp_bench": row(
-        "unicp errors context settings records files checked numerics models policies predictors reducers sampler "
-        "runtime reporting session planning promise cli plugins",
+        "unicp errors context registry settings records files checked numerics models policies predictors reducers "
+        "sampler runtime reporting session planning promise cli plugins",
         "torch diffusers typer unicp_testbeds",
         # Rivals and metrics, each in the one file that works without it.
         {

@@ -131,7 +131,7 @@ def test_it_is_sliced_and_a_new_row_replaces_the_old_one():
     # Its few tokens are too few for slices to save anything.
     slicing = unicp.Slicing(widths=(8,), tolerance=9.0, min_saving=-1e6)
     with unicp.enable(build(), unicp.preset("paper", slicing=slicing)) as session:
-        denoise(session._runners[0].map.transformer)  # type: ignore[arg-type]
+        denoise(session._engines[0].map.transformer)  # type: ignore[arg-type]
     assert any(entry.width == 8 for entry in session.trace.entries)
     reason = "not today"
     unicp.register(unicp.Family("MyDiT", refusal=reason))

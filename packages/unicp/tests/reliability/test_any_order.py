@@ -79,7 +79,7 @@ def play(sequence: list[Call], kind: str) -> tuple[list[tuple[Call, Tensor, Tens
     transformer = FakeTransformer(answer)
     found = []
     with enable(transformer, SETTINGS[kind]) as session:
-        runner = session._runners[0]
+        engine = session._engines[0]
         for place, call in enumerate(sequence):
             text, fails = TEXTS[call.text], call.fails
             sample = noise(place if call.other else 0, call.batch, call.size, 3) * 0.97**place
@@ -89,7 +89,7 @@ def play(sequence: list[Call], kind: str) -> tuple[list[tuple[Call, Tensor, Tens
             forward: Callable[..., Any] = type(transformer).forward.__get__(transformer)
             arguments = {"hidden_states": sample, "timestep": torch.tensor([call.timestep])}
             try:
-                output = runner.call(forward, (), arguments | {"encoder_hidden_states": text}, context)[0]
+                output = engine.call(forward, (), arguments | {"encoder_hidden_states": text}, context)[0]
             except Failure:
                 continue
             found.append((call, output, expected(sample, text)))

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from unicp.attention.interceptor import SDPA, AttentionCall, AttentionInterceptor, call_of
 from unicp.context import StepContext
-from unicp.errors import InputError
+from unicp.errors import UniCPError
 from unicp.models.finder import Unit
 from unicp.policies.impact import step_tolerance
 from unicp.policies.weight_shift import SLICED, Option, cheapest_within_tolerance
@@ -154,8 +154,8 @@ class UnitSlicer:
             if spent or is_old or branch.age >= self._slicing.refresh:
                 try:
                     branch.fitted = reducer.fit(call, projection)
-                except InputError:
-                    # Values that are not finite have no axes: computed, and told where outputs are checked.
+                except UniCPError:
+                    # It cannot be reduced: values that are not finite have no axes, and are told where outputs are checked.
                     branch.fitted = None
                     return call.full(), Sliced(saved=-spent, tolerance=tolerance)
                 branch.age, is_fresh = 0, True

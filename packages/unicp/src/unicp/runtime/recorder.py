@@ -39,6 +39,7 @@ class CostBook:
         self.blocks = [block.name for block in model_map.blocks]
         self.counts = True
         self.known: dict[tuple[Any, ...], Costs] = {}
+        self.before_signal: dict[tuple[Any, ...], int] = {}
 
 
 class Recorder:
@@ -106,7 +107,7 @@ class Recorder:
         action: Action,
         decision: Decision,
         measured: list[float] | None = None,
-        choice: str | None = None,
+        predictor: str | None = None,
         width: int | None = None,
         seconds: float = 0.0,
         saved: int = 0,
@@ -118,7 +119,7 @@ class Recorder:
             action: What was done there.
             decision: What was decided.
             measured: Errors that skipping would have had.
-            choice: How the outputs were predicted.
+            predictor: How the outputs were predicted.
             width: Of a slice, in channels of a head.
             seconds: Wall time.
             saved: Operations that a slice saved; below 0 for what was done though the step was skipped.
@@ -137,7 +138,7 @@ class Recorder:
             predicted=None if decision.predicted is None else list(decision.predicted),
             measured=measured,
             width=width,
-            predictor=choice,
+            predictor=predictor,
             seconds=seconds,
         )
         self._entries.append(entry)
@@ -167,10 +168,15 @@ class Recorder:
         self.log.add(self._entries)
         self._entries = []
 
+    def at_signal(self) -> None:
+        """A policy decides in the middle of the call: what was executed so far is executed in skipped calls too."""
+        if self._counter is not None:
+            self._book.before_signal[self._shapes] = self._counter.total
+
     @property
-    def operations_outside_blocks(self) -> int:
-        """Operations of a full call that are done outside its blocks; 0 while unknown."""
-        return max(0, self.full_operations(MODEL) - self.full_operations(STACK))
+    def operations_before_signal(self) -> int:
+        """Operations up to where a policy decides in the middle of a call; 0 while unknown."""
+        return self._book.before_signal.get(self._shapes, 0)
 
     def count(self, key: str) -> None:
         """Counts an event."""

@@ -89,6 +89,10 @@ class UnitSlicer:
         """Bytes held for slicing."""
         return sum(branch.reducer.bytes(branch.fitted) for branch in self._branches.values())
 
+    def refuse(self, reason: str) -> None:
+        """The attention of this unit cannot be sliced, whatever the error."""
+        self.refusal = reason
+
     def run(self, step: StepContext, call: Callable[[], Any]) -> tuple[Any, Sliced]:
         """Runs the unit with its attention at the width that is enough: its output, and what became of it."""
         if not self._may_slice:
@@ -155,7 +159,7 @@ class UnitSlicer:
                 try:
                     branch.fitted = reducer.fit(call, projection)
                 except UniCPError:
-                    # It cannot be reduced: values that are not finite have no axes, and are told where outputs are checked.
+                    # It cannot be reduced: values that are not finite, for one, have no axes.
                     branch.fitted = None
                     return call.full(), Sliced(saved=-spent, tolerance=tolerance)
                 branch.age, is_fresh = 0, True

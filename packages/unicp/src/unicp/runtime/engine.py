@@ -107,10 +107,10 @@ class Engine:
         as_dict = bool(kwargs.get("return_dict", True))
         if run.forms and as_dict not in run.forms:
             # What is skipped has the form of an earlier output: a caller that asks for another gets a computed one.
-            now.veto = now.veto or "output kind"
+            now.refuse("output kind")
         signals = run.model.policy.signals
         if not signals:
-            now.outcome = run.model.decide(now.step, now.samples, now.veto)
+            now.decided(run.model.decide(now.step, now.samples, now.veto))
         output = None
         if now.outcome is None or now.outcome.outputs is None:
             # A policy that wants to see more decides in the first block, and may end the call there.

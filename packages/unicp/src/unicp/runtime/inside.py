@@ -67,7 +67,8 @@ class Inside:
         if run is None or run.now is None or run.level == "model":
             return forward(*args, **kwargs)
         now, form = run.now, self._blocks[block.name]
-        now.has_reached, streams = True, form.streams(args, kwargs)
+        now.reached()
+        streams = form.streams(args, kwargs)
         run.store.note_stream(streams[0])
         if run.level == "unit" or block.row.refusal:
             return forward(*args, **kwargs)
@@ -95,12 +96,12 @@ class Inside:
         """The first block decides for all of them, the last one takes in what they made."""
         form, point = self._blocks[block.name], run.point(STACK)
         if block.index == 0:
-            now.before_stack, now.outcome = streams, point.decide(now.step, streams, now.veto)
+            outcome = now.decided(point.decide(now.step, streams, now.veto), streams)
             # What the stack adds is no quantity of the whole sample, so the sampler cannot replay it.
-            run.tell_sampler(replace(now.outcome, forecast=None))
-            if now.outcome.outputs is not None:
-                self._note(run, STACK, now.outcome)
-                return form.to_output(now.outcome.outputs)
+            run.tell_sampler(replace(outcome, forecast=None))
+            if outcome.outputs is not None:
+                self._note(run, STACK, outcome)
+                return form.to_output(outcome.outputs)
         if now.outcome is None or now.before_stack is None:
             return compute()
         if now.outcome.outputs is not None:
@@ -126,8 +127,8 @@ class Inside:
         if run.level == "model" and now.outcome is None and unit is self.first_attention and run.model.policy.signals:
             seen = {} if entering is None else {MODULATED: entering}
             run.recorder.at_signal()
-            now.outcome = run.model.decide(now.step, now.samples, now.veto, seen)
-            if now.outcome.outputs is not None:
+            outcome = now.decided(run.model.decide(now.step, now.samples, now.veto, seen))
+            if outcome.outputs is not None:
                 raise Skipped
         if run.level == "unit" and unit.role in self.settings.roles:
             return self._one_unit(run, now, unit, compute, () if entering is None else (entering,))
@@ -175,7 +176,7 @@ class Inside:
         slicer = run.slicers[unit.name]
         self.unseen.discard(unit.name)
         if not first:
-            slicer.refusal = NOT_CAUGHT
+            slicer.refuse(NOT_CAUGHT)
             self._tell(run, slicer)
         if run.now is None or run.level != "model":
             return call.full()
@@ -199,8 +200,7 @@ class Inside:
     ) -> Measured:
         measured = point.full(now.step, before, after, run.branches, base_error)
         count_non_finite(self.log, measured)
-        run.is_over_budget |= not measured.is_kept
-        return measured
+        return run.measured(measured)
 
     def _note(
         self,
@@ -226,7 +226,7 @@ class Inside:
         unseen = sorted(self.unseen)
         self.unseen.clear()
         for name in unseen:
-            run.slicers[name].refusal = f"{NOT_CAUGHT}, inside compiled code (flex attention is none there)"
+            run.slicers[name].refuse(f"{NOT_CAUGHT}, inside compiled code (flex attention is none there)")
             self._tell(run, run.slicers[name])
 
 

@@ -106,7 +106,8 @@ class Runs:
             here.runs = [one for one in here.runs if one is not run]
             raise
         finally:
-            here.now, run.now = before, None
+            here.now = before
+            run.leave_call()
 
     def locate(self, call: CallInputs, context: Any, weights: Any) -> tuple[RunState, Going]:
         """The run that a call goes on with or begins, the newest of this thread from then on.
@@ -151,12 +152,12 @@ class Runs:
         here = self._thread
         others = [one for one in here.runs if one is not run]
         for one in others:
-            one.waited += 1
+            one.wait()
         if self._is_small:
             waiting = [one for one in others if one.tracker.set_by is not None or one.waited <= LONGEST_WAIT]
         else:
             waiting = [one for one in others if one.waited <= SHORT_WAIT]
-        run.waited = 0
+        run.resume()
         here.runs = [*waiting, run][-MOST_RUNS:]
 
     def _opened(self, call: CallInputs, context: Any, weights: Any, found: tuple[Any] | None) -> tuple[RunState, Going]:

@@ -135,7 +135,7 @@ def attached_engine(transformer: nn.Module) -> Engine | None:
 def refuse_if_taken(transformer: nn.Module) -> None:
     """Raises AttachmentError where UniCP or another cache is on this transformer already."""
     engine = attached_engine(transformer)
-    if engine is not None and engine.is_off:
+    if engine is not None and engine.gate.is_closed:
         found = "a call that began before UniCP was disabled is under way in another thread"
         raise AttachmentError("to enable UniCP", found, "enable it once that call has ended")
     if engine is not None:

@@ -11,12 +11,13 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-from unicp.context import Action, Decision
+from unicp.context import Action
 from unicp.models.adapters import adapters_in_use
 from unicp.models.finder import ModelMap
 from unicp.predictors.base import predictors
 from unicp.reducers.base import reducers
 from unicp.runtime.cache_point import Measured
+from unicp.runtime.gate import Gate
 from unicp.runtime.inside import Arguments, Forward, Inside, Keywords, Skipped, count_non_finite
 from unicp.runtime.model_call import CallReader, read_output, why_not_followed
 from unicp.runtime.recorder import MODEL, CostBook, Recorder
@@ -62,10 +63,7 @@ class Engine:
         is_small = settings.level == "model"
         self.runs = Runs(model_map.family, is_small, usual_scheduler, self._number, self._open)
         self.inside = Inside(model_map, settings, log, self.runs)
-        # Calls under way, and what is to be done once there are none. Lists, whose changes no other thread can split.
-        self._under_way: list[object] = []
-        self._afterwards: list[Callable[[], None]] = []
-        self.is_off = False
+        self.gate = Gate()
 
     def call(self, forward: Forward, args: Arguments, kwargs: Keywords, context: Any) -> Any:
         """One call of the transformer.
@@ -75,13 +73,8 @@ class Engine:
             args, kwargs: What the transformer was called with.
             context: diffusers' `CacheContext`, or `None`.
         """
-        # Counted first: who switches off then waits for this call, or this call sees that it is off.
-        self._under_way.append(token := object())
-        try:
-            return forward(*args, **kwargs) if self.is_off else self._call(forward, args, kwargs, context)
-        finally:
-            self._under_way.remove(token)
-            self._do_afterwards()
+        with self.gate.passing() as is_off:
+            return forward(*args, **kwargs) if is_off else self._call(forward, args, kwargs, context)
 
     def _call(self, forward: Forward, args: Arguments, kwargs: Keywords, context: Any) -> Any:
         """Locates the run, has the call done there, and writes it down. What ends it early also ends the run."""
@@ -94,7 +87,7 @@ class Engine:
         started = time.perf_counter()
         with self.runs.inside_call(run):
             now = run.begin_call(given, going, self._planner)
-            act = self._whole if run.level == "model" else self._parts
+            act = self._whole if run.level == "model" else self.inside.model_call
             output = act(run, now, forward, args, kwargs)
         if read := read_output(output):
             run.tracker.chain.answered(now.step.branch, read[1][0])
@@ -142,28 +135,10 @@ class Engine:
             self.log.warn("budget", f"{limit} bytes are too few to store any output: everything is computed")
         return measured
 
-    def _parts(self, run: RunState, now: Underway, forward: Forward, args: Arguments, kwargs: Keywords) -> Any:
-        """Cache points lie inside: the model runs, and the hooks inside decide."""
-        output = run.recorder.execute(forward, args, kwargs)
-        run.recorder.note(MODEL, Action.FULL, Decision(False, "outside spans"))
-        if not now.has_reached:
-            message = f"no {run.level} was reached: nothing is served (compiled after UniCP was enabled?)"
-            self.log.warn("not_reached", message)
-        return output
-
     def close(self, take_off: Callable[[], None]) -> None:
         """Lets further calls pass by, and has the hooks taken off as soon as no call is under way that needs them."""
-        self.is_off = True
         self.runs.reset()
-        self._afterwards.append(take_off)
-        self._do_afterwards()
-
-    def _do_afterwards(self) -> None:
-        while self._afterwards and not self._under_way:
-            try:
-                self._afterwards.pop()()
-            except IndexError:
-                return
+        self.gate.close(take_off)
 
     def _number(self, set_by: Any) -> int:
         return self.log.number(set_by, self)

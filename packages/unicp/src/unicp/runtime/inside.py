@@ -20,7 +20,7 @@ from unicp.context import Action, Decision
 from unicp.models.finder import Block, ModelMap, Unit
 from unicp.runtime.block_streams import BlockCall
 from unicp.runtime.cache_point import NON_FINITE, CachePoint, Measured, Outcome
-from unicp.runtime.recorder import STACK
+from unicp.runtime.recorder import MODEL, STACK
 from unicp.runtime.run_state import RunState, Underway
 from unicp.runtime.runs import Runs
 from unicp.runtime.trace_log import TraceLog
@@ -60,6 +60,15 @@ class Inside:
         # The attention that the signal "block0.modulated" is taken from.
         first = (unit for unit in model_map.units if unit.block == 0 and unit.role not in ("cross", "feed_forward"))
         self.first_attention = next(first, None)
+
+    def model_call(self, run: RunState, now: Underway, forward: Forward, args: Arguments, kwargs: Keywords) -> Any:
+        """One call of the transformer, inside which the cache points lie."""
+        output = run.recorder.execute(forward, args, kwargs)
+        run.recorder.note(MODEL, Action.FULL, Decision(False, "outside spans"))
+        if not now.has_reached:
+            message = f"no {run.level} was reached: nothing is served (compiled after UniCP was enabled?)"
+            self.log.warn("not_reached", message)
+        return output
 
     def block_call(self, block: Block, forward: Forward, args: Arguments, kwargs: Keywords) -> Any:
         """One call of one block."""

@@ -8,7 +8,8 @@ reduced width: what no slice can beat. "attention" is that call with its project
 UniCP does around it, bases that serve `Slicing.refresh` calls and the trial rows in each. Full and sliced calls
 alternate; each repeat gives one ratio: the median, and of "all" the range. With one thread on a CPU times are those
 that the thread ran, so that other jobs on the machine add nothing but what they take from its caches. "operations" is
-the gain of "all" in operations. Whether UniCP slices a call is decided by `PcaSlices.share`, which counts small matrices more.
+the gain of "all" in operations. Whether UniCP slices a call is decided by `PcaSlices.share`, which counts small
+matrices more.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ import importlib.metadata
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import is_dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -113,7 +113,7 @@ def _trace_of_version_1(body: dict[str, Any]) -> dict[str, Any]:
     return body | {"version": 2, "entries": renamed}
 
 
-_UPGRADES = {(TRACE_TYPE, 1): _trace_of_version_1}
+_UPGRADES: dict[Any, Callable[[dict[str, Any]], dict[str, Any]]] = {(TRACE_TYPE, 1): _trace_of_version_1}
 
 
 def read_json(path: str | Path) -> Any:

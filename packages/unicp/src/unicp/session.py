@@ -145,7 +145,7 @@ class Session:
         if plan is None or plan.fewer is None:
             return
         if shorten(scheduler, Fewer(plan.fewer, tuple(plan.fewer_computed)), again, args, kwargs):
-            run.note = plan
+            run.keep(plan)
 
     def _is_own(self, scheduler: Any) -> bool:
         """Whether a scheduler that is being set steps runs of this session.

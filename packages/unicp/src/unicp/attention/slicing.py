@@ -16,7 +16,7 @@ from torch import Tensor
 
 from unicp.attention.interceptor import AttentionInterceptor, call_of
 from unicp.context import StepContext
-from unicp.errors import InputError
+from unicp.errors import UniCPError
 from unicp.models.finder import Unit
 from unicp.policies.impact import step_tolerance
 from unicp.policies.weight_shift import SLICED, Option, cheapest_within_tolerance
@@ -90,6 +90,10 @@ class UnitSlicer:
         """Bytes held for slicing."""
         return sum(branch.reducer.bytes(branch.fitted) for branch in self._branches.values())
 
+    def refuse(self, reason: str) -> None:
+        """The attention of this unit cannot be sliced, whatever the error."""
+        self.refusal = reason
+
     def run(self, step: StepContext, call: Callable[[], Any]) -> tuple[Any, Sliced]:
         """Runs the unit with its attention at the width that is enough: its output, and what became of it."""
         if not self._may_slice:
@@ -155,8 +159,8 @@ class UnitSlicer:
             if spent or is_old or branch.age >= self._slicing.refresh:
                 try:
                     branch.fitted = reducer.fit(call, projection)
-                except InputError:
-                    # Values that are not finite have no axes: computed, and told where outputs are checked.
+                except UniCPError:
+                    # It cannot be reduced: values that are not finite, for one, have no axes.
                     branch.fitted = None
                     return call.full(), Sliced(saved=-spent, tolerance=tolerance)
                 branch.age, is_fresh = 0, True

@@ -85,6 +85,15 @@ class Rise:
         return cls(*(x.reshape(copies, -1).sum(dim=0).repeat(copies) for x in sums))
 
 
+def copies_in(probe: Tensor) -> int:
+    """How many times over a batch, (B, n), holds the same samples: guidance may put its branches into one batch."""
+    rows = len(probe)
+    for single in range(1, rows):
+        if rows % single == 0 and torch.equal(probe[single:], probe[:-single]):
+            return rows // single
+    return 1
+
+
 def share_of_rise(rises: Sequence[Rise]) -> Tensor:
     """The share of the rise that came true, of all `rises` together: (B,), from 0 to 1.
 

@@ -20,8 +20,8 @@ def text_projections(attention: nn.Module) -> dict[str, nn.Module]:
 class TextKeys:
     """Stored projections of one run, per (branch, projection).
 
-    Gives them out only while the conditions of the branch are known to be unchanged, and nobody has written into what is
-    stored.
+    Gives them out only while the conditions of the branch are known to be unchanged, and nobody has written into what
+    is stored.
     """
 
     def __init__(self) -> None:

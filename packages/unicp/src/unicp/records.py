@@ -11,7 +11,7 @@ from typing import Any
 class Entry:
     """One line of a trace: one cache point, at one step, in one branch.
 
-    measured: relative error that serving would have had, one number per sample, known only where the true
+    measured: relative error that skipping would have had, one number per sample, known only where the true
     output was computed. operations / full_operations: what was executed and what the plain model would have (two per
     multiply-add). seconds: wall time of the call. stored_bytes: bytes held in the store after it.
     """

@@ -1,7 +1,7 @@
 """Slices the attention of one unit: at the least width whose error, measured in the very call, is small enough.
 
 What a slice misses is measured on a few queries before it is taken. So nothing needs to be known of earlier calls but
-what the reducer fitted, and that is fitted anew as soon as it no longer serves.
+what the reducer fitted, and that is fitted anew as soon as it no longer fits.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _REFUSALS = (RuntimeError, ValueError, TypeError, AssertionError)
 class _Branch:
     """What is known of one branch: bases of one fit another hardly better than those of another prompt.
 
-    age: calls that what was fitted has served. refused: errors by width when no width was good enough; {} = the last
+    age: calls that what was fitted was used in. refused: errors by width when no width was good enough; {} = the last
     call was sliced. waited: calls since then that were not measured.
     """
 

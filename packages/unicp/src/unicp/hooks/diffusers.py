@@ -26,7 +26,7 @@ ROOT_HOOK = "unicp_model"
 BLOCK_HOOK = "unicp_block"
 UNIT_HOOK = "unicp_unit"
 TEXT_HOOK = "unicp_text_keys"
-_COMPILED_LATER = "blocks were compiled after UniCP was enabled: nothing inside them is served or kept"
+_COMPILED_LATER = "blocks were compiled after UniCP was enabled: nothing inside them is skipped or kept"
 HOOKS = (ROOT_HOOK, BLOCK_HOOK, UNIT_HOOK, TEXT_HOOK)
 
 
@@ -286,7 +286,7 @@ def _is_parallel(transformer: nn.Module) -> bool:
 
 
 def refuse_if_gathered(transformer: nn.Module) -> None:
-    """Raises UnsupportedModelError for a model under FSDP: where one process serves, the others would wait for ever."""
+    """Raises UnsupportedModelError for a model under FSDP: where one process skips, the others would wait for ever."""
     kinds = {kind.__name__ for module in transformer.modules() for kind in type(module).__mro__}
     if kinds & {"FSDPModule", "FullyShardedDataParallel"}:
         found = "a model under FSDP, whose processes gather parameters at every call but may decide differently"
@@ -296,7 +296,7 @@ def refuse_if_gathered(transformer: nn.Module) -> None:
 def _refuse_what_works_on_the_output_alone(engine: Engine) -> None:
     settings = engine.settings
     if settings.level != "model" and compiled_blocks(engine.map):
-        found = "compiled blocks, inside which nothing can be served"
+        found = "compiled blocks, inside which nothing can be skipped"
         raise UnsupportedModelError(f'level "{settings.level}"', found, 'use level "model", with slicing or without')
     if (settings.level != "model" or settings.slicing.widths) and _is_parallel(engine.map.transformer):
         found = "a model that is parallel over processes, each of which would decide by its own share"

@@ -125,7 +125,7 @@ class Engine:
         self.inside.tell_unseen(run)
         read = read_output(output)
         if read is None or any(tensor.shape[:1] != now.samples[0].shape[:1] for tensor in read[1]):
-            self.log.warn("output", "the model's output is no tensors with the batch first: it is not served")
+            self.log.warn("output", "the model's output is no tensors with the batch first: no step is skipped")
             return Measured()
         run.forms[as_dict] = read[0]
         measured = run.model.full(now.step, now.samples, read[1], run.branches)

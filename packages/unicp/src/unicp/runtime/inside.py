@@ -64,9 +64,9 @@ class Inside:
     def model_call(self, run: RunState, now: Underway, forward: Forward, args: Arguments, kwargs: Keywords) -> Any:
         """One call of the transformer, inside which the cache points lie."""
         output = run.recorder.execute(forward, args, kwargs)
-        run.recorder.note(MODEL, Action.FULL, Decision(False, "outside spans"))
+        run.recorder.note(MODEL, Action.FULL, Decision(False, "outside"))
         if not now.has_reached:
-            message = f"no {run.level} was reached: nothing is served (compiled after UniCP was enabled?)"
+            message = f"no {run.level} was reached: nothing is skipped (compiled after UniCP was enabled?)"
             self.log.warn("not_reached", message)
         return output
 
@@ -246,4 +246,4 @@ def count_non_finite(log: TraceLog, found: Outcome | Measured) -> None:
     else:
         is_finite = all(math.isfinite(error) for error in found.errors or ())
     if not is_finite:
-        log.warn("non_finite", "outputs with infinities or NaN: computed instead of served")
+        log.warn("non_finite", "outputs with infinities or NaN: computed instead of skipped")

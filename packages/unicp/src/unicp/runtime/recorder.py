@@ -149,7 +149,7 @@ class Recorder:
         self._saved.append(saved if self._book.counts else 0)
 
     def note_text(self, name: str) -> None:
-        """Notes that this projection of the text was served from the store in the call under way."""
+        """Notes that this projection of the text was taken from the store in the call under way."""
         self._text.append(name)
 
     def finish(self, seconds: float, held: int) -> None:
@@ -190,7 +190,7 @@ class Recorder:
         self.log.warn(key, message)
 
     def _text_saved(self, unit: str) -> int:
-        """Operations of served projections of the text within `unit`, each of which is taken off once."""
+        """Operations of stored projections of the text within `unit`, each of which is taken off once."""
         inside = [name for name in self._text if unit in (MODEL, STACK) or name.startswith(f"{unit}.")]
         self._text = [name for name in self._text if name not in inside]
         return sum(self.full_operations(name) for name in inside)

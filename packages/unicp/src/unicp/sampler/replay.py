@@ -2,7 +2,7 @@
 
 By then the noise estimates of the skipped steps are no forecast any more, but lie between full steps, on the parabola
 through three of them. So the sampler is put back to where it was after the last full step, takes the skipped steps
-again with these estimates, and goes on from where that leads to. What was forecast served to see where the run goes;
+again with these estimates, and goes on from where that leads to. Forecasts only showed where the run goes;
 nothing of it stays, neither in the sample nor in what the sampler remembers.
 
 Where that cannot be done, a predictor-corrector (UniPC) is left without its corrector for the step: it would take the

@@ -73,8 +73,9 @@ def use_plan_text(plan: Any) -> None:
 def use_plan(path: Path) -> None:
     plan = load_plan(path)
     use_plan_text(plan)
-    guard = plan.course
-    if isinstance(guard, Guard):
+    schedule = plan.course.schedule
+    if schedule is not None:
+        guard = Guard(schedule)
         for step in range(min(plan.steps, 12)):
             if guard.reason(step):
                 guard.computed(step, "cond", 0.3)
@@ -181,7 +182,7 @@ def lines_of(kind: str, folder: Path) -> list[Any]:
         return [{"environment": {"device": "here"}, "rows": [{"tokens": 512, "full ms": 1.5, "age": "0"}] * 2}]
     made = profile()
     plan = Solver(made, made.levels).plan(parse_target("speedup>=1.3"))
-    heads = {"profile": (PROFILE_TYPE, PROFILE_VERSION), "plan": (PLAN_TYPE, PLAN_VERSION), "trace": ("unicp.trace", 1)}
+    heads = {"profile": (PROFILE_TYPE, PROFILE_VERSION), "plan": (PLAN_TYPE, PLAN_VERSION), "trace": ("unicp.trace", 2)}
     records = {"profile": made, "plan": plan, "trace": trace()}
     return [json_ready({"type": heads[kind][0], "version": heads[kind][1], "unicp": "0.1", **vars(records[kind])})]
 

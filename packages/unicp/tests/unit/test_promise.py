@@ -94,7 +94,7 @@ def test_a_run_follows_the_plan_of_its_target():
     leading = [entry for entry in session.trace.entries if entry.branch == "call0"]
     assert {entry.reason for entry in leading if entry.step in plan.computed} == {"first", "plan"}
     assert session.trace.preset == "target speedup>=1.5"
-    assert {entry.predictor for entry in session.trace.entries if entry.action == "forecast"} == {str(plan.candidate)}
+    assert {entry.predictor for entry in session.trace.entries if entry.action == "forecast"} == {str(plan.forecast)}
 
 
 def test_where_errors_are_larger_than_announced_the_guard_computes_more_and_says_so():
@@ -201,7 +201,7 @@ def test_an_infeasible_target_ends_the_run_with_what_is_feasible():
         ({"target": "speed>=2"}, InputError, "not a target"),
         ({"profile": "profile.json"}, InputError, "no target"),
         ({"target": "psnr>=35", "plan": "plan.json"}, InputError, "both"),
-        ({"target": "psnr>=35", "settings": "paper"}, SettingsError, "span 'unit'"),
+        ({"target": "psnr>=35", "settings": "paper"}, SettingsError, "level 'unit'"),
         ({"target": "psnr>=35", "settings": preset("balanced", full_every=2)}, SettingsError, "full_every"),
         ({"target": "psnr>=35", "profile": "missing.json"}, InputError, "missing.json"),
     ],

@@ -9,9 +9,9 @@ import torch
 from tests.fake_models import noise
 from tests.made_profiles import flow_levels, made
 from torch import Tensor, nn
-from unicp.control.windows import Candidate
 
 from unicp.calibration.recording import Tape, recording_of
+from unicp.context import Forecast
 from unicp.numerics.error_measures import relative_error
 from unicp.numerics.forecasting import extrapolate, from_quantity, to_quantity
 from unicp.planning.curves import forecast_errors
@@ -81,7 +81,7 @@ def test_errors_from_a_recording_are_those_of_real_forecasts(quantity, abscissa)
     levels = flow_levels(steps)
     calls = [[(noise(100 + step, *SHAPE), noise(step, *SHAPE))] for step in range(steps)]
     recording = recording_of("a", calls, levels[:-1], "flow")
-    errors = forecast_errors(made(steps), [recording], Candidate(quantity, abscissa), levels[:-1])
+    errors = forecast_errors(made(steps), [recording], Forecast(quantity, abscissa), levels[:-1])
     assert errors is not None
     for before, last, served in ((3, 4, 5), (2, 5, 7), (4, 6, 8)):
         places = {"sigma": [v.sigma for v in levels], "log_snr": [v.log_snr for v in levels], "step": range(steps)}

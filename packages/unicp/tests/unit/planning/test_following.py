@@ -103,7 +103,9 @@ def shortened(target: str = "speedup>=2", **changes) -> tuple[RunPlanner, Plan]:
 def test_a_shortened_run_is_computed():
     own, plan = shortened()
     course = own(flow_levels(6), 2, SHAPE, 1, plan)
-    assert isinstance(course, Guard) and [course.reason(step) for step in range(6)] == ["plan"] * 6
+    assert course is not None and course.schedule is not None
+    guard = Guard(course.schedule)
+    assert [guard.reason(step) for step in range(6)] == ["plan"] * 6
     assert own.plan is not None and own.plan.fewer == 6
     assert own.shorten(flow_levels(12)) is None
 

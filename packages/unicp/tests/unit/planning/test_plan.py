@@ -7,7 +7,6 @@ import json
 
 import pytest
 from tests.made_profiles import STEPS, flow_levels, made
-from unicp.control.controller import OnlineRule
 
 from unicp.errors import FileFormatError, InputError
 from unicp.planning.curves import LEAST_LEFT
@@ -15,6 +14,7 @@ from unicp.planning.plan import Plan, load_plan, plan_of_trace, save_plan
 from unicp.planning.profile import OnlineTrial
 from unicp.planning.solver import Solver
 from unicp.planning.targets import parse_target
+from unicp.policies.planned import Course
 from unicp.records import Entry, Trace
 
 
@@ -26,7 +26,7 @@ def trace(actions: str, choice: str = "noise over log_snr", unit: str = "model")
     levels = flow_levels(len(actions))
     kinds = {"C": "full", "F": "forecast", "R": "reuse"}
     entries = [
-        Entry(0, step, branch, unit, kinds[one], "plan", levels[step].sigma, 0.1, choice=choice)
+        Entry(0, step, branch, unit, kinds[one], "plan", levels[step].sigma, 0.1, predictor=choice)
         for step, one in enumerate(actions)
         for branch in ("cond", "uncond")
     ]
@@ -127,8 +127,8 @@ def test_a_replay_has_a_guard_that_only_follows():
     ("bad", "found"),
     [
         (trace("CCCRC"), "neither computed nor forecast"),
-        (trace("CCCFC", unit="blocks.0"), "no such run of span model"),
-        (trace(""), "no such run of span model"),
+        (trace("CCCFC", unit="blocks.0"), "no such run of level model"),
+        (trace(""), "no such run of level model"),
     ],
 )
 def test_a_trace_that_no_plan_can_replay(bad, found):
@@ -153,7 +153,7 @@ def by_the_rule() -> Plan:
 
 def test_a_plan_may_leave_the_steps_to_the_online_rule(tmp_path):
     plan = by_the_rule()
-    assert plan.tolerance is not None and plan.course == OnlineRule(plan.tolerance, plan.candidate)
+    assert plan.tolerance is not None and plan.course == Course(plan.forecast, None, plan.tolerance)
     assert plan.drawing() == "?" * STEPS
     lines = plan.text().splitlines()
     assert lines[0] == f"plan for psnr>=35: the online rule with tolerance {plan.tolerance:.3g} decides"

@@ -10,7 +10,7 @@ import pytest
 from tests.made_profiles import STEPS, flow_levels, made
 
 from unicp.errors import InputError
-from unicp.planning.choices import CANDIDATES, best_choices
+from unicp.planning.choices import FORECASTS, best_choices
 from unicp.planning.curves import levels_of
 from unicp.planning.fidelity import fit_line
 from unicp.planning.profile import FewerSteps, OnlineTrial, Recording, Seconds
@@ -33,7 +33,7 @@ def test_every_budget_is_solved_and_more_computed_steps_never_cost_more():
 def test_the_best_schedule_of_all_is_found():
     steps = 10
     profile, levels = made(steps), flow_levels(steps)
-    choices = best_choices(profile, levels, candidates=CANDIDATES[:1])
+    choices = best_choices(profile, levels, forecasts=FORECASTS[:1])
     count = min(choices) + 2
     schedule = choices[count].schedule(0.0, steps)
     possible = [(0, 1, 2, *rest) for rest in itertools.combinations(range(3, steps), count - 3)]

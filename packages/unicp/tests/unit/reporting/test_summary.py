@@ -26,7 +26,7 @@ def entry(letter: str, step: int, branch: str = "cond", **changes) -> Entry:
         "branch": branch,
         "unit": "model",
         "action": ACTIONS[letter],
-        "why": "first",
+        "reason": "first",
         "sigma": None,
         "tolerance": 0.05,
         "operations": {"C": 1000, "S": 500}.get(letter, 0),

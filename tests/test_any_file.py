@@ -23,7 +23,7 @@ from tests import made_profiles
 from unicp.calibration.calibrating import Calibration
 from unicp.calibration.notes import Facts, Notes, PlainSeconds
 from unicp.errors import UniCPError, one_line
-from unicp.files import json_ready, load_trace, parse_json
+from unicp.files import json_ready, parse_json
 from unicp.planning.curves import counted, levels_of
 from unicp.planning.plan import PLAN_TYPE, PLAN_VERSION, load_plan, plan_of_trace
 from unicp.planning.profile import (
@@ -38,7 +38,7 @@ from unicp.planning.profile import (
 from unicp.planning.solver import Solver
 from unicp.planning.targets import parse_target
 from unicp.policies.guard import Guard
-from unicp.records import Entry, Trace
+from unicp.records import Entry, Trace, load_trace
 from unicp.reporting.summary import decision_map, summarise
 from unicp_bench import report
 from unicp_bench.html.attention import attention_figure, load_attention

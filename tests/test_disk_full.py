@@ -62,7 +62,7 @@ def fill(write, *files):
 # Each writes more than the limit: at once from the second time on, or little by little.
 WRITERS = {
     "trace": """
-from unicp.files import save_trace
+from unicp.records import save_trace
 from unicp.records import Entry, Trace
 entry = Entry(0, 1, "cond", "model", "full", "first", 0.5, 0.1)
 def write(n):

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from unicp.errors import UniCPError as UniCPError
-    from unicp.files import load_trace as load_trace
     from unicp.models.families import BlockListRow as BlockListRow
     from unicp.models.families import Family as Family
     from unicp.models.families import UnitRow as UnitRow
@@ -20,6 +19,7 @@ if TYPE_CHECKING:
     from unicp.planning.plan import Plan as Plan
     from unicp.planning.plan import load_plan as load_plan
     from unicp.records import Trace as Trace
+    from unicp.records import load_trace as load_trace
     from unicp.reporting.summary import Summary as Summary
     from unicp.session import Session as Session
     from unicp.session import disable as disable
@@ -36,7 +36,7 @@ _HOMES = {
     "UnitRow": "models.families",
     "register": "models.families",
     "UniCPError": "errors",
-    "load_trace": "files",
+    "load_trace": "records",
     "Plan": "planning.plan",
     "load_plan": "planning.plan",
     "Trace": "records",

@@ -16,7 +16,6 @@ from torch import nn
 
 from unicp.context import Action
 from unicp.errors import AttachmentError, SettingsError, UnsupportedModelError
-from unicp.files import save_trace
 from unicp.hooks.diffusers import (
     attach,
     attached_engine,
@@ -32,7 +31,7 @@ from unicp.planning.plan import Plan, plan_of_trace, save_plan
 from unicp.planning.profile import Profile
 from unicp.policies.planned import Course
 from unicp.promise import Planners, Promise, make_promise
-from unicp.records import Trace
+from unicp.records import Trace, save_trace
 from unicp.reporting.summary import Summary, summarise
 from unicp.runtime.engine import Engine
 from unicp.runtime.run_tracker import RunTracker

@@ -18,9 +18,8 @@ from torch import Tensor, nn
 import unicp
 from tests import tiny_models
 from unicp.errors import AttachmentError, SettingsError, UnsupportedModelError
-from unicp.files import load_trace
 from unicp.numerics.operation_counts import OperationCounter
-from unicp.records import Action
+from unicp.records import Action, load_trace
 from unicp.session import Session, describe, disable, enable
 from unicp.settings import Settings, preset
 

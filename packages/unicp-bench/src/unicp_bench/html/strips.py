@@ -6,7 +6,8 @@ import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from unicp.records import Action, Trace
+from unicp.context import Action
+from unicp.records import Trace
 from unicp_bench.html.markup import number, scroll, speed, tag, text_tag
 from unicp_bench.html.parts import Part, is_ours
 from unicp_bench.statistics import Group

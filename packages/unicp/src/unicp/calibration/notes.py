@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any
 
-from unicp.checked import Checker, MisfitError, NotNegative, Positive, Within
 from unicp.errors import FileFormatError, InputError
-from unicp.files import append_line, json_line, json_ready, parse_json, read_bytes
+from unicp.files import (
+    MisfitError,
+    NotNegative,
+    Positive,
+    Within,
+    append_line,
+    json_line,
+    json_ready,
+    parse_json,
+    read_as,
+    read_bytes,
+)
 from unicp.planning.profile import FewerSteps, OnlineTrial, Probe, Recording, Trial, WindowProbe
 
 SUFFIX = ".unfinished"
@@ -122,12 +131,7 @@ def _note(line: bytes, path: Path) -> Note:
     asked = f"to go on with {path}"
     raw = parse_json(line, asked, AGAIN)
     try:
-        note = _checker(Note).read(raw)
-        return Note(note.key, _checker(KINDS.get(note.key.partition(" ")[0], Note)).read(note.value))
+        note = read_as(Note, raw)
+        return Note(note.key, read_as(KINDS.get(note.key.partition(" ")[0], Note), note.value))
     except MisfitError as error:
         raise FileFormatError(asked, f"a damaged file ({error})", AGAIN) from error
-
-
-@lru_cache(maxsize=32)
-def _checker(kind: Any) -> Checker:
-    return Checker(kind)

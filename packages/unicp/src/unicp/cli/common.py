@@ -202,7 +202,7 @@ def say(text: str) -> None:
 
 def write(frames: Any, request: Request, prepared: Prepared, made: Made) -> None:
     """Writes the video, and then the trace; tells of a codec that is not the usual one."""
-    from unicp.files import save_trace
+    from unicp.records import save_trace
     from unicp.reporting.video import write_or_keep
 
     assert request.out is not None

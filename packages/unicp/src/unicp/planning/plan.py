@@ -8,10 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import get_args
 
-from unicp.checked import Decibels, Finite, NotNegative, Positive, Step
 from unicp.context import Action, Axis, Forecast, Quantity
 from unicp.errors import FileFormatError, InputError
-from unicp.files import load_record, save_record
+from unicp.files import Decibels, Finite, NotNegative, Number, Positive, Step, load_record, save_record
 from unicp.numerics.noise_levels import NoiseLevel
 from unicp.planning.curves import ForecastErrors
 from unicp.policies.guard import Schedule
@@ -35,7 +34,7 @@ class Curves:
     products: list[list[Finite]]
     scales: list[NotNegative]
     weights: list[NotNegative]
-    power: float
+    power: Number
     row: Positive
     end: Positive
     mended: bool = False

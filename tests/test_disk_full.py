@@ -75,9 +75,11 @@ from unicp.planning.profile import save_profile
 fill(lambda n: save_profile(made(8 + 90 * n), folder / "profile.json"))
 """,
     "plan": """
-from unicp.planning.plan import Plan, save_plan
+from unicp.context import Forecast
+from unicp.planning.plan import Plan, Replay, save_plan
 def write(n):
-    plan = Plan("", "M", 4, [0.9, 0.5, 0.2, 0.1], [0, 1], "noise", "log_snr", notes=["x" * 90_000 * n])
+    notes = ["x" * 90_000 * n]
+    plan = Plan("", "M", 4, [0.9, 0.5, 0.2, 0.1], Forecast("noise", "log_snr"), Replay([0, 1]), notes=notes)
     save_plan(plan, folder / "plan.json")
 fill(write)
 """,

@@ -141,9 +141,9 @@ class Session:
         if schedule is None or levels is None:
             return
         plan = self._planners.of(scheduler).shorten(levels)
-        if plan is None or plan.fewer is None:
+        if plan is None or plan.subset is None:
             return
-        if shorten(scheduler, Fewer(plan.fewer, tuple(plan.fewer_computed)), again, args, kwargs):
+        if shorten(scheduler, Fewer(plan.subset.count, tuple(plan.subset.chosen)), again, args, kwargs):
             run.note = plan
 
     def _is_own(self, scheduler: Any) -> bool:

@@ -239,11 +239,11 @@ class Calibration:
         key = f"{kind} {share:.3f} {reference.prompt}"
         if key not in self.notes.known:
             plan, change = self._plan_to_try(reference.prompt, round(share * self.runs.steps), guarded)
-            outcome, trace = self._served(reference, plan, plan.computed, key)
+            outcome, trace = self._served(reference, plan, plan.full_steps, key)
             made = {entry.step for entry in trace.entries if entry.action == "full"}
             served = [entry.seconds for entry in trace.entries if entry.action != "full"]
             quality = psnr(reference.outcome.frames, outcome.frames).total
-            planned, moved = len(plan.computed), _displacement(outcome, reference)
+            planned, moved = len(plan.full_steps), _displacement(outcome, reference)
             saved = self.runs.steps - planned
             trial = Trial(reference.prompt, planned, len(made), saved, change, moved, quality, guarded)
             self.notes.add(
@@ -277,12 +277,12 @@ class Calibration:
         """A plain run at the noise levels that a plan would compute, solved without this prompt."""
         plan, change = self._plan_to_try(reference.prompt, steps)
         # Of short runs two lengths may have the same plan.
-        key = f"fewer placed {len(plan.computed)} {reference.prompt}"
+        key = f"fewer placed {len(plan.full_steps)} {reference.prompt}"
         if key not in self.notes.known:
-            with only_steps(self.runs.pipe.scheduler, self.runs.steps, plan.computed):
-                outcome = self.runs.run(reference.prompt, seed, len(plan.computed))
+            with only_steps(self.runs.pipe.scheduler, self.runs.steps, plan.full_steps):
+                outcome = self.runs.run(reference.prompt, seed, len(plan.full_steps))
             quality = psnr(reference.outcome.frames, outcome.frames).total
-            self.notes.add(key, FewerSteps(reference.prompt, len(plan.computed), quality, plan.computed, change))
+            self.notes.add(key, FewerSteps(reference.prompt, len(plan.full_steps), quality, plan.full_steps, change))
 
     def _plan_to_try(self, prompt: str, count: int, guarded: bool = True) -> tuple[Plan, float]:
         """Of this many steps, solved without this prompt: once for all numbers of steps, when all probes are known."""

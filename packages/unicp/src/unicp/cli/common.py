@@ -167,9 +167,8 @@ def plan_facts(request: Request, plan: Plan | None) -> dict[str, Any]:
     """What --json says of a target and its plan."""
     if request.target is None:
         return {}
-    facts = {} if plan is None else {k: v for k, v in vars(plan).items() if k not in ("curves", "sigmas")}
     profile = None if request.profile is None else str(request.profile)
-    return {"target": request.target, "profile": profile, "plan": facts or None}
+    return {"target": request.target, "profile": profile, "plan": None if plan is None else plan.facts()}
 
 
 @contextmanager

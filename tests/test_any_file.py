@@ -20,8 +20,8 @@ import pytest
 from tests.damage import damaged
 
 from tests import made_profiles
-from unicp.calibration.calibrating import Calibration
-from unicp.calibration.notes import Facts, Notes, PlainSeconds
+from unicp.calibration.calibrating import Calibration, CalibrationConfig
+from unicp.calibration.checkpoint_log import CheckpointLog, Facts, PlainSeconds
 from unicp.errors import UniCPError, one_line
 from unicp.files import json_ready, parse_json
 from unicp.planning.curves import counted, levels_of
@@ -111,12 +111,13 @@ ABOUT = {"model": {"model": "Made"}, "steps": STEPS, "prompts": ["a", "b"], "arg
 
 def use_notes(path: Path) -> None:
     """As a calibration goes on whose runs are all done."""
-    notes = Notes.open(path.with_suffix(""), ABOUT)
+    notes = CheckpointLog.open(path.with_suffix(""), ABOUT)
     calibration = Calibration.__new__(Calibration)
     made = profile()
-    calibration.notes, calibration._levels, calibration.fingerprint = notes, tuple(made.levels), made.fingerprint
-    calibration.runs = SimpleNamespace(mended=True, transformer=SimpleNamespace(device="cpu"))  # type: ignore[assignment]
-    found = counted(calibration.profile_of_notes())
+    calibration.log, calibration._levels, calibration.fingerprint = notes, tuple(made.levels), made.fingerprint
+    calibration.config = CalibrationConfig()
+    calibration.runner = SimpleNamespace(mended=True, transformer=SimpleNamespace(device="cpu"))  # type: ignore[assignment]
+    found = counted(calibration.profile_of_log())
     Solver(found, found.levels).plan(parse_target("speedup>=1.3"))
 
 
@@ -154,16 +155,16 @@ def trace() -> Trace:
 
 def write_notes(path: Path) -> None:
     made = profile()
-    notes = Notes.open(path.with_suffix(""), ABOUT)
+    notes = CheckpointLog.open(path.with_suffix(""), ABOUT)
     for index, prompt in enumerate("ab"):
-        notes.add(f"facts {prompt}", Facts([1, 4, 2, 4, 4], 2, PlainSeconds(1.0, 0.5)))
-        notes.add(f"recording {prompt}", made.recordings[index])
-        notes.add(f"window 5 {prompt}", WindowProbe(prompt, 5, [0.1, 0.1], 30.0))
-        notes.add(f"served trial 0.3 {prompt}", 0.01)
-        notes.add(f"added trial 0.3 {prompt}", 0.02)
+        notes.add(("facts", prompt), Facts([1, 4, 2, 4, 4], 2, PlainSeconds(1.0, 0.5)))
+        notes.add(("recording", prompt), made.recordings[index])
+        notes.add(("window", prompt, 5), WindowProbe(prompt, 5, [0.1, 0.1], 30.0))
+        notes.add(("skipped", "trial", prompt, 0.3, 1), 0.01)
+        notes.add(("added", "trial", prompt, 0.3, 1), 0.02)
         for word, many in (("probe", made.probes), ("trial", made.trials), ("online", made.online)):
             for number, one in enumerate(one for one in many if one.prompt == prompt):
-                notes.add(f"{word} {number} {prompt}", one)
+                notes.add((word, prompt, number), one)
 
 
 def lines_of(kind: str, folder: Path) -> list[Any]:

@@ -84,11 +84,11 @@ def write(n):
 fill(write)
 """,
     "notes": """
-from unicp.calibration.notes import Notes
+from unicp.calibration.checkpoint_log import CheckpointLog
 from unicp.planning.profile import FewerSteps
-notes = Notes.open(folder / "profile.json", {"steps": 8})
-fill(lambda n: notes.add(f"fewer {n} a", FewerSteps("a" * 5000, n, 30.0)))
-known = Notes.open(folder / "profile.json", {"steps": 8}).known
+notes = CheckpointLog.open(folder / "profile.json", {"steps": 8})
+fill(lambda n: notes.add(("fewer", "a", n), FewerSteps("a" * 5000, n, 30.0)))
+known = CheckpointLog.open(folder / "profile.json", {"steps": 8}).known
 assert known == notes.known and len(known) > 5
 """,
     "rows": """

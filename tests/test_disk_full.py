@@ -123,13 +123,13 @@ fill(write)
 """,
     "video.mp4": """
 import numpy as np
-from unicp.reporting.video import write_video
+from unicp.cli.video import write_video
 noise = np.random.default_rng(0).integers(0, 255, (60, 64, 96, 3), dtype=np.uint8)
 fill(lambda n: write_video(noise[: 1 + 50 * n], folder / "video.mp4", 16))
 """,
     "video.gif": """
 import numpy as np
-from unicp.reporting.video import write_video
+from unicp.cli.video import write_video
 noise = np.random.default_rng(0).integers(0, 255, (60, 64, 96, 3), dtype=np.uint8)
 fill(lambda n: write_video(noise[: 1 + 50 * n], folder / "video.gif", 16))
 """,

@@ -45,31 +45,29 @@ def row(unicp: str = "", third_party: str = "", only_in: dict[str, str] | None =
 
 TABLE: dict[str, Row] = {
     "errors": row(),
-    "settings": row("errors"),
-    "records": row("errors settings"),
-    # The one place that knows the schema library.
-    "checked": row("errors", "pydantic typing_extensions"),
+    "settings": row("errors context", "pydantic typing_extensions"),
     "disk": row("errors"),
-    # Reading; and the names of `disk`, so that whoever has to do with files knows one module.
-    "files": row("errors settings records checked disk", "pydantic_core"),
+    # Checked JSON; and the names of `disk`, so that whoever has to do with files knows one module.
+    "files": row("errors disk", "pydantic pydantic_core"),
+    "records": row("errors files"),
     "numerics": row("errors", "torch"),
-    "models": row("errors settings records files checked numerics", "torch", {"models/loading.py": "diffusers"}),
+    "models": row("errors settings records files numerics", "torch", {"models/loading.py": "diffusers"}),
     # numpy: the schedules of a run of hundreds of steps are solved over arrays; by loops they took minutes.
     "control": row("errors settings records", "", {"control/step_paths.py": "numpy"}),
     # No torch: a plan can be made, printed and drawn where there is none.
-    "planning": row("errors settings records files checked numerics control"),
+    "planning": row("errors context settings records files numerics policies", "pydantic"),
     "execution": row(
         "errors settings records numerics models control",
         "torch",
         {"execution/attachment.py": "diffusers", "execution/attention_backends.py": "diffusers"},
     ),
-    "reporting": row("errors records files", "", {"reporting/video.py": "av numpy PIL"}),
+    "reporting": row("errors context records files"),
     # Entry points, by name: what they lead to is imported by no import statement.
     "plugins": row(),
     "promise": row("errors settings models planning"),
     "session": row("errors settings records files models control execution planning promise reporting", "torch"),
     "calibration": row(
-        "unicp errors settings records files checked numerics models control execution planning", "torch"
+        "unicp errors settings records files numerics models control execution planning", "torch"
     ),
     "cli": row(
         "unicp errors settings records files numerics models reporting session planning promise calibration plugins",
@@ -84,7 +82,7 @@ TABLE: dict[str, Row] = {
 DISTRIBUTIONS: dict[str, Row] = {
     "unicp_testbeds": row("errors files", "torch diffusers transformers tokenizers safetensors PIL av numpy"),
     "unicp_bench": row(
-        "unicp errors settings records files checked numerics models control execution reporting session planning "
+        "unicp errors settings records files numerics models control execution reporting session planning "
         "promise cli",
         "torch diffusers typer unicp_testbeds",
         # Rivals and metrics, each in the one file that works without it.
@@ -258,7 +256,7 @@ def test_a_planted_bad_import_is_found(tmp_path: Path, file: str, text: str, edg
     [
         ("control/rule.py", "import math\nfrom unicp.records import Action\nfrom .shift import FULL\n"),
         ("models/loading.py", "import diffusers\n"),
-        ("reporting/video.py", "import av\n"),
+        ("cli/video.py", "import av\n"),
         ("cli/extra.py", "import unicp\nfrom unicp import enable\n"),
     ],
 )

@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from unicp.cli.limits import check_fps
 from unicp.cli.options import DEFAULT_MODEL, GET_TESTBEDS, NO_TESTBEDS, Request
 from unicp.cli.terminal import check_interrupt, raw
 from unicp.errors import InputError, UniCPError, clean
 from unicp.files import json_ready
 from unicp.plugins import shipped_pipeline
-from unicp.reporting.limits import check_fps
 
 if TYPE_CHECKING:
     import numpy as np
@@ -201,8 +201,8 @@ def say(text: str) -> None:
 
 def write(frames: Any, request: Request, prepared: Prepared, made: Made) -> None:
     """Writes the video, and then the trace; tells of a codec that is not the usual one."""
+    from unicp.cli.video import write_or_keep
     from unicp.records import save_trace
-    from unicp.reporting.video import write_or_keep
 
     assert request.out is not None
     with waiting(f"writing {request.out}"):

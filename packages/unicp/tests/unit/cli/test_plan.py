@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from pathlib import Path
 
@@ -106,8 +107,8 @@ def calibrated(tmp_path_factory) -> tuple[Path, Path]:
     folder = tmp_path_factory.mktemp("calibrated")
     model = tiny_pipeline.save(folder / "tiny")
     with pytest.MonkeyPatch.context() as patch:
-        for name, shares in (("PROBED", (0.5, 1.0)), ("TRIED", (0.5,)), ("FEWER", (0.5,)), ("PLACED", (0.5,))):
-            patch.setattr(calibrating, name, shares)
+        few = calibrating.CalibrationConfig(probes=(0.5, 1.0), trials=(0.5,), fewer=(0.5,), chosen=(0.5,))
+        patch.setattr(calibrating, "Calibration", functools.partial(calibrating.Calibration, config=few))
         out = folder / "profile.json"
         options = ("--prompts", _prompts(folder), "--out", out, "--sampler", "euler")
         result = run("calibrate", model, *options, "--steps", 8)

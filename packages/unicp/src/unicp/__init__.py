@@ -11,6 +11,11 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from unicp.attention.interceptor import AttentionCall as AttentionCall
+    from unicp.context import Decision as Decision
+    from unicp.context import Observation as Observation
+    from unicp.context import RunInfo as RunInfo
+    from unicp.context import StepContext as StepContext
     from unicp.errors import UniCPError as UniCPError
     from unicp.models.families import BlockListRow as BlockListRow
     from unicp.models.families import Family as Family
@@ -18,8 +23,17 @@ if TYPE_CHECKING:
     from unicp.models.families import register as register
     from unicp.planning.plan import Plan as Plan
     from unicp.planning.plan import load_plan as load_plan
+    from unicp.policies.base import CachePolicy as CachePolicy
+    from unicp.policies.base import register_policy as register_policy
+    from unicp.predictors.base import Point as Point
+    from unicp.predictors.base import Predictor as Predictor
+    from unicp.predictors.base import PredictorInfo as PredictorInfo
+    from unicp.predictors.base import register_predictor as register_predictor
     from unicp.records import Trace as Trace
     from unicp.records import load_trace as load_trace
+    from unicp.reducers.base import AttentionReducer as AttentionReducer
+    from unicp.reducers.base import Reduced as Reduced
+    from unicp.reducers.base import register_reducer as register_reducer
     from unicp.reporting.summary import Summary as Summary
     from unicp.session import Session as Session
     from unicp.session import disable as disable
@@ -31,7 +45,21 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "AttentionCall": "attention.interceptor",
+    "AttentionReducer": "reducers.base",
     "BlockListRow": "models.families",
+    "CachePolicy": "policies.base",
+    "Decision": "context",
+    "Observation": "context",
+    "Point": "predictors.base",
+    "Predictor": "predictors.base",
+    "PredictorInfo": "predictors.base",
+    "Reduced": "reducers.base",
+    "RunInfo": "context",
+    "StepContext": "context",
+    "register_policy": "policies.base",
+    "register_predictor": "predictors.base",
+    "register_reducer": "reducers.base",
     "Family": "models.families",
     "UnitRow": "models.families",
     "register": "models.families",
@@ -49,12 +77,23 @@ _HOMES = {
     "preset": "settings",
 }
 __all__ = [
+    "AttentionCall",
+    "AttentionReducer",
     "BlockListRow",
+    "CachePolicy",
+    "Decision",
     "Family",
+    "Observation",
     "Plan",
+    "Point",
+    "Predictor",
+    "PredictorInfo",
+    "Reduced",
+    "RunInfo",
     "Session",
     "Settings",
     "Slicing",
+    "StepContext",
     "Summary",
     "Trace",
     "UniCPError",
@@ -66,6 +105,9 @@ __all__ = [
     "load_trace",
     "preset",
     "register",
+    "register_policy",
+    "register_predictor",
+    "register_reducer",
 ]
 
 

@@ -14,7 +14,7 @@ class Registry(Generic[T]):
     """Makers of one kind of part, by name.
 
     Args:
-        kind: What the parts are called in errors, such as "policy".
+        kind: What the parts are called in errors and in `unicp.register_…`, such as "policy".
     """
 
     def __init__(self, kind: str):
@@ -24,18 +24,30 @@ class Registry(Generic[T]):
     def add(self, name: str, maker: T, *, replace: bool = False) -> None:
         """Adds a maker.
 
+        Args:
+            name: By which settings ask for it.
+            maker: Makes one part.
+            replace: Whether it may take the place of another of this name.
+
         Raises:
-            SettingsError: The name is taken and `replace` is false.
+            SettingsError: The name is no text, or is taken and `replace` is false; the maker cannot be called.
         """
+        asked = f"to register the {self.kind} {name!r}"
+        if not isinstance(name, str) or not name.strip():
+            raise SettingsError(asked, "no name", "give a short text")
+        if not callable(maker):
+            found = f"a {type(maker).__name__}, which cannot be called"
+            raise SettingsError(asked, found, f"pass a class, or a function that makes the {self.kind}")
         if name in self._makers and not replace:
-            do = "choose another name, or pass replace=True"
-            raise SettingsError(f"to register the {self.kind} {name!r}", "one of this name", do)
+            raise SettingsError(asked, "another one of this name", "choose another name, or pass replace=True")
         self._makers[name] = maker
 
     def __getitem__(self, name: str) -> T:
         if name not in self._makers:
-            do = f"name one of them, or add yours with unicp.register_{self.kind}"
-            raise SettingsError(f"{self.kind} {name!r}", f"the {self.kind} names {', '.join(self)}", do)
+            found = f"the names {', '.join(self)}"
+            raise SettingsError(
+                f"{self.kind} {name!r}", found, f"use one of them, or add yours: unicp.register_{self.kind}"
+            )
         return self._makers[name]
 
     def __contains__(self, name: object) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import weakref
 from collections import Counter
@@ -48,8 +47,10 @@ _sessions: weakref.WeakSet[Session] = weakref.WeakSet()
 class Session:
     """UniCP on one pipeline or transformer. A context manager: leaving it disables UniCP, whatever happened.
 
-    trace: what was done, appended to by every run; it keeps the newest `Settings.trace_entries` entries, in whole runs.
-    settings: what it runs under; under a target or a plan they hold for what the plan leaves open.
+    Attributes:
+        trace: What was done, appended to by every run; it keeps the newest `Settings.trace_entries` entries, in whole
+            runs.
+        settings: What it runs under; under a target or a plan they hold for what the plan leaves open.
     """
 
     def __init__(
@@ -144,7 +145,7 @@ class Session:
         if plan is None or plan.subset is None:
             return
         if shorten(scheduler, Fewer(plan.subset.count, tuple(plan.subset.chosen)), again, args, kwargs):
-            run.note = plan
+            run.keep(plan)
 
     def _is_own(self, scheduler: Any) -> bool:
         """Whether a scheduler that is being set steps runs of this session.
@@ -234,13 +235,18 @@ class Session:
         return summarise(self.trace)
 
     def save_trace(self, path: str | Path) -> None:
-        """Writes the trace as versioned JSON. Raises InputError where that cannot be done."""
+        """Writes the trace as versioned JSON.
+
+        Raises:
+            InputError: The file cannot be written.
+        """
         save_trace(self.trace, path)
 
     def save_plan(self, path: str | Path) -> None:
-        """Writes the plan of the last run, with a target or plan, or else one that replays the last run of the trace.
+        """Writes the plan of the last run; without a target or plan, one that repeats what the last run did.
 
-        Raises InputError where there is none, or it cannot be written.
+        Raises:
+            InputError: There is none, or the file cannot be written.
         """
         save_plan(self.plan or plan_of_trace(self.trace), path)
 
@@ -279,20 +285,42 @@ def enable(
     plan: str | Path | Plan | None = None,
     scheduler: Any = None,
 ) -> Session:
-    """Enables UniCP on a diffusers pipeline, or on a bare transformer in a denoising loop of one's own.
-
-    settings: a preset's name ("paper", "quality", "balanced", "fast") or a `Settings`. target: "psnr>=35", "speedup>=2"
-    or "seconds<=40" instead; each run then follows a plan solved for it. profile: a `Profile` of `unicp calibrate`, or
-    its file; without one UniCP uses a built-in profile, and warns when that is of another model. plan: one to follow as
-    it is, or its file. scheduler: that of the loop, for a bare transformer. It is needed for a target or plan, and
-    where the loop does not call `set_timesteps` and `step` of a scheduler; otherwise UniCP sees which one steps a run.
-    Use it with `with`, or call `disable()` of the session, or `unicp.disable(model)`.
+    """Enables UniCP on a diffusers pipeline, or on a bare transformer in a denoising loop of your own.
 
     Several threads may use the model at once, each with a copy of the pipeline and a scheduler of its own.
 
-    Raises SettingsError, UnsupportedModelError (no known unit), AttachmentError (enabled already, another cache),
-    InputError and FileFormatError (a target, profile or plan that cannot be used); then nothing has been changed.
-    A target that turns out infeasible when a run shows its steps raises InputError from that run.
+    Args:
+        model: The pipeline or transformer.
+        settings: Name of a preset ("paper", "quality", "balanced", "fast"), or a `Settings`.
+        target: What to reach instead: "psnr>=35" (dB against the plain run), "speedup>=2" or "seconds<=40" (a clip).
+            Each run then follows a plan solved for it.
+        profile: A `Profile` or the path of one, made by `unicp calibrate`. If omitted, UniCP uses a built-in profile
+            and warns when that profile belongs to another model.
+        plan: A `Plan` to follow as it is, or its path.
+        scheduler: That of the loop, for a bare transformer. It is needed for a target or plan, and where the loop does
+            not call `set_timesteps` and `step` of a scheduler; otherwise UniCP sees which one steps a run.
+
+    Returns:
+        The session. Use it with `with`, or call its `disable()`, or `unicp.disable(model)`.
+
+    Raises:
+        SettingsError: The settings cannot be used, with this model or at all.
+        UnsupportedModelError: No transformer that UniCP knows.
+        AttachmentError: UniCP or another cache is enabled on it already, or it was compiled as a whole.
+        InputError: A target, profile or plan that does not fit. Nothing has been changed then. A target that turns out
+            infeasible when a run shows its steps raises from that run.
+        FileFormatError: A file that is no sound profile or plan.
+
+    Example:
+        >>> import unicp
+        >>> from diffusers import WanTransformer3DModel
+        >>> model = WanTransformer3DModel(
+        ...     num_attention_heads=1, attention_head_dim=12, num_layers=1, ffn_dim=8, text_dim=8, freq_dim=16
+        ... )
+        >>> with unicp.enable(model, "balanced") as session:
+        ...     pass  # your denoising loop, or pipe(prompt) where a pipeline was given
+        >>> session.trace.model
+        'WanTransformer3DModel'
     """
     if target is not None or profile is not None or plan is not None:
         base = preset(settings) if isinstance(settings, str) else settings
@@ -308,10 +336,23 @@ def enable(
 
 
 def disable(target: Any) -> None:
-    """Disables UniCP on a pipeline or transformer. Raises AttachmentError where it is not enabled.
+    """Disables UniCP; outputs are bit-equal to those before it was enabled.
 
-    Whatever was given to `enable` will do, also where parts of the pipeline were replaced since, and so will any
-    pipeline around the same transformer.
+    Args:
+        target: What was given to `enable`, also where parts of the pipeline were replaced since, or any pipeline around
+            the same transformer.
+
+    Raises:
+        AttachmentError: UniCP is not enabled there.
+
+    Example:
+        >>> import unicp
+        >>> from diffusers import WanTransformer3DModel
+        >>> model = WanTransformer3DModel(
+        ...     num_attention_heads=1, attention_head_dim=12, num_layers=1, ffn_dim=8, text_dim=8, freq_dim=16
+        ... )
+        >>> session = unicp.enable(model, "fast")
+        >>> unicp.disable(model)
     """
     sessions = [session for session in list(_sessions) if session.is_on(target)]
     if not sessions:
@@ -341,8 +382,3 @@ def _dtype_of(transformer: nn.Module) -> str:
         if parameter.is_floating_point():
             counts[str(parameter.dtype).removeprefix("torch.")] += parameter.numel()
     return counts.most_common(1)[0][0] if counts else "unknown"
-
-
-def describe(settings: Settings) -> str:
-    """Settings as indented JSON."""
-    return json.dumps(settings.to_dict(), indent=2)

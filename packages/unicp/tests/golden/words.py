@@ -11,7 +11,7 @@ FIELDS: dict[str, str] = {"why": "reason", "choice": "predictor"}
 
 # By column (also "refused" and "counts"): recorded word -> today's word, where it is another. Like
 # {"action": {"forecast": "extrapolate"}, "why": {"window": "within"}}.
-WORDS: dict[str, dict[str, str]] = {"action": {"compute": "full"}}
+WORDS: dict[str, dict[str, str]] = {"action": {"compute": "full"}, "why": {"outside spans": "outside"}}
 
 # Actions, in today's words, that compute nothing of their own.
 SKIPPED = frozenset({"forecast", "reuse"})

@@ -161,8 +161,8 @@ backend_functions: dict[str, Callable[..., Tensor]] = {}
 class CompiledInterceptor:
     """Stands in front of the forward of an attention module that is compiled, alone or with its block.
 
-    number: by which the operator finds it again; a tensor, so that it is an input of the graph and one graph serves
-    all blocks. is_on: False once it was taken off.
+    number: by which the operator finds it again; a tensor, so that it is an input of the graph and one graph is enough
+    for all blocks. is_on: False once it was taken off.
     """
 
     original: Callable[..., Any]

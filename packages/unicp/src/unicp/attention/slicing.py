@@ -1,7 +1,7 @@
 """Slices the attention of one unit: at the least width whose error, measured in the very call, is small enough.
 
 What a slice misses is measured on a few queries before it is taken. So nothing needs to be known of earlier calls but
-what the reducer fitted, and that is fitted anew as soon as it no longer serves.
+what the reducer fitted, and that is fitted anew as soon as it no longer fits.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from unicp.attention.interceptor import SDPA, AttentionCall, AttentionInterceptor, call_of
 from unicp.context import StepContext
-from unicp.errors import InputError
+from unicp.errors import UniCPError
 from unicp.models.finder import Unit
 from unicp.policies.impact import step_tolerance
 from unicp.policies.weight_shift import SLICED, Option, cheapest_within_tolerance
@@ -37,7 +37,7 @@ _REFUSALS = (RuntimeError, ValueError, TypeError, AssertionError)
 class _Branch:
     """What is known of one branch: bases of one fit another hardly better than those of another prompt.
 
-    age: calls that what was fitted has served. refused: errors by width when no width was good enough; {} = the last
+    age: calls that what was fitted was used in. refused: errors by width when no width was good enough; {} = the last
     call was sliced. waited: calls since then that were not measured.
     """
 
@@ -88,6 +88,10 @@ class UnitSlicer:
     def bytes(self) -> int:
         """Bytes held for slicing."""
         return sum(branch.reducer.bytes(branch.fitted) for branch in self._branches.values())
+
+    def refuse(self, reason: str) -> None:
+        """The attention of this unit cannot be sliced, whatever the error."""
+        self.refusal = reason
 
     def run(self, step: StepContext, call: Callable[[], Any]) -> tuple[Any, Sliced]:
         """Runs the unit with its attention at the width that is enough: its output, and what became of it."""
@@ -154,8 +158,8 @@ class UnitSlicer:
             if spent or is_old or branch.age >= self._slicing.refresh:
                 try:
                     branch.fitted = reducer.fit(call, projection)
-                except InputError:
-                    # Values that are not finite have no axes: computed, and told where outputs are checked.
+                except UniCPError:
+                    # It cannot be reduced: values that are not finite, for one, have no axes.
                     branch.fitted = None
                     return call.full(), Sliced(saved=-spent, tolerance=tolerance)
                 branch.age, is_fresh = 0, True

@@ -16,7 +16,7 @@ from unicp.errors import InputError
 from unicp.models.finder import ModelMap, map_model, transformers_of
 from unicp.models.noise import NoiseSchedule, read_schedule
 from unicp.numerics.noise_levels import NoiseLevel
-from unicp.sampler.replay import can_repeat
+from unicp.sampler.scheduler_state import can_repeat
 
 
 @dataclass

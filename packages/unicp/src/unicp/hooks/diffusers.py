@@ -15,9 +15,10 @@ from torch import nn
 
 from unicp.attention.backends import leave_backends, see_backends
 from unicp.attention.compiled import compiled_blocks, compiled_parts, put_interceptor, take_interceptors
-from unicp.errors import AttachmentError, UnsupportedModelError
+from unicp.errors import AttachmentError, SettingsError, UnsupportedModelError
 from unicp.models.finder import Unit
 from unicp.runtime.engine import Engine
+from unicp.runtime.inside import MODULATED
 from unicp.runtime.text_keys import text_projections
 from unicp.settings import Settings
 
@@ -25,7 +26,7 @@ ROOT_HOOK = "unicp_model"
 BLOCK_HOOK = "unicp_block"
 UNIT_HOOK = "unicp_unit"
 TEXT_HOOK = "unicp_text_keys"
-_COMPILED_LATER = "blocks were compiled after UniCP was enabled: nothing inside them is served or kept"
+_COMPILED_LATER = "blocks were compiled after UniCP was enabled: nothing inside them is skipped or kept"
 HOOKS = (ROOT_HOOK, BLOCK_HOOK, UNIT_HOOK, TEXT_HOOK)
 
 
@@ -134,7 +135,7 @@ def attached_engine(transformer: nn.Module) -> Engine | None:
 def refuse_if_taken(transformer: nn.Module) -> None:
     """Raises AttachmentError where UniCP or another cache is on this transformer already."""
     engine = attached_engine(transformer)
-    if engine is not None and engine.is_off:
+    if engine is not None and engine.gate.is_closed:
         found = "a call that began before UniCP was disabled is under way in another thread"
         raise AttachmentError("to enable UniCP", found, "enable it once that call has ended")
     if engine is not None:
@@ -180,7 +181,7 @@ def attach(engine: Engine) -> None:
         _register(transformer, _RootHook(engine), ROOT_HOOK)
         if engine.settings.level != "model":
             for block in engine.map.blocks:
-                _register(block.module, _InnerHook(engine.block_call, block), BLOCK_HOOK)
+                _register(block.module, _InnerHook(engine.inside.block_call, block), BLOCK_HOOK)
         _slice_units(engine, _hooked_units(engine))
         if engine.settings.text_keys_values:
             compiled = compiled_parts(engine.map)
@@ -188,7 +189,7 @@ def attach(engine: Engine) -> None:
                 # A hook inside a compiled block would make it compile again, and not be called.
                 if unit.text_keys and id(unit.module) not in compiled:
                     for name, module in text_projections(unit.module).items():
-                        hook = _InnerHook(engine.projection_call, f"{unit.name}.{name}")
+                        hook = _InnerHook(engine.inside.projection_call, f"{unit.name}.{name}")
                         _register(module, hook, TEXT_HOOK)
     except BaseException:
         detach(transformer)
@@ -203,10 +204,10 @@ def _slice_units(engine: Engine, units: Sequence[Unit]) -> None:
     take_interceptors(engine.map.transformer)
     for unit in units:
         if id(unit.module) not in compiled:
-            _register(unit.module, _InnerHook(engine.unit_call, unit), UNIT_HOOK)
+            _register(unit.module, _InnerHook(engine.inside.unit_call, unit), UNIT_HOOK)
         elif slices:
-            put_interceptor(unit, engine.attend)
-            engine.unseen.add(unit.name)
+            put_interceptor(unit, engine.inside.attend)
+            engine.inside.unseen.add(unit.name)
     if slices and units:
         see_backends(engine.map.transformer)
 
@@ -285,7 +286,7 @@ def _is_parallel(transformer: nn.Module) -> bool:
 
 
 def refuse_if_gathered(transformer: nn.Module) -> None:
-    """Raises UnsupportedModelError for a model under FSDP: where one process serves, the others would wait for ever."""
+    """Raises UnsupportedModelError for a model under FSDP: where one process skips, the others would wait for ever."""
     kinds = {kind.__name__ for module in transformer.modules() for kind in type(module).__mro__}
     if kinds & {"FSDPModule", "FullyShardedDataParallel"}:
         found = "a model under FSDP, whose processes gather parameters at every call but may decide differently"
@@ -295,12 +296,32 @@ def refuse_if_gathered(transformer: nn.Module) -> None:
 def _refuse_what_works_on_the_output_alone(engine: Engine) -> None:
     settings = engine.settings
     if settings.level != "model" and compiled_blocks(engine.map):
-        found = "compiled blocks, inside which nothing can be served"
+        found = "compiled blocks, inside which nothing can be skipped"
         raise UnsupportedModelError(f'level "{settings.level}"', found, 'use level "model", with slicing or without')
     if (settings.level != "model" or settings.slicing.widths) and _is_parallel(engine.map.transformer):
         found = "a model that is parallel over processes, each of which would decide by its own share"
         asked = "sliced attention" if settings.level == "model" else f'level "{settings.level}"'
         raise UnsupportedModelError(asked, found, 'use level "model" without slicing')
+
+
+def _units_of_signals(engine: Engine) -> list[Unit]:
+    """The units in which a policy decides that wants to see more than the input of its cache point."""
+    if not engine.signals:
+        return []
+    asked, do = f"the policy {engine.settings.policy!r} with signals {', '.join(engine.signals)}", "use another policy"
+    transformer, first = engine.map.transformer, engine.inside.first_attention
+    if unknown := sorted(set(engine.signals) - {MODULATED, "input"}):
+        raise SettingsError(asked, f"unknown signals {', '.join(unknown)}", f'use "input" or "{MODULATED}"')
+    if engine.settings.level != "model":
+        raise SettingsError(asked, f'level "{engine.settings.level}"', 'use it with level "model"')
+    if first is None:
+        raise UnsupportedModelError(asked, f"no attention in the first block of {type(transformer).__name__}", do)
+    if compiled_blocks(engine.map):
+        raise UnsupportedModelError(asked, "compiled blocks, inside which nothing can be seen", do)
+    if any(getattr(getattr(module, "_hf_hook", None), "offload", False) for module in transformer.modules()):
+        # A call that ends in its first block would leave that block's weights on the device.
+        raise UnsupportedModelError(asked, "weights that are offloaded module by module", f"{do}, or offload models")
+    return [first]
 
 
 def _hooked_units(engine: Engine) -> list[Unit]:
@@ -318,6 +339,7 @@ def _hooked_units(engine: Engine) -> list[Unit]:
         raise UnsupportedModelError(
             f'level "{settings.level}"', f"{type(engine.map.transformer).__name__}: {refusal}", 'use level "model"'
         )
+    wanted += [unit for unit in _units_of_signals(engine) if unit not in wanted]
     if settings.slicing.widths and settings.level in ("model", "unit"):
         known = {unit.name for unit in wanted}
         sliceable = engine.map.sliced_units

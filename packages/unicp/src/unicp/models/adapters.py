@@ -1,4 +1,4 @@
-"""Which adapters (LoRA) a transformer runs with: what was stored under others must not be served."""
+"""Which adapters (LoRA) a transformer runs with: what was stored under others must not be used."""
 
 from __future__ import annotations
 

@@ -18,10 +18,20 @@ def family_named(name: str) -> Family | None:
 
 
 def register(family: Family) -> None:
-    """Makes a transformer known that is in no table, for this process.
+    """Makes a transformer known that is in no table, for this process. Registering a class again replaces its row.
 
-    Registering a class again replaces its row. Raises SettingsError for a row that cannot work, and for a class that
-    the table knows: its row is tested, and another one would change what every pipeline gets.
+    Args:
+        family: The row.
+
+    Raises:
+        SettingsError: A row that cannot work, or a class that the table knows: its row is tested, and another one would
+            change what every pipeline gets.
+
+    Example:
+        >>> import unicp
+        >>> attention = unicp.UnitRow("attn", "self")
+        >>> blocks = unicp.BlockListRow("layers", units=(attention,))
+        >>> unicp.register(unicp.Family("MyTransformer", block_lists=(blocks,)))
     """
     if not isinstance(family, Family):
         raise SettingsError("to register a model", f"a {type(family).__name__}", "give a unicp.Family")

@@ -42,7 +42,7 @@ class BlockListRow:
         "other" = none of these, which needs a `refusal`.
     hidden_argument, text_argument: names of a block's forward arguments that the returned tensors replace;
         text_argument is None unless the block returns the text too.
-    refusal: why a block of this list cannot be served as one; "" = it can. Its units can still be served.
+    refusal: why a block of this list cannot be skipped as one, "" = it can. Its units can still be skipped.
     """
 
     attribute: str
@@ -60,7 +60,7 @@ class Family:
     transformer: name of the class.
     block_lists: lists of blocks, in execution order.
     interleaved: the lists run by turns (first block of each list, second of each, …) instead of one after the other.
-    stack_refusal: why all blocks cannot be served as one; "" = they can.
+    stack_refusal: why all blocks cannot be skipped as one, "" = they can.
     sample_argument, timestep_argument, text_argument: names of the transformer's forward arguments.
     branch_arguments: names of arguments by which a guidance asks for another kind of call with the same text (layers to
         skip, streams to keep apart): a call that has other ones is no continuation of its branch.

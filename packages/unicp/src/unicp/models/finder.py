@@ -83,7 +83,7 @@ class ModelMap:
 
     @property
     def stack_refusal(self) -> str:
-        """Why all blocks cannot be served as one; "" = they can."""
+        """Why all blocks cannot be skipped as one, "" = they can."""
         return self.family.stack_refusal
 
     @property

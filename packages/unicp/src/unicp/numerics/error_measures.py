@@ -1,4 +1,4 @@
-"""How far a served tensor is from the true one, and cheap samples of large tensors to measure drift on."""
+"""How far a predicted tensor is from the true one, and cheap samples of large tensors to measure drift on."""
 
 from __future__ import annotations
 
@@ -10,21 +10,23 @@ from torch import Tensor
 from unicp.errors import InputError
 
 
-def relative_error(served: Tensor, true: Tensor, scale: Tensor | None = None) -> Tensor:
-    """Relative error of each sample of a batch: rms(served - true) / rms(scale, or true where no scale is given).
+def relative_error(predicted: Tensor, true: Tensor, scale: Tensor | None = None) -> Tensor:
+    """Relative error of each sample of a batch: rms(predicted - true) / rms(scale, or true where no scale is given).
 
-    served, true: (B, ...) of equal shape; scale: (B, ...), its other axes free (for instance the residual stream).
+    predicted, true: (B, ...) of equal shape; scale: (B, ...), its other axes free (for instance the residual stream).
     The root mean square is over all axes but the first. Returns (B,), dimensionless, float32 (float64 for float64
     inputs), also for half-precision inputs. Zero against zero is 0, anything else against zero is inf; NaN stays NaN.
-    Raises InputError where shapes do not fit. Source: our reading of the paper's error, see DESIGN 3.1.
+    Raises InputError where shapes do not fit. Source: our reading of the paper's error, docs/method.md, 3.1.
     """
-    if served.shape != true.shape or served.dim() == 0:
-        raise InputError("relative error", f"shapes {tuple(served.shape)} and {tuple(true.shape)}", "pass equal shapes")
+    if predicted.shape != true.shape or predicted.dim() == 0:
+        raise InputError(
+            "relative error", f"shapes {tuple(predicted.shape)} and {tuple(true.shape)}", "pass equal shapes"
+        )
     reference = true if scale is None else scale
     if reference.dim() == 0 or reference.shape[0] != true.shape[0]:
         raise InputError("relative error", f"a scale of shape {tuple(reference.shape)}", "give it the same batch size")
-    dtype = torch.promote_types(torch.promote_types(served.dtype, true.dtype), torch.float32)
-    difference = _rms(served.to(dtype) - true.to(dtype), dtype)
+    dtype = torch.promote_types(torch.promote_types(predicted.dtype, true.dtype), torch.float32)
+    difference = _rms(predicted.to(dtype) - true.to(dtype), dtype)
     size = _rms(reference, torch.promote_types(reference.dtype, dtype)).to(dtype)
     ratio = difference / size
     return torch.where((difference == 0) & (size == 0), torch.zeros_like(ratio), ratio)
@@ -36,7 +38,7 @@ def strided_sample(x: Tensor, count: int) -> Tensor:
     All axes but the first are taken as one, and every k-th value is kept, with k from `coprime_stride`, so that no
     single channel, column or frame is favoured. The result has its own memory: keeping it does not keep `x`, and
     `x` is never copied as a whole. Raises InputError for a scalar `x` or a count below 1.
-    Source: ours (DESIGN 3.1, "drift on a strided sample").
+    Source: ours (docs/method.md, 3.1).
     """
     if x.dim() == 0:
         raise InputError("a strided sample", "a scalar", "pass a tensor with a batch axis")

@@ -23,28 +23,28 @@ from unicp.numerics.noise_levels import is_invertible as is_invertible
 
 
 def extrapolate(points: Sequence[tuple[float, Tensor]], at: float, share: Tensor | None = None) -> Tensor:
-    """The value at abscissa `at` of the straight line through the last two of `points`, (abscissa, tensor) in order.
+    """The value at `at` of the straight line through the last two of `points`, (place, tensor) in order.
 
     share: (B,), how much of the line's rise each sample of a batch follows, 0 = none (the last point), 1 or None = all.
 
-    Tensors may have any one shape; the abscissa any unit (our reading: noise level, log-SNR or step number), and any
-    spacing. One point gives that very tensor, and so do two equal abscissas (the last point). Computed as
+    Tensors may have any one shape; places any unit (our reading: noise level, log-SNR or step number), and any
+    spacing. One point gives that very tensor, and so do two equal places (the last point). Computed as
     last + w (last - previous) with w = (at - x1) / (x1 - x0), in float32 or better; the result has the dtype of the
-    last point. Raises InputError for no points, an abscissa that is not finite, or tensors of different shapes.
-    Source: first order of TaylorSeer's forecast (finite differences), generalised to uneven abscissas.
+    last point. Raises InputError for no points, a place that is not finite, or tensors of different shapes.
+    Source: first order of TaylorSeer's forecast (finite differences), generalised to uneven places.
     """
     used = list(points)[-2:]
     if not used:
         raise InputError("a forecast", "no points", "give at least one")
     if not all(math.isfinite(x) for x in (at, *(x for x, _ in used))):
-        raise InputError(f"a forecast at {at!r}", f"abscissas {[x for x, _ in used]}", "use finite numbers")
+        raise InputError(f"a forecast at {at!r}", f"places {[x for x, _ in used]}", "use finite numbers")
     x1, last = used[-1]
     x0, previous = used[0]
     if previous.shape != last.shape:
         found = f"shapes {tuple(previous.shape)} and {tuple(last.shape)}"
         raise InputError("a forecast", found, "forecast from outputs of one shape")
     weight = (at - x1) / (x1 - x0) if x1 != x0 else 0.0
-    # A subnormal distance between two abscissas can overflow: no line can be drawn through such points either.
+    # A subnormal distance between two places can overflow: no line can be drawn through such points either.
     if weight == 0.0 or not math.isfinite(weight):
         return last
     wide = _wide(last)
@@ -55,14 +55,14 @@ def extrapolate(points: Sequence[tuple[float, Tensor]], at: float, share: Tensor
 
 
 def interpolate(points: Sequence[tuple[float, Tensor]], at: float) -> Tensor:
-    """The value at abscissa `at` of the polynomial through all `points`, (abscissa, tensor) of one shape.
+    """The value at `at` of the polynomial through all `points`, (place, tensor) of one shape.
 
-    Lagrange's form, in float32 or better. Raises InputError for no points, and where two lie at one abscissa or one is
+    Lagrange's form, in float32 or better. Raises InputError for no points, and where two lie at one place or one is
     not a finite number.
     """
     places = [x for x, _ in points]
     if not places or len(set(places)) < len(places) or not all(math.isfinite(x) for x in (at, *places)):
-        raise InputError(f"a value at {at!r}", f"abscissas {places}", "use different finite numbers")
+        raise InputError(f"a value at {at!r}", f"places {places}", "use different finite numbers")
     weights = [math.prod((at - x) / (own - x) for x in places if x != own) for own in places]
     return torch.stack([weight * _wide(value) for weight, (_, value) in zip(weights, points)]).sum(dim=0)
 
@@ -83,6 +83,15 @@ class Rise:
         rise, came = _wide(line) - _wide(last), _wide(true) - _wide(last)
         sums = (came * rise).sum(dim=1), (rise * rise).sum(dim=1)
         return cls(*(x.reshape(copies, -1).sum(dim=0).repeat(copies) for x in sums))
+
+
+def copies_in(probe: Tensor) -> int:
+    """How many times over a batch, (B, n), holds the same samples: guidance may put its branches into one batch."""
+    rows = len(probe)
+    for single in range(1, rows):
+        if rows % single == 0 and torch.equal(probe[single:], probe[:-single]):
+            return rows // single
+    return 1
 
 
 def share_of_rise(rises: Sequence[Rise]) -> Tensor:

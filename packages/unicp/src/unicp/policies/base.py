@@ -43,3 +43,29 @@ class CachePolicy:
 
 
 policies: Registry[Callable[[Settings], CachePolicy]] = Registry("policy")
+
+
+def register_policy(name: str, maker: Callable[[Settings], CachePolicy], *, replace: bool = False) -> None:
+    """Adds a cache policy, so that settings can ask for it by name.
+
+    Args:
+        name: For `Settings.policy`.
+        maker: Takes the `Settings` of the session and makes the policy of one cache point in one run; a subclass of
+            `CachePolicy` whose constructor takes settings will do.
+        replace: Whether it may take the place of another of this name.
+
+    Raises:
+        SettingsError: The name is taken and `replace` is false.
+
+    Example:
+        >>> import unicp
+        >>> class EveryOther(unicp.CachePolicy):
+        ...     def __init__(self, settings):
+        ...         pass
+        ...
+        ...     def decide(self, step, seen):
+        ...         return unicp.Decision(skip=step.step % 2 == 1, reason="odd")
+        >>> unicp.register_policy("every other", EveryOther, replace=True)
+        >>> settings = unicp.preset("balanced", policy="every other")
+    """
+    policies.add(name, maker, replace=replace)

@@ -1,10 +1,9 @@
-"""Follows a plan in one run, and spends more than the plan where errors turn out larger than it announced.
+"""Watches a run that follows a plan, and adds full steps where errors turn out larger than the plan announced.
 
-Whenever a step is computed, the error that serving it would have had is measured anyway. Its ratio to the error
-announced for that very forecast says how hard this run is here. The guard keeps an account of what the served steps
-have cost so far, scales what lies ahead by the ratio, and solves the rest of the run anew: as few steps as the
-allowance permits, the plan's own among them. It never computes less than the plan, and knows nothing of other runs.
-Floats only.
+At every full step the error that skipping it would have had is measured anyway. Its ratio to the error announced for
+that very forecast says how hard this run is here. The guard keeps an account of what the skipped steps have cost so
+far, scales what lies ahead by the ratio, and solves the rest of the run anew: as few full steps as the allowance
+permits, the plan's own among them. It never computes less than the plan, and knows nothing of other runs. Floats only.
 """
 
 from __future__ import annotations
@@ -18,12 +17,12 @@ from unicp.policies.step_paths import WARM_UP, StepPath, WindowLoss, best_paths,
 
 ROUNDING = 1e-6  # a run whose errors are just those announced must not be taken for a harder one
 # What an error does grows faster than the error: on prompts of the test-bed whose errors were larger, the same error
-# also changed the clip more. Chosen by trial.
+# also changed the clip more. `python -m experiments.constants` shows this and the three below beside other values.
 HARDNESS = 1.5
 # What is spent cannot be had back: once the allowance is used up, this share of it more may be spent (0.4 dB).
 LOST = 0.1
-# Larger ratios are not taken at their word. After served steps the sample is a little off, and most of what is then
-# measured is the model's answer to that, which mends it: clips with ratios up to 9 came out well. Chosen by trial.
+# Larger ratios are not taken at their word. After skipped steps the sample is a little off, and most of what is then
+# measured is the model's answer to that, which corrects it.
 LARGEST = 1.5
 MEMORY = 0.5  # weight of the ratios before the newest one, as logarithms
 
@@ -32,12 +31,18 @@ MEMORY = 0.5  # weight of the ratios before the newest one, as logarithms
 class Schedule:
     """What a plan says about one run, for the guard.
 
-    steps: of the run. computed: the planned ones. error: announced relative error of a forecast (computed before last,
-    computed last, served), rms over a sample. left: announced error that stays once a step is computed after the served
-    one (computed before last, computed last, next computed, served); None = that of the forecast. weights: change of
-    the clip per relative error, by step; inf where a step cannot be served. rule: how changes add up to the loss.
-    allowance: largest loss that the target permits. most: most steps that may be computed (a target of speed).
-    forecast: how skipped steps are filled.
+    Attributes:
+        steps: Length of the run.
+        computed: The planned full steps, in order.
+        error: Announced relative error of a forecast, rms over a sample, from (full step before last, last full step,
+            skipped step).
+        weights: Change of the clip per relative error, by step; inf where a step cannot be skipped.
+        rule: How changes add up to the loss.
+        allowance: Largest loss that the target permits.
+        most: Most steps that may be full (a target of speed).
+        forecast: How skipped steps are filled.
+        left: Announced error that stays once a skipped step is replayed, from (full step before last, last full step,
+            next full step, skipped step); `None` = that of the forecast.
     """
 
     steps: int
@@ -51,21 +56,23 @@ class Schedule:
     left: Callable[[int, int, int, int], float] | None = field(default=None, compare=False)
 
     def change(self, before: int, last: int, following: int) -> float:
-        """The change of the clip by serving the steps between `last` and `following`, which is `steps` at the end."""
-        served = range(last + 1, following)
-        if any(math.isinf(self.weights[step]) for step in served):
+        """The change of the clip by skipping the steps between `last` and `following`, which is `steps` at the end."""
+        skipped = range(last + 1, following)
+        if any(math.isinf(self.weights[step]) for step in skipped):
             return math.inf
         if self.left is None or following >= self.steps:
-            return math.fsum(self.weights[step] * self.error(before, last, step) for step in served)
-        return math.fsum(self.weights[step] * self.left(before, last, following, step) for step in served)
+            return math.fsum(self.weights[step] * self.error(before, last, step) for step in skipped)
+        return math.fsum(self.weights[step] * self.left(before, last, following, step) for step in skipped)
 
 
 @dataclass
 class Guard:
-    """State of one run under a `Schedule`. Ask `reason` for each step in order, tell `computed` of each computed one.
+    """State of one run under a `Schedule`. Ask `reason` for each step in order, tell `computed` of each full one.
 
-    ratio: how many times larger than announced errors are taken to be from here on. spent: estimated loss so far.
-    events: one line for each time the guard added steps.
+    Attributes:
+        ratio: How many times larger than announced errors are taken to be from here on.
+        spent: Estimated loss so far.
+        events: One line for each time the guard added steps.
     """
 
     schedule: Schedule
@@ -82,7 +89,7 @@ class Guard:
         self._chosen = frozenset(self.schedule.computed)
 
     def reason(self, step: int) -> str:
-        """Why this step is computed, "plan" or "guard"; "" if it is served. The same answer for all its calls."""
+        """Why this step is full, "plan" or "guard"; "" if it is skipped. The same answer for all its calls."""
         if step != self._now:
             self._enter(step)
         if step in self.schedule.computed or step in WARM_UP or step >= self.schedule.steps:
@@ -90,7 +97,12 @@ class Guard:
         return "guard" if step in self._chosen else ""
 
     def computed(self, step: int, branch: str, error: float | None) -> None:
-        """A call was computed. error: the relative error that serving it would have had; None = not measured."""
+        """A call was computed.
+
+        Args:
+            step, branch: Where.
+            error: The relative error that skipping it would have had; `None` = not measured.
+        """
         if step != self._now:
             self._enter(step)
         self._was_computed = True
@@ -102,7 +114,7 @@ class Guard:
         previous = self._now
         self._now = step
         if previous < 0:
-            # A plan is made once a run has shown itself: the steps before were computed.
+            # A plan is made once a run has shown itself: the steps before were full.
             self._points = list(range(step))
             return
         if self._was_computed:
@@ -116,13 +128,13 @@ class Guard:
         return known ** (HARDNESS * self.schedule.rule.power)
 
     def _take_in(self, step: int) -> None:
-        """A computed step is done: its error says what the window before it really cost, and what to expect."""
+        """A full step is done: its error says what the window before it really cost, and what to expect."""
         if self._measured and len(self._points) >= 2:
             self._learn(step)
         if len(self._points) >= 2 and step - self._points[-1] > 1:
             change = self.schedule.change(self._points[-2], self._points[-1], step)
-            served = step - self._points[-1] - 1
-            self.spent += self.schedule.rule(change, served, is_end=False) * self._scale if change < math.inf else 0.0
+            skipped = step - self._points[-1] - 1
+            self.spent += self.schedule.rule(change, skipped, is_end=False) * self._scale if change < math.inf else 0.0
         self._points = [*self._points, step]
         if len(self._points) >= len(WARM_UP):
             self._solve(step)
@@ -141,7 +153,7 @@ class Guard:
         self.ratio = max(newest, newest ** (1 - MEMORY) * self.ratio**MEMORY) if newest > 0 else self.ratio * MEMORY
 
     def _solve(self, step: int) -> None:
-        """Chooses the steps that are still to be computed: as few as the allowance permits, the plan's among them."""
+        """Chooses the full steps to come: as few as the allowance permits, the plan's among them."""
         plan = self.schedule
         ahead = frozenset(one for one in plan.computed if one > step)
         before, self._chosen = self._chosen, ahead
@@ -167,7 +179,7 @@ class Guard:
 
 
 def _cheapest(paths: dict[int, StepPath], loss: float) -> StepPath:
-    """The path with the fewest computed steps whose loss is at most `loss`, else the one with the most."""
+    """The path with the fewest full steps whose loss is at most `loss`, else the one with the most."""
     for count in sorted(paths):
         if paths[count].loss <= loss:
             return paths[count]

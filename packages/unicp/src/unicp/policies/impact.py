@@ -11,8 +11,8 @@ from unicp.settings import Weighting
 
 # Relative impact on the final latent of the same relative error in the model's output, by normalised noise level; mean
 # over the probed steps 1. Rounded from injection runs of three prompts with UniPC and with Euler (`make impact`).
-# Early errors steer the run; those of the middle are mended by the steps after them; those of the last steps stay, and
-# do the more the wider the step is: these are impacts of steps as wide as `usual_width` says.
+# Early errors steer the run; those of the middle are corrected by the steps after them; those of the last steps stay,
+# and do the more the wider the step is: these are impacts of steps as wide as `usual_width` says.
 IMPACT: tuple[tuple[float, float], ...] = (
     (0.00, 0.9),
     (0.10, 0.95),
@@ -29,27 +29,26 @@ IMPACT: tuple[tuple[float, float], ...] = (
     (0.976, 3.25),
     (1.00, 4.0),
 )
-# The impact counts to this power where outputs are served. 1 would do if errors were small and clips moved in
-# proportion; an early error also spoils the forecasts after it, most of all on hard prompts. By trial on tuning prompts
-# of two test-beds, see docs/method.md, 3.1.
+# The constants below were chosen on tuning prompts of two test-beds; `python -m experiments.constants` shows each
+# beside a smaller and a larger value.
+# The impact counts to this power where steps are skipped. 1 would do if errors were small and clips moved in
+# proportion; an early error also spoils the forecasts after it, most of all on hard prompts.
 SKIP_POWER = 1.5
 # No step counts as narrower: where the noise level hardly falls at all, anything would be allowed.
 NARROWEST = 0.02
-# Noise level from which on the width of a step counts. Before it later steps decide what becomes of an error: with
-# widths counted everywhere, Latte's narrow first steps were served, and clips at 2.5x lost 3 dB (rows not kept).
+# Noise level from which on the width of a step counts. Before it later steps decide what becomes of an error.
 LATE = 0.3
-# The sampler takes served steps again once it is known what they should have been (docs/method.md, 3.6): that is less
-# well known of several than of one, and at the end of a run no computed step follows. Where little error is allowed,
-# errors from the second step of a window on count so many times, those of the last steps as well, and once where much
-# is allowed.
+# Replay corrects skipped steps less well the more of them there are in a row, and at the end of a run no full step
+# follows. Up to a tolerance of LITTLE, errors from the second step of a window on count so many times, those of the
+# last steps as well; from MUCH on they count once.
 LATER_WEIGHT = 2.0
 LITTLE, MUCH = 0.1, 0.4
-# How many steps at the end of a run are followed by too few computed ones to undo anything.
+# How many steps at the end of a run are followed by too few full ones to undo anything.
 LAST_STEPS = 2
 
 
 def later_weight(tolerance: float) -> float:
-    """How many times errors count that the sampler is not mended for (ours); straight in log(tolerance) between."""
+    """How many times errors count that replay corrects less well (ours); straight in log(tolerance) between."""
     if tolerance <= LITTLE:
         return LATER_WEIGHT
     return between([(math.log(LITTLE), LATER_WEIGHT), (math.log(MUCH), 1.0)], math.log(tolerance))
@@ -72,7 +71,7 @@ def between(curve: Sequence[tuple[float, float]], at: float) -> float:
 
 
 def usual_width(sigma: float) -> float:
-    """Width (as that of a `Moment`) of a step at this noise level in the runs that the impact was measured in.
+    """Width (as that of a `StepContext`) of a step at this noise level in the runs that the impact was measured in.
 
     Those are of flow matching with a shift of 3: with u falling evenly from 1 to 0 the noise level is
     3 u / (1 + 2 u), so that it falls by (3 - 2 sigma)^2 / 3 per unit of u, and the angle between clean and noise by

@@ -1,7 +1,7 @@
-"""Which steps of a run to compute: the exact best choice for every number of them, by a shortest path.
+"""Which steps of a run are to be full: the exact best choice for every number of them, by a shortest path.
 
-A first-order forecast depends on the last two computed steps, so a path goes over pairs of computed steps. What the
-steps served between two computed ones do is asked of a function; its meaning (which error, weighed how) is the
+A first-order forecast depends on the last two full steps, so a path goes over pairs of full steps. What the
+steps skipped between two full ones do is asked of a function; its meaning (which error, weighed how) is the
 caller's.
 """
 
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-# (step computed before last, step computed last, next computed step) -> the change that serving the steps between the
-# latter two makes; inf = not servable. The number of steps of a run stands for the next step where none is computed.
+# (full step before last, last full step, next full step) -> the change that skipping the steps between the
+# latter two makes; inf = cannot be skipped. The number of steps of a run stands for the next step where there is none.
 Change = Callable[[int, int, int], float]
-# A first-order forecast needs two computed steps, and one more at which its error is measured before it serves.
+# A first-order forecast needs two full steps, and one more at which its error is measured before a step can be skipped.
 WARM_UP = (0, 1, 2)
 MAX_WINDOW = 8
 # Farthest a forecast may reach beyond its newer point, in distances between its two points, as in the online rule:
@@ -29,36 +29,39 @@ MAX_REACH = 1.0
 
 @dataclass(frozen=True)
 class WindowLoss:
-    """How the changes that single served steps make add up to the loss of a run (our reading).
+    """How the changes that single skipped steps make add up to the loss of a run (our reading).
 
-    Within one window, the steps served between two computed ones, they add up as they are: a straight line misses a
+    Within one window, the steps skipped between two full ones, they add up as they are: a straight line misses a
     curve on one side. Windows add as change ** power, because errors of different windows are hardly in phase.
 
-    row: how many times more a window of several steps does than its steps do one by one, with a computed step after
-    each (which mends most of what it did). end: the same of the window that reaches the end of the run, after which
-    nothing mends it.
+    row: how many times more a window of several steps does than its steps do one by one, with a full step after
+    each (which corrects most of what it did). end: the same of the window that reaches the end of the run, after which
+    nothing corrects it.
     """
 
     power: float = 1.0
     row: float = 1.0
     end: float = 1.0
 
-    def __call__(self, change: float, served: int, is_end: bool) -> float:
-        """The loss of one window of `served` steps with this sum of changes."""
-        return change**self.power * (self.end if is_end else self.row if served > 1 else 1.0) ** self.power
+    def __call__(self, change: float, skipped: int, is_end: bool) -> float:
+        """The loss of one window of `skipped` steps with this sum of changes."""
+        return change**self.power * (self.end if is_end else self.row if skipped > 1 else 1.0) ** self.power
 
 
 SUM = WindowLoss()
 
 
 def one_by_one(change: Callable[[int, int, int], float]) -> Change:
-    """The sum of what served steps do, each alone: change is of (computed before last, computed last, served)."""
+    """The sum of what skipped steps do, each alone.
+
+    change: of one, from (full step before last, last full step, skipped step).
+    """
     return lambda before, last, following: math.fsum(change(before, last, one) for one in range(last + 1, following))
 
 
 @dataclass(frozen=True)
 class StepPath:
-    """Steps computed, in order, those at the start included, and the loss, summed over windows."""
+    """Full steps, in order, those at the start included, and the loss, summed over windows."""
 
     computed: tuple[int, ...]
     loss: float
@@ -73,12 +76,12 @@ def best_paths(
     max_reach: float = MAX_REACH,
     rule: WindowLoss = SUM,
 ) -> dict[int, StepPath]:
-    """The path of least loss for each possible number of computed steps, by that number.
+    """The path of least loss for each possible number of full steps, by that number.
 
-    start: steps computed already, in order, at least two; the path goes on after them. required: steps that are
-    computed in any case. max_window: most steps served in a row. max_reach: of a forecast beyond its newer point, in
+    start: full steps so far, in order, at least two; the path goes on after them. required: steps that are
+    full in any case. max_window: most steps skipped in a row. max_reach: of a forecast beyond its newer point, in
     distances between its two points. rule: how changes add up. Numbers that no path of finite loss has are left out;
-    that of computing everything is always there. Source: a shortest path, as in LeMiCa (arXiv 2511.00090), here over
+    that of all full steps is always there. Source: a shortest path, as in LeMiCa (arXiv 2511.00090), here over
     pairs.
     """
     begin = tuple(step for step in start if step < steps)
@@ -90,8 +93,8 @@ def best_paths(
     import numpy as np
 
     windows = _windows(steps, change, begin, frozenset(required), max_window, max_reach, rule)
-    # Losses of the best paths so far by (step computed last, distance to the one before), all with the same number of
-    # computed steps; and, for each number, the distance that the step before last had on the way there.
+    # Losses of the best paths so far by (last full step, distance to the one before), all with the same number of
+    # full steps; and, for each number, the distance that the step before last had on the way there.
     layer = np.full(windows.end.shape, np.inf)
     layer[begin[-1], begin[-1] - begin[-2]] = 0.0
     came_from: list[NDArray[np.int64]] = []
@@ -116,10 +119,10 @@ def best_paths(
 
 @dataclass(frozen=True)
 class _Windows:
-    """What may follow two computed steps, and its loss; inf = may not.
+    """What may follow two full steps, and its loss; inf = may not.
 
-    By (step computed last, distance to the one before): between: and by the distance to the next computed step.
-    end: nothing is computed any more.
+    By (last full step, distance to the one before): between: and by the distance to the next full step.
+    end: no full step any more.
     """
 
     between: NDArray[np.float64]
@@ -145,12 +148,12 @@ def _windows(
         # Before the last step of the beginning only the one before it is known.
         for gap in range(1, min(last - first, widest) + 1) if last > first else [first - begin[-2]]:
             for following in range(last + 1, steps + 1):
-                served, loss = following - last - 1, 0.0
-                if served > min(max_window, max_reach * gap):
+                skipped, loss = following - last - 1, 0.0
+                if skipped > min(max_window, max_reach * gap):
                     break
-                if served:
-                    loss = rule(change(last - gap, last, following), served, is_end=following == steps)
-                # Not a number is no loss that could be compared: such a step is computed.
+                if skipped:
+                    loss = rule(change(last - gap, last, following), skipped, is_end=following == steps)
+                # Not a number is no loss that could be compared: such a step is full.
                 if not loss < math.inf:
                     break
                 if following == steps:
@@ -177,7 +180,7 @@ def fewest_computed(steps: int) -> int:
 
 
 def path_loss(computed: Sequence[int], steps: int, change: Change, rule: WindowLoss = SUM) -> float:
-    """The loss of a given schedule: `computed` in order, all other steps after the second one served."""
+    """The loss of a given schedule: `computed` in order, all other steps after the second one skipped."""
     following = [*computed, steps]
     windows = [window for window in zip(following, following[1:], following[2:]) if window[2] - window[1] > 1]
     return sum(rule(change(*window), window[2] - window[1] - 1, is_end=window[2] == steps) for window in windows)

@@ -103,3 +103,33 @@ class Predictor:
 
 
 predictors: Registry[Callable[[Settings, PredictorInfo], Predictor]] = Registry("predictor")
+
+
+def register_predictor(
+    name: str, maker: Callable[[Settings, PredictorInfo], Predictor], *, replace: bool = False
+) -> None:
+    """Adds a predictor, so that settings can ask for it by name.
+
+    Args:
+        name: For `Settings.predictor`.
+        maker: Takes the `Settings` of the session and a `PredictorInfo`, and makes the predictor of one cache point in
+            one run.
+        replace: Whether it may take the place of another of this name.
+
+    Raises:
+        SettingsError: The name is taken and `replace` is false.
+
+    Example:
+        >>> import unicp
+        >>> class Mean(unicp.Predictor):
+        ...     points = 2
+        ...
+        ...     def __init__(self, settings, info):
+        ...         pass
+        ...
+        ...     def predict(self, points, step, inputs):
+        ...         return tuple((a + b) / 2 for a, b in zip(points[0].outputs, points[1].outputs))
+        >>> unicp.register_predictor("mean of two", Mean, replace=True)
+        >>> settings = unicp.preset("balanced", predictor="mean of two")
+    """
+    predictors.add(name, maker, replace=replace)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from unicp.context import Action, Forecast, StepContext
-from unicp.numerics.forecasting import Rise, extrapolate, from_quantity, share_of_rise, to_quantity
+from unicp.numerics.forecasting import Rise, copies_in, extrapolate, from_quantity, share_of_rise, to_quantity
 from unicp.numerics.noise_levels import SKIP_FLOOR, is_invertible
 from unicp.predictors.base import Point, Predictor, PredictorInfo, Tensors, predictors
 from unicp.settings import Settings
@@ -61,6 +61,8 @@ class LinePredictor(Predictor):
 
     def _is_invertible(self, steps: Sequence[StepContext], aligned: bool, step: StepContext, floor: float) -> bool:
         quantity, prediction = self.forecast(aligned).quantity, self._info.prediction
+        if any(one.at(self._forecast.axis) is None for one in (*steps, step)):
+            return False
         if quantity == "output":
             return True
         if prediction is None or step.level is None or any(one.level is None for one in steps):
@@ -137,15 +139,6 @@ class LinePredictor(Predictor):
         """Lines of this branch are followed in full again."""
         self._rises.pop(branch, None)
         self._shares.pop(branch, None)
-
-
-def copies_in(probe: Tensor) -> int:
-    """How many times over a batch, (B, n), holds the same samples: guidance may put its branches into one batch."""
-    rows = len(probe)
-    for single in range(1, rows):
-        if rows % single == 0 and torch.equal(probe[single:], probe[:-single]):
-            return rows // single
-    return 1
 
 
 def _line(points: int, settings: Settings, info: PredictorInfo) -> LinePredictor:

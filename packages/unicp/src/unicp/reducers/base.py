@@ -77,7 +77,7 @@ class AttentionReducer:
         """What may be kept for further calls of this attention, such as bases; `None` = nothing.
 
         Raises:
-            InputError: The call cannot be reduced, for its values are not finite.
+            UniCPError: The call cannot be reduced; it is computed in full then.
         """
         return None
 
@@ -138,3 +138,24 @@ def projected(attended: Tensor, projection: Tensor | None) -> Tensor:
 
 
 reducers: Registry[Callable[[Slicing], AttentionReducer]] = Registry("reducer")
+
+
+def register_reducer(name: str, maker: Callable[[Slicing], AttentionReducer], *, replace: bool = False) -> None:
+    """Adds an attention reducer, so that settings can ask for it by name.
+
+    Args:
+        name: For `Slicing.reducer`.
+        maker: Takes the `Slicing` of the session and makes the reducer of one attention in one branch of a run; a
+            subclass of `AttentionReducer` will do.
+        replace: Whether it may take the place of another of this name.
+
+    Raises:
+        SettingsError: The name is taken and `replace` is false.
+
+    Example:
+        >>> import unicp
+        >>> from unicp.reducers.pca_slices import PcaSlices
+        >>> unicp.register_reducer("slices again", PcaSlices, replace=True)
+        >>> settings = unicp.preset("balanced", slicing=unicp.Slicing(widths=(0.5,), reducer="slices again"))
+    """
+    reducers.add(name, maker, replace=replace)

@@ -102,23 +102,29 @@ class Outcome:
         decision: Of the policy, or of the cache point where it overruled it.
         action: Skipped how, or `Action.FULL`.
         outputs: Of a skipped call; `None` = it is to be computed, and handed to `CachePoint.full`.
-        choice: How the outputs were predicted, for the trace.
+        predictor: How the outputs were predicted, for the trace.
         forecast: The same for the sampler; `None` = it cannot replay the step.
     """
 
     decision: Decision
     action: Action = Action.FULL
     outputs: Tensors | None = None
-    choice: str | None = None
+    predictor: str | None = None
     forecast: Forecast | None = None
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What a full step told. errors: of skipping it, one per sample. is_kept: False = beyond the byte budget."""
+    """What a full step told.
+
+    Attributes:
+        errors: Relative error that skipping it would have had, one per sample; `None` = not known.
+        predictor: How it would have been predicted.
+        is_kept: False = its outputs are beyond the byte budget.
+    """
 
     errors: list[float] | None = None
-    choice: str | None = None
+    predictor: str | None = None
     is_kept: bool = True
 
 
@@ -231,8 +237,8 @@ class CachePoint:
         if not bool(torch.stack([all_finite(output) for output in outputs]).all()):
             return Outcome(Decision(False, NON_FINITE, decision.tolerance))
         is_aligned = branch.aligned[0]
-        choice, forecast = self.predictor.describe(is_aligned), self.predictor.forecast(is_aligned)
-        return Outcome(decision, self.predictor.action, outputs, choice, forecast)
+        described, forecast = self.predictor.describe(is_aligned), self.predictor.forecast(is_aligned)
+        return Outcome(decision, self.predictor.action, outputs, described, forecast)
 
     def full(
         self, step: StepContext, inputs: Tensors, outputs: Tensors, branches: int = 1, base_error: float = 0.0
@@ -258,14 +264,14 @@ class CachePoint:
         branch.aligned, branch.dtypes = aligned, tuple(output.dtype for output in outputs)
         errors = self._measure(step, branch, inputs, values, outputs)
         kept_inputs = [tensor for tensor, is_kept in zip(inputs, aligned) if is_kept]
-        choice, keep = None if errors is None else self.predictor.describe(aligned[0]), self.predictor.points
+        described, keep = None if errors is None else self.predictor.describe(aligned[0]), self.predictor.points
         if not self._store.put((self.name, step.branch), (*values, *kept_inputs), keep, branches):
             self.forget(step.branch)
-            return Measured(errors, choice, False)
+            return Measured(errors, described, False)
         self.policy.observe(step, seen, errors)
         branch.steps, branch.base_error = [*branch.steps, step][-keep:], base_error
         self._remember(branch.full, ("input", *self.policy.signals))
-        return Measured(errors, choice)
+        return Measured(errors, described)
 
     def _remember(self, kept: dict[str, Tensor], signals: Sequence[str] | set[str]) -> None:
         assert self._seen is not None

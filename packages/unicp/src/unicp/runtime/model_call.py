@@ -98,9 +98,9 @@ def why_not_followed(transformer: nn.Module, given: CallInputs, level: Level) ->
         return "samples of several sizes in one call"
     if not all(sample.numel() for sample in given.samples):
         return "a call without samples"
-    # What is served has no gradient. Parameters are looked at only where one would be recorded at all.
+    # What is predicted has no gradient. Parameters are looked at only where one would be recorded at all.
     if torch.is_grad_enabled() and any(one.requires_grad for one in (*given.samples, *transformer.parameters())):
-        return "gradients are recorded; call the model under torch.no_grad() to have it served"
+        return "gradients are recorded; call the model under torch.no_grad()"
     return ""
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
@@ -39,6 +39,11 @@ class CostBook:
         self.blocks = [block.name for block in model_map.blocks]
         self.counts = True
         self.known: dict[tuple[Any, ...], Costs] = {}
+        self.before_signal: dict[tuple[Any, ...], int] = {}
+
+    def stop(self) -> None:
+        """Operations cannot be counted any more."""
+        self.counts = False
 
 
 class Recorder:
@@ -65,7 +70,7 @@ class Recorder:
         if not book.counts or self._shapes in book.known:
             return forward(*args, **kwargs)
         if has_compiled_parts(book.transformer):
-            book.counts = False
+            book.stop()
             self.log.warn("compiled", "compiled blocks: operations are not counted, only seconds")
             return forward(*args, **kwargs)
         try:
@@ -106,7 +111,7 @@ class Recorder:
         action: Action,
         decision: Decision,
         measured: list[float] | None = None,
-        choice: str | None = None,
+        predictor: str | None = None,
         width: int | None = None,
         seconds: float = 0.0,
         saved: int = 0,
@@ -118,7 +123,7 @@ class Recorder:
             action: What was done there.
             decision: What was decided.
             measured: Errors that skipping would have had.
-            choice: How the outputs were predicted.
+            predictor: How the outputs were predicted.
             width: Of a slice, in channels of a head.
             seconds: Wall time.
             saved: Operations that a slice saved; below 0 for what was done though the step was skipped.
@@ -137,14 +142,14 @@ class Recorder:
             predicted=None if decision.predicted is None else list(decision.predicted),
             measured=measured,
             width=width,
-            predictor=choice,
+            predictor=predictor,
             seconds=seconds,
         )
         self._entries.append(entry)
         self._saved.append(saved if self._book.counts else 0)
 
     def note_text(self, name: str) -> None:
-        """Notes that this projection of the text was served from the store in the call under way."""
+        """Notes that this projection of the text was taken from the store in the call under way."""
         self._text.append(name)
 
     def finish(self, seconds: float, held: int) -> None:
@@ -152,25 +157,29 @@ class Recorder:
 
         The model's own entry gets what no other entry of the call covers, so that sums over a run are its totals.
         """
-        inner = 0
+        inner, entries = 0, list[Entry]()
         for entry, saved in zip(self._entries, self._saved):
-            entry.stored_bytes = held
             if entry.unit != MODEL:
-                entry.full_operations = self.full_operations(entry.unit)
-                entry.operations = self._executed(entry) - saved - self._text_saved(entry.unit)
-                inner += entry.full_operations
-        for entry, saved in zip(self._entries, self._saved):
+                full = self.full_operations(entry.unit)
+                entry, inner = self._priced(entry, full, saved, held), inner + full
+            entries.append(entry)
+        for place, (entry, saved) in enumerate(zip(entries, self._saved)):
             if entry.unit == MODEL:
-                entry.seconds = seconds
-                entry.full_operations = self.full_operations(MODEL) - inner
-                entry.operations = self._executed(entry) - saved - self._text_saved(MODEL)
+                own = replace(entry, seconds=seconds)
+                entries[place] = self._priced(own, self.full_operations(MODEL) - inner, saved, held)
+        self._entries = entries
         self.log.add(self._entries)
         self._entries = []
 
+    def at_signal(self) -> None:
+        """A policy decides in the middle of the call: what was executed so far is executed in skipped calls too."""
+        if self._counter is not None:
+            self._book.before_signal[self._shapes] = self._counter.total
+
     @property
-    def operations_outside_blocks(self) -> int:
-        """Operations of a full call that are done outside its blocks; 0 while unknown."""
-        return max(0, self.full_operations(MODEL) - self.full_operations(STACK))
+    def operations_before_signal(self) -> int:
+        """Operations up to where a policy decides in the middle of a call; 0 while unknown."""
+        return self._book.before_signal.get(self._shapes, 0)
 
     def count(self, key: str) -> None:
         """Counts an event."""
@@ -181,10 +190,13 @@ class Recorder:
         self.log.warn(key, message)
 
     def _text_saved(self, unit: str) -> int:
-        """Operations of served projections of the text within `unit`, each of which is taken off once."""
+        """Operations of stored projections of the text within `unit`, each of which is taken off once."""
         inside = [name for name in self._text if unit in (MODEL, STACK) or name.startswith(f"{unit}.")]
         self._text = [name for name in self._text if name not in inside]
         return sum(self.full_operations(name) for name in inside)
 
-    def _executed(self, entry: Entry) -> int:
-        return 0 if Action(entry.action).skipped else entry.full_operations
+    def _priced(self, entry: Entry, full: int, saved: int, held: int) -> Entry:
+        """An entry with its operations. full: of a full call; saved: by a slice; held: bytes held after the call."""
+        executed = 0 if Action(entry.action).skipped else full
+        operations = executed - saved - self._text_saved(entry.unit)
+        return replace(entry, stored_bytes=held, full_operations=full, operations=operations)

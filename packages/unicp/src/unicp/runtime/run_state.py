@@ -20,7 +20,7 @@ from unicp.policies.base import CachePolicy, policies
 from unicp.policies.planned import Course
 from unicp.predictors.base import PredictorInfo, Tensors, predictors
 from unicp.predictors.linear import LinePredictor
-from unicp.runtime.cache_point import CachePoint, Outcome
+from unicp.runtime.cache_point import CachePoint, Measured, Outcome
 from unicp.runtime.model_call import CallInputs, OutputForm
 from unicp.runtime.recorder import MODEL, Recorder
 from unicp.runtime.run_tracker import Going, RunTracker
@@ -55,6 +55,19 @@ class Underway:
     outcome: Outcome | None = None
     before_stack: Tensors | None = None
     has_reached: bool = False
+
+    def refuse(self, reason: str) -> None:
+        """Nothing may be skipped in this call, unless there was a reason already."""
+        self.veto = self.veto or reason
+
+    def decided(self, outcome: Outcome, before_stack: Tensors | None = None) -> Outcome:
+        """The policy of the whole model, or of the stack, has decided."""
+        self.outcome, self.before_stack = outcome, before_stack
+        return outcome
+
+    def reached(self) -> None:
+        """A hook below the model was called."""
+        self.has_reached = True
 
 
 def policy_of(settings: Settings) -> CachePolicy:
@@ -151,6 +164,14 @@ class RunState:
         """Whether no call goes on with this run any more."""
         return self._is_dropped or self.found is not None
 
+    def resume(self) -> None:
+        """A call goes on with this run."""
+        self.waited = 0
+
+    def wait(self) -> None:
+        """A call goes on with another run of this thread."""
+        self.waited += 1
+
     def drop(self) -> None:
         """Has no call go on with the run any more; it may be another thread that says so, in the middle of a call."""
         self._is_dropped = True
@@ -168,6 +189,15 @@ class RunState:
         self.now = Underway(step, call.samples, "sample" if going.link is Link.EDITED else "")
         self.recorder.begin(step, call.shapes)
         return self.now
+
+    def leave_call(self) -> None:
+        """The call under way has ended, well or not."""
+        self.now = None
+
+    def measured(self, measured: Measured) -> Measured:
+        """A cache point below the model has taken in a full call."""
+        self.is_over_budget |= not measured.is_kept
+        return measured
 
     def end_call(self, seconds: float) -> None:
         """A call has ended well: it is written down, and beyond the byte budget cache points become coarser."""

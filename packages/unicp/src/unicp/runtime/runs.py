@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from unicp.models.family_form import Family
@@ -94,17 +95,19 @@ class Runs:
         """Drops the run of this thread that was called last: its pipeline has ended."""
         self._thread.runs = self._thread.runs[:-1]
 
-    def enter(self, run: RunState) -> RunState | None:
-        """A call of this run is under way; returns the one around it, for `leave`."""
-        before, self._thread.now = self._thread.now, run
-        return before
-
-    def leave(self, run: RunState, before: RunState | None, failed: bool) -> None:
-        """The call has ended. A run whose call failed is dropped: nothing stored of it survives."""
+    @contextmanager
+    def inside_call(self, run: RunState) -> Iterator[None]:
+        """A call of this run is under way. If it fails the run is dropped: nothing that is kept of it survives."""
         here = self._thread
-        here.now = before
-        if failed:
+        before, here.now = here.now, run
+        try:
+            yield
+        except BaseException:
             here.runs = [one for one in here.runs if one is not run]
+            raise
+        finally:
+            here.now = before
+            run.leave_call()
 
     def locate(self, call: CallInputs, context: Any, weights: Any) -> tuple[RunState, Going]:
         """The run that a call goes on with or begins, the newest of this thread from then on.
@@ -149,12 +152,12 @@ class Runs:
         here = self._thread
         others = [one for one in here.runs if one is not run]
         for one in others:
-            one.waited += 1
+            one.wait()
         if self._is_small:
             waiting = [one for one in others if one.tracker.set_by is not None or one.waited <= LONGEST_WAIT]
         else:
             waiting = [one for one in others if one.waited <= SHORT_WAIT]
-        run.waited = 0
+        run.resume()
         here.runs = [*waiting, run][-MOST_RUNS:]
 
     def _opened(self, call: CallInputs, context: Any, weights: Any, found: tuple[Any] | None) -> tuple[RunState, Going]:

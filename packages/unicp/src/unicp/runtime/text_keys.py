@@ -20,20 +20,21 @@ def text_projections(attention: nn.Module) -> dict[str, nn.Module]:
 class TextKeys:
     """Stored projections of one run, per (branch, projection).
 
-    Serves only while the conditions of the branch are known to be unchanged and nobody has written into what is stored.
+    Gives them out only while the conditions of the branch are known to be unchanged, and nobody has written into what
+    is stored.
     """
 
     def __init__(self) -> None:
         self._stored: dict[tuple[str, str], tuple[Tensor, int | None]] = {}
 
     def call(
-        self, branch: str, may_serve: bool, name: str, forward: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+        self, branch: str, is_unchanged: bool, name: str, forward: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[Any, bool]:
-        """The projection's output, and whether it is the stored one. may_serve: the conditions are unchanged."""
+        """The projection's output, and whether it is the stored one. is_unchanged: those conditions are."""
         stored, version = self._stored.get((branch, name), (None, None))
         source = args[0] if args else None
         fits = isinstance(source, Tensor) and stored is not None and stored.shape[:-1] == source.shape[:-1]
-        if may_serve and fits and not kwargs and stored is not None and version == version_of(stored):
+        if is_unchanged and fits and not kwargs and stored is not None and version == version_of(stored):
             # Writing into what has no count of that would not be noticed.
             return (stored if version is not None else stored.clone()), True
         output = forward(*args, **kwargs)

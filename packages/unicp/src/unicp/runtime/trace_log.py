@@ -91,15 +91,15 @@ class TraceLog:
             for run in dropped:
                 self.trace.run_steps.pop(str(run), None)
 
-    def _mend(self) -> None:
+    def _renew_lock(self) -> None:
         self._lock = threading.RLock()
 
 
-def _mend_locks() -> None:
+def _renew_locks() -> None:
     for log in list(_logs):
-        log._mend()
+        log._renew_lock()
 
 
 if hasattr(os, "register_at_fork"):
     # A thread that held a lock when the process was forked is not in the child to give it back.
-    os.register_at_fork(after_in_child=_mend_locks)
+    os.register_at_fork(after_in_child=_renew_locks)

@@ -36,6 +36,10 @@ class SamplerRun:
         self.order = order
         self.note: Any = None
 
+    def keep(self, note: Any) -> None:
+        """Keeps what the listener says that shortened the run."""
+        self.note = note
+
 
 class StepTaker(Protocol):
     """A run of a model, which takes part in the steps of its scheduler."""

@@ -105,7 +105,7 @@ CROSS_VIDEO: tuple[Family, ...] = (
         more_samples=("audio_hidden_states",),
         branch_arguments=("isolate_modalities", "spatio_temporal_guidance_blocks", "perturbation_mask"),
         notes=(
-            "Video and audio: the second stream of a block is the audio, and both outputs are served together. In "
+            "Video and audio: the second stream of a block is the audio, and both outputs are skipped together. In "
             "LTX-2.3 the text is modulated by the step, so no text keys are kept. A block that guidance perturbs skips "
             "its self-attention's scores and is not sliced there."
         ),
@@ -133,7 +133,7 @@ CROSS_VIDEO: tuple[Family, ...] = (
         stack_refusal="a block takes and gives a stream of video and one of audio, either of which may be missing",
         more_samples=("audio_hidden_states",),
         notes=(
-            "Video and audio: both outputs are served together; without audio its units do not run. The text passes "
+            "Video and audio: both outputs are skipped together; without audio its units do not run. The text passes "
             "blocks of its own that see the timestep, so no text keys are kept."
         ),
     ),

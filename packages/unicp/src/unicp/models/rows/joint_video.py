@@ -122,7 +122,7 @@ JOINT_VIDEO: tuple[Family, ...] = (
         timestep_shift=1000.0,
         noise_refusal="video, audio and given rows have noise levels of their own in one call",
         notes=(
-            "Video and audio: both outputs are served together. The stream of a block is one packed sequence of text, "
+            "Video and audio: both outputs are skipped together. The stream of a block is one packed sequence of text, "
             "image, video and audio. The timestep is a list of the distinct levels in the call, which rise from 0 to "
             "1; the lowest is that of the video."
         ),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from unicp.models.family_form import Family
 
 _KEYS_IN_THE_CALL = (
-    "it keeps keys and values in a cache that its calls write to: a served call would leave that cache as it was"
+    "it keeps keys and values in a cache that its calls write to: a skipped call would leave that cache as it was"
 )
 
 REFUSED: tuple[Family, ...] = (

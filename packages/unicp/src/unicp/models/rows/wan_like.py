@@ -30,7 +30,7 @@ WAN_LIKE: tuple[Family, ...] = (
         stack_refusal="hints of the control blocks are added between the blocks, and would be added twice",
         notes=(
             "All vace_blocks run before all blocks. At level block they are computed always; their units are "
-            "served like any other."
+            "skipped like any other."
         ),
     ),
     Family(
@@ -40,7 +40,7 @@ WAN_LIKE: tuple[Family, ...] = (
             "Wan's blocks in classes of their own. With diffusion forcing the timestep has the shape (batch, frames); "
             "a call whose frames are at several noise levels is computed, since no single level describes it: nearly "
             "all calls of an asynchronous run, and those that noise their given frames (addnoise_condition). The "
-            "pipelines of diffusion forcing step copies of their scheduler, whose memory is not mended."
+            "pipelines of diffusion forcing step copies of their scheduler, whose memory is not replayed."
         ),
     ),
     Family(

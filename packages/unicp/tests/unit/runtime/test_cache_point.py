@@ -73,7 +73,7 @@ def test_nothing_is_skipped_before_the_predictor_has_its_full_steps():
     for predictor, full in ((reuse(), 1), (line(), 2)):
         point, calls = made(Always(), predictor), []
         for step in range(5):
-            point(at(step), (ONE,), lambda step=step: calls.append(step) or (step * ONE,))
+            point(at(step), (ONE,), lambda step=step, calls=calls: calls.append(step) or (step * ONE,))
         assert calls == list(range(full))
     outcome = made(Always()).decide(at(0), (ONE,))
     assert (outcome.decision, outcome.action) == (Decision(False, "learning"), Action.FULL)
@@ -178,6 +178,11 @@ def test_a_policy_that_takes_over_knows_the_full_steps_so_far():
     # The other predictor needs fewer full steps than are kept.
     point.follow(Always(), reuse())
     assert torch.equal(point(at(4), (ONE,), lambda: ())[0], ONE)
+    # Such a one that needs more waits for them.
+    point = made(Always())
+    point(at(0), (ONE,), lambda: (ONE,))
+    point.follow(Always(), line())
+    assert point.decide(at(1), (ONE,)).decision.reason == "learning"
 
 
 # --- branches

@@ -269,7 +269,7 @@ def test_a_replayed_run_ends_where_the_plain_one_does(name, skipped, bend, slope
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "output_at", stays)
         found = walk(other, skipped, replaying(other, counts), 11, noise_of=noise_of)
-    torch.testing.assert_close(found, plain, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(found, plain, rtol=1e-6, atol=1e-6)
     windows = sum(step - 1 not in skipped for step in skipped)
     assert (counts["replayed"], counts["corrector_held"]) == (windows, 0)
 

@@ -14,7 +14,7 @@ from tests.test_rows import row
 from unicp.errors import InputError
 from unicp_bench import conditions
 from unicp_bench.conditions import code, differences, fingerprint, hash_of
-from unicp_bench.html.parts import split
+from unicp_bench.parts import split
 from unicp_bench.references import references
 from unicp_bench.report import fill
 from unicp_bench.rows import append_row

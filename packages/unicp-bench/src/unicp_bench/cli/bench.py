@@ -144,7 +144,8 @@ def _run(plan: Sweep, about: str) -> None:
     from unicp.planning.profile import load_profile
     from unicp_bench import sweep
     from unicp_bench.rows import read_rows
-    from unicp_bench.statistics import group_rows, markdown
+    from unicp_bench.statistics import group_rows
+    from unicp_bench.tables import measured
 
     known = read_rows(plan.out)  # a damaged file is told before anything runs
     if plan.profile is not None:
@@ -155,7 +156,7 @@ def _run(plan: Sweep, about: str) -> None:
     typer.echo(f"{plan.suite}: {about}; {total} runs, {len(known)} rows in {plan.out} already", err=True)
     conditions = sweep.run(plan, typer.echo)
     mine = [row for row in read_rows(plan.out) if row.conditions == conditions and row.model == plan.model]
-    typer.echo(markdown(group_rows(mine)))
+    typer.echo(measured(group_rows(mine)))
 
 
 def _first(texts: tuple[str, ...], asked: int | None, usual: int) -> tuple[str, ...]:

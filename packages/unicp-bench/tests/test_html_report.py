@@ -20,8 +20,7 @@ from unicp_bench.html.attention import load_attention
 from unicp_bench.html.clips import Clips, nearest, video_size, worst_clips, worst_rows
 from unicp_bench.html.page import Extras, last_run, mean_work, page, write_report
 from unicp_bench.parts import load_rows, split
-from unicp_bench.rows import append_row
-from unicp_bench.sweep import clip_file
+from unicp_bench.rows import append_row, clip_file
 
 VOID = ("meta", "input")
 

@@ -21,6 +21,9 @@ from unicp.planning.targets import parse_target
 from unicp.settings import Settings, preset
 from unicp_bench.rows import PLAIN, PLANNED
 
+# A machine's speed changes while a long list of methods is measured: the plain run is timed anew after so many.
+PLAIN_EVERY = 8
+
 
 class CannotRunError(Exception):
     """A method cannot run on this model, or not rightly; the message is the reason that the table shows."""

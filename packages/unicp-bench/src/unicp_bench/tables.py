@@ -39,9 +39,9 @@ LEAST = 1.005  # a saving that a table shows as more than 1.00x
 
 def markdown(head: Sequence[str], rows: Iterable[Sequence[str]], *notes: str) -> str:
     """Cells as a Markdown table, with the notes that are not empty as paragraphs below it."""
-    lines = ["".join(f" {cell} |" if cell else " |" for cell in cells) for cells in [head, *rows]]
-    lines.insert(1, "---|" * len(head))
-    return "\n\n".join(["\n".join(f"|{line}" for line in lines), *filter(None, notes)])
+    lines = [f"| {' | '.join(cells)} |" for cells in [head, *rows]]
+    lines.insert(1, "|" + "---|" * len(head))
+    return "\n\n".join(["\n".join(lines), *filter(None, notes)])
 
 
 def measured(groups: Iterable[Group]) -> str:

@@ -103,7 +103,6 @@ DISTRIBUTIONS: dict[str, Row] = {
     "experiments": row(
         "unicp errors settings files numerics models execution session",
         "torch unicp_bench unicp_testbeds",
-        {"figures.py": "matplotlib"},
     ),
 }
 

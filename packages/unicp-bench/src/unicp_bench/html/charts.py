@@ -181,8 +181,16 @@ def beyond(dots: Sequence[Dot]) -> str:
 
 
 def attention(record: AttentionChange) -> Chart:
-    """One thin line per block, shallow to deep, and their mean."""
-    axes = _axes(14, 4.75, "step", "relative change")
+    """`attention_axes` with the name of each block as its tooltip."""
+    title = "Change of attention output between neighbouring steps"
+    tips = {f"block {index}": name for index, name in enumerate(record.units)}
+    label = f"{title}, {counted(len(record.units), 'block')} and their mean"
+    return Chart(title, _svg(attention_axes(record), label, tips))
+
+
+def attention_axes(record: AttentionChange, width: float = 14) -> Axes:
+    """Change of attention over steps: one thin line per block, shallow to deep, and their mean. width: in inches."""
+    axes = _axes(width, 4.75, "step", "relative change")
     steps = range(1, len(record.mean))
     axes.set(xlim=(1, max(2, steps[-1])))
     axes.xaxis.set_major_locator(MaxNLocator(16, integer=True))
@@ -195,9 +203,7 @@ def attention(record: AttentionChange) -> Chart:
     axes.plot(steps, record.mean[1:], color="#1d1c1a", linewidth=3, label="mean")
     axes.set_ylim(bottom=0)
     axes.legend(frameon=False, loc="upper center", ncols=3)
-    title = "Change of attention output between neighbouring steps"
-    tips = {f"block {index}": name for index, name in enumerate(record.units)}
-    return Chart(title, _svg(axes, f"{title}, {counted(len(record.units), 'block')} and their mean", tips))
+    return axes
 
 
 def _axes(width: float, height: float, x_label: str, y_label: str) -> Axes:
@@ -210,13 +216,13 @@ def _axes(width: float, height: float, x_label: str, y_label: str) -> Axes:
 
 def _svg(axes: Axes, label: str, tips: Mapping[str, str]) -> str:
     """The figure as SVG for a page. tips: tooltips by the name (gid) of what they belong to."""
-    drawn = io.StringIO()
+    file = io.StringIO()
     nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
     with matplotlib.rc_context(_STYLE):
-        axes.figure.savefig(drawn, format="svg", transparent=True, metadata=nothing)
+        axes.figure.savefig(file, format="svg", transparent=True, metadata=nothing)
     ElementTree.register_namespace("", _SVG)
     ElementTree.register_namespace("xlink", _LINK)
-    root = ElementTree.fromstring(drawn.getvalue())
+    root = ElementTree.fromstring(file.getvalue())
     root.attrib = {"viewBox": root.attrib["viewBox"], "role": "img", "aria-label": label, "class": "chart"}
     for element in root.iter():
         element.tail = None

@@ -5,8 +5,7 @@ from __future__ import annotations
 import base64
 import math
 import os
-import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,11 +13,10 @@ from unicp.errors import InputError
 from unicp_bench.comparison import METRIC
 from unicp_bench.formats import number, speed
 from unicp_bench.parts import Part
-from unicp_bench.rows import Row
+from unicp_bench.rows import Row, clip_file
 from unicp_bench.statistics import Group, is_paired
 
 WORST, NEAREST = 6, 2.0
-FALLBACK = (3, 2)
 
 
 @dataclass
@@ -31,33 +29,29 @@ class Clips:
     videos: dict[str, str] = field(default_factory=dict)
     missing: int = 0
 
-    def take(self, names: Sequence[str]) -> list[tuple[int, int]]:
-        """Takes clips that belong together into the report; their sizes, [] where the folder lacks one of them."""
+    def take(self, names: Sequence[str]) -> bool:
+        """Takes clips that belong together into the report; False where the folder lacks one of them."""
         files = [self.folder / name for name in names]
         absent = sum(not os.path.isfile(file) for file in files)
         self.missing += absent
         if absent:
-            return []
-        sizes = []
+            return False
         for name, file in zip(names, files):
             try:
                 data = file.read_bytes()
             except OSError as error:
                 raise InputError(f"the clip {file}", str(error), "make it readable") from None
             self.videos.setdefault(name, base64.b64encode(data).decode("ascii"))
-            sizes.append(video_size(data))
-        return sizes
+        return True
 
 
 @dataclass(frozen=True)
 class Card:
-    """One clip beside the plain one. plain, fast: names of their videos; width, height: of the plain one."""
+    """One clip beside the plain one. plain, fast: names of their videos."""
 
     row: Row
     plain: str
     fast: str
-    width: int
-    height: int
 
     @property
     def numbers(self) -> str:
@@ -89,11 +83,11 @@ def check_clips(clips: Clips, parts: Sequence[Part]) -> None:
             raise InputError(f"clips of {family!r}", f"the families {', '.join(known)}", "name one of them")
 
 
-def worst_clips(parts: Sequence[Part], clips: Clips, file_name: Callable[[Row], str]) -> list[tuple[Part, list[Panel]]]:
+def worst_clips(parts: Sequence[Part], clips: Clips) -> list[tuple[Part, list[Panel]]]:
     """Panels of the parts that have any; the videos are then in `clips`. Raises InputError where there is none."""
     found = []
     for part in parts:
-        panels = [_panel(part, group, clips, file_name) for group in _chosen(part, clips.families)]
+        panels = [_panel(part, group, clips) for group in _chosen(part, clips.families)]
         found.append((part, [panel for panel in panels if panel.cards]))
     if not clips.videos:
         do = "name the folder that `unicp bench --clips` filled with these rows"
@@ -117,31 +111,16 @@ def worst_rows(group: Group, count: int) -> list[Row]:
     return sorted(group.rows, key=worth)[:count]
 
 
-def video_size(data: bytes) -> tuple[int, int]:
-    """Width and height from the track header of an mp4; 3:2 where it has none."""
-    place = data.find(b"tkhd")
-    if place < 4:
-        return FALLBACK
-    (length,) = struct.unpack(">I", data[place - 4 : place])
-    end = place - 4 + length
-    if length < 92 or end > len(data):
-        return FALLBACK
-    # The last two fields, as 16.16 fixed-point numbers.
-    width, height = (value >> 16 for value in struct.unpack(">II", data[end - 8 : end]))
-    return (width, height) if width and height else FALLBACK
-
-
 def _chosen(part: Part, families: Sequence[str]) -> list[Group]:
     return [nearest(groups) for family, groups in part.families.items() if not families or family in families]
 
 
-def _panel(part: Part, group: Group, clips: Clips, file_name: Callable[[Row], str]) -> Panel:
+def _panel(part: Part, group: Group, clips: Clips) -> Panel:
     plain = {(row.prompt, row.seed): row for row in part.plain.rows} if part.plain else {}
     cards = []
     for row in worst_rows(group, clips.worst):
         reference = plain.get((row.prompt, row.seed))
         if reference is not None:
-            names = file_name(reference), file_name(row)
-            sizes = clips.take(names)
-            cards += [Card(row, *names, *sizes[0])] if sizes else []
+            names = clip_file(reference), clip_file(row)
+            cards += [Card(row, *names)] if clips.take(names) else []
     return Panel(group, cards)

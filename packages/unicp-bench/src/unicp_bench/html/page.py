@@ -24,7 +24,7 @@ from unicp_bench.html import charts, compared, settings_table
 from unicp_bench.html.attention import AttentionChange
 from unicp_bench.html.clips import Clips, check_clips, worst_clips
 from unicp_bench.parts import Part
-from unicp_bench.rows import Row, clip_file
+from unicp_bench.rows import Row
 from unicp_bench.statistics import Group
 from unicp_testbeds import NAMES
 
@@ -56,7 +56,7 @@ def page(rows: Sequence[Row], extras: Extras) -> str:
     panels = None
     if extras.clips is not None:
         check_clips(extras.clips, parts)
-        panels = worst_clips(parts, extras.clips, clip_file)
+        panels = worst_clips(parts, extras.clips)
     return (
         _templates()
         .get_template("page.html")

@@ -22,7 +22,7 @@ from unicp.files import replacing, write_text
 from unicp.models.finder import map_model
 from unicp.numerics.error_measures import relative_error
 from unicp_bench.html.attention import AttentionChange, load_attention
-from unicp_bench.html.charts import attention_axes
+from unicp_bench.html.charts import attention_figure
 from unicp_bench.suites import STEPS
 from unicp_testbeds.prompts import SPLITS, prompts_of
 
@@ -72,7 +72,7 @@ class Changes:
 def draw(record: AttentionChange, path: Path) -> None:
     """The figure of the documents, that of `unicp report`; the file at `path` is the old one or the whole new one."""
     with replacing(path) as part:
-        attention_axes(record, width=8).figure.savefig(part, format=path.suffix[1:] or "png", dpi=150)
+        attention_figure(record, width=8).savefig(part, format=path.suffix[1:] or "png", dpi=150)
 
 
 def main() -> None:

@@ -118,7 +118,7 @@ def _pareto(part: Part, styles: Mapping[str, Look], cost: str, worth: str) -> Ch
     dots = [Dot(group, x_of(group), y_of(group)) for group in part.groups]
     dots = [dot for dot in dots if not (math.isnan(dot.x) or math.isnan(dot.y))]
     (left, right), (bottom, top) = limits(dots)
-    axes = _axes(7, 4.75, cost, f"PSNR, {worth}, dB")
+    figure, axes = _figure(7, 4.75, cost, f"PSNR, {worth}, dB")
     axes.set(xlim=(left, right), ylim=(bottom, top))
     axes.xaxis.set_major_formatter("{x:g}x")
     if left < 1:
@@ -139,7 +139,7 @@ def _pareto(part: Part, styles: Mapping[str, Look], cost: str, worth: str) -> Ch
         mark.set(markersize=7 if ours else 5.5, zorder=6 if ours else 5, gid=f"{look.gid} dot {index}")
         tips[mark.get_gid()] = tooltip(dot.group)
     title = f"PSNR, {worth}, against {cost}"
-    return Chart(title, _svg(axes, f"{part.name}: {title}", tips), beyond(dots))
+    return Chart(title, _svg(figure, f"{part.name}: {title}", tips), beyond(dots))
 
 
 def tooltip(group: Group) -> str:
@@ -181,16 +181,16 @@ def beyond(dots: Sequence[Dot]) -> str:
 
 
 def attention(record: AttentionChange) -> Chart:
-    """`attention_axes` with the name of each block as its tooltip."""
+    """`attention_figure` with the name of each block as its tooltip."""
     title = "Change of attention output between neighbouring steps"
     tips = {f"block {index}": name for index, name in enumerate(record.units)}
     label = f"{title}, {counted(len(record.units), 'block')} and their mean"
-    return Chart(title, _svg(attention_axes(record), label, tips))
+    return Chart(title, _svg(attention_figure(record), label, tips))
 
 
-def attention_axes(record: AttentionChange, width: float = 14) -> Axes:
+def attention_figure(record: AttentionChange, width: float = 14) -> Figure:
     """Change of attention over steps: one thin line per block, shallow to deep, and their mean. width: in inches."""
-    axes = _axes(width, 4.75, "step", "relative change")
+    figure, axes = _figure(width, 4.75, "step", "relative change")
     steps = range(1, len(record.mean))
     axes.set(xlim=(1, max(2, steps[-1])))
     axes.xaxis.set_major_locator(MaxNLocator(16, integer=True))
@@ -203,23 +203,24 @@ def attention_axes(record: AttentionChange, width: float = 14) -> Axes:
     axes.plot(steps, record.mean[1:], color="#1d1c1a", linewidth=3, label="mean")
     axes.set_ylim(bottom=0)
     axes.legend(frameon=False, loc="upper center", ncols=3)
-    return axes
+    return figure
 
 
-def _axes(width: float, height: float, x_label: str, y_label: str) -> Axes:
+def _figure(width: float, height: float, x_label: str, y_label: str) -> tuple[Figure, Axes]:
     with matplotlib.rc_context(_STYLE):
-        axes = Figure(figsize=(width, height)).add_axes((0.75 / width, 0.11, 1 - 0.95 / width, 0.85))
+        figure = Figure(figsize=(width, height))
+        axes = figure.add_axes((0.75 / width, 0.11, 1 - 0.95 / width, 0.85))
         axes.set_xlabel(x_label, color="#67635b")
         axes.set_ylabel(y_label, color="#67635b")
-        return axes
+        return figure, axes
 
 
-def _svg(axes: Axes, label: str, tips: Mapping[str, str]) -> str:
+def _svg(figure: Figure, label: str, tips: Mapping[str, str]) -> str:
     """The figure as SVG for a page. tips: tooltips by the name (gid) of what they belong to."""
     file = io.StringIO()
     nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
     with matplotlib.rc_context(_STYLE):
-        axes.figure.savefig(file, format="svg", transparent=True, metadata=nothing)
+        figure.savefig(file, format="svg", transparent=True, metadata=nothing)
     ElementTree.register_namespace("", _SVG)
     ElementTree.register_namespace("xlink", _LINK)
     root = ElementTree.fromstring(file.getvalue())

@@ -41,6 +41,7 @@ FastOption = Annotated[bool, typer.Option("--fast-metrics", help="Leave out the 
 
 
 def bench(
+    context: typer.Context,
     suite: SuiteArgument = "quick",
     model: ModelOption = "glyphs",
     sampler: options.SamplerOption = "default",
@@ -69,8 +70,7 @@ def bench(
       unicp bench presets --method 'balanced {"tolerance": 0.1}' --split tuning --prompts 4
     """
     if suite == "overhead":
-        given = (sampler != "default", steps != 30, prompts, seeds, frames, prompts_file, method, clips, profile)
-        return _overhead(out, model == "glyphs" and split == "table" and not fast_metrics and not any(given))
+        return _overhead(out, is_alone=_given(context) <= {"suite", "out"})
     _check(prompts, seeds, steps, frames, sampler)
 
     from unicp_bench import suites, sweep
@@ -100,6 +100,12 @@ def bench(
     )
     check_appendable(plan.out)
     _run(plan, chosen.about)
+
+
+def _given(context: typer.Context) -> set[str]:
+    """Names of the parameters that stand on the command line."""
+    sources = {name: context.get_parameter_source(name) for name in context.params}
+    return {name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"}
 
 
 def _name_of(folder: Path) -> str:

@@ -137,7 +137,7 @@ def test_the_sentence_names_every_speed_where_unicp_loses():
             [at("peer", 2.0, 30.0)],
             "UniCP loses at no speed of this table. No peer goes as far in the mean at 2.5x and 3x",
         ),
-        ([at("peer", 3.0, 35.02)], "It is level with the best peer in the mean at 3x; in the worst clip at 3x."),
+        ([at("peer", 3.0, 35.02)], "It equals the best peer in the mean at 3x; in the worst clip at 3x."),
     ],
 )
 def test_the_sentence_without_a_loss(peers, said):
@@ -166,7 +166,7 @@ def test_every_element_is_closed_and_nothing_is_loaded_from_elsewhere():
     text = page(ROWS, Extras())
     reader = Reader(text)
     assert (reader.mistakes, reader.open) == ([], [])
-    assert re.search(r"<title>UniCP beside other accelerators: glyphs</title>", text)
+    assert re.search(r"<title>UniCP compared with other accelerators: glyphs</title>", text)
     # The names of SVG's own namespaces look like addresses; nothing is fetched from there.
     assert not re.search(r"https?://|<link|@import|src=", re.sub(r'xmlns(:\w+)?="[^"]*"', "", text))
 
@@ -262,7 +262,7 @@ def test_seconds_that_were_not_measured_in_pairs_are_nowhere():
     assert text.count("UniCP loses") == 1 and "UniCP loses at no speed of this table." in text
     assert not {"seconds", "speed-up in seconds", "outside the model"} & set(table(text)["UniCP a"])
     assert "against speed-up in seconds" not in text and "in seconds" not in str(Reader(text).tips)
-    assert "no figure or comparison in seconds" in text
+    assert "No figure or comparison in seconds" in text
     assert len(lines(text, "40 dB")[0]) == 6
 
 
@@ -275,7 +275,7 @@ def test_seconds_of_pairs_are_compared_of_the_settings_that_have_them():
     ):
         rows += [row(setting, psnr, method=method, seed=n, paired=paired) for n in range(3)]
     text = page(rows, Extras())
-    assert "By speed-up in seconds" in text and "no figure or comparison in seconds" not in text
+    assert "By speed-up in seconds" in text and "No figure or comparison in seconds" not in text
     assert lines(text, "UniCP")[1][4:6] == ["40.0", "40.0"]
     found = table(text)
     assert (found["UniCP a"]["seconds"], found["UniCP b"]["seconds"]) == ("1.00", "–")

@@ -89,7 +89,7 @@ class Comparison:
         return not math.isnan(self.peer) and not round(self.margin, 1) >= 0
 
     @property
-    def level(self) -> bool:
+    def equal(self) -> bool:
         """True where the table shows no difference."""
         return round(self.margin, 1) == 0
 
@@ -117,18 +117,18 @@ def is_slower(points: Points | None, at: float) -> bool:
 
 
 def verdict(by_worth: Mapping[str, Sequence[Comparison]], cost: str) -> str:
-    """Sentences that name every speed at which UniCP loses or is level. by_worth: by the names of `worths`."""
+    """Sentences that name every speed at which UniCP loses or is equal. by_worth: by the names of `worths`."""
     every = [one for rows in by_worth.values() for one in rows]
     if all(math.isnan(one.peer) for one in every):
         return f"Nothing to compare with: no other method reaches {SPEEDS[0]:g}x {cost}."
     if all(math.isnan(one.ours) for one in every):
         return f"No setting of UniCP reaches {SPEEDS[0]:g}x {cost}."
     lost = _where(by_worth, lambda one: one.lost, _loss)
-    level = _where(by_worth, lambda one: one.level)
+    equal = _where(by_worth, lambda one: one.equal)
     alone = _where(by_worth, lambda one: math.isnan(one.peer) and not math.isnan(one.ours))
     text = f"UniCP loses {lost}." if lost else "UniCP loses at no speed of this table."
-    if level:
-        text += f" It is level with the best peer {level}."
+    if equal:
+        text += f" It equals the best peer {equal}."
     if alone:
         text += f" No peer goes as far {alone}."
     return text

@@ -94,7 +94,7 @@ def _margin(one: Comparison) -> Cell:
     if math.isnan(one.margin):
         return Cell(MISSING, "lost" if one.lost else "")
     return Cell(
-        signed(one.margin) + ("†" if one.is_slowest else ""), "lost" if one.lost else "" if one.level else "won"
+        signed(one.margin) + ("†" if one.is_slowest else ""), "lost" if one.lost else "" if one.equal else "won"
     )
 
 

@@ -15,47 +15,41 @@ from unicp.models.loading import SAMPLERS, check_model
 if TYPE_CHECKING:
     from unicp_bench.sweep import Sweep
 
-SuiteArgument = Annotated[
-    str,
-    typer.Argument(
-        metavar="SUITE", help="presets, quick, peers, rivals, leaders, ablation, paper, slices, seconds, overhead."
-    ),
-]
-ModelOption = Annotated[str, typer.Option(metavar="NAME_OR_PATH", help="A test-bed, or the folder of a pipeline.")]
-StepsOption = Annotated[int, typer.Option(metavar="N", help="Steps of the reference.")]
-PromptsOption = Annotated[int | None, typer.Option(metavar="N", help="How many prompts [default: the suite's].")]
-SeedsOption = Annotated[int | None, typer.Option(metavar="N", help="Seeds per prompt [default: the suite's].")]
-SplitOption = Annotated[str, typer.Option(metavar="NAME", help="Prompts: table, tuning or calibration.")]
-PromptsFileOption = Annotated[
-    Path | None, typer.Option(metavar="FILE", help="Prompts of your own, one a line, instead of the test-bed's.")
-]
-MethodOption = Annotated[
-    list[str] | None,
-    typer.Option("--method", metavar="NAME", help="Only this one (repeat for more): a name of the suite or a preset."),
-]
-RowsOption = Annotated[
-    Path | None, typer.Option(metavar="FILE", help="Rows, as JSON lines [default: build/bench/SUITE-MODEL.jsonl].")
-]
-ClipsOption = Annotated[Path | None, typer.Option(metavar="FOLDER", help="Also keep every clip as a video.")]
-FastOption = Annotated[bool, typer.Option("--fast-metrics", help="Leave out the slower metrics (VMAF, deep features).")]
-
 
 def bench(
     context: typer.Context,
-    suite: SuiteArgument = "quick",
-    model: ModelOption = "glyphs",
+    suite: Annotated[
+        str,
+        typer.Argument(
+            metavar="SUITE", help="presets, quick, peers, rivals, leaders, ablation, paper, slices, seconds, overhead."
+        ),
+    ] = "quick",
+    model: Annotated[
+        str, typer.Option(metavar="NAME_OR_PATH", help="A test-bed, or the folder of a pipeline.")
+    ] = "glyphs",
     sampler: options.SamplerOption = "default",
-    steps: StepsOption = 30,
-    prompts: PromptsOption = None,
-    seeds: SeedsOption = None,
+    steps: Annotated[int, typer.Option(metavar="N", help="Steps of the reference.")] = 30,
+    prompts: Annotated[int | None, typer.Option(metavar="N", help="How many prompts [default: the suite's].")] = None,
+    seeds: Annotated[int | None, typer.Option(metavar="N", help="Seeds per prompt [default: the suite's].")] = None,
     frames: options.FramesOption = None,
-    split: SplitOption = "table",
-    prompts_file: PromptsFileOption = None,
-    method: MethodOption = None,
-    out: RowsOption = None,
-    clips: ClipsOption = None,
+    split: Annotated[str, typer.Option(metavar="NAME", help="Prompts: table, tuning or calibration.")] = "table",
+    prompts_file: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Prompts of your own, one a line, instead of the test-bed's.")
+    ] = None,
+    method: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--method", metavar="NAME", help="Only this one (repeat for more): a name of the suite or a preset."
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Rows, as JSON lines [default: build/bench/SUITE-MODEL.jsonl].")
+    ] = None,
+    clips: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Also keep every clip as a video.")] = None,
     profile: options.ProfileOption = None,
-    fast_metrics: FastOption = False,
+    fast_metrics: Annotated[
+        bool, typer.Option("--fast-metrics", help="Leave out the slower metrics (VMAF, deep features).")
+    ] = False,
 ) -> None:
     """Measure methods side by side: operations, seconds, memory and fidelity against the plain run of the same seed.
 

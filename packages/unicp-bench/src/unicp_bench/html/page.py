@@ -10,6 +10,7 @@ import statistics
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +115,7 @@ def last_run(trace: Trace) -> tuple[Trace, dict[str, list[str]]]:
     return trace, found
 
 
+@cache  # compiling them takes longer than filling them
 def _templates() -> jinja2.Environment:
     found = jinja2.Environment(
         loader=jinja2.PackageLoader("unicp_bench.html"),

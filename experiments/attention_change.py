@@ -18,9 +18,11 @@ from torch import Tensor
 from experiments.command import harness_of, measuring_parser
 from experiments.step_count import StepCount
 from unicp.errors import run_main
-from unicp.files import write_text
+from unicp.files import replacing, write_text
 from unicp.models.finder import map_model
 from unicp.numerics.error_measures import relative_error
+from unicp_bench.html.attention import AttentionChange, load_attention
+from unicp_bench.html.charts import attention_figure
 from unicp_bench.suites import STEPS
 from unicp_testbeds.prompts import SPLITS, prompts_of
 
@@ -67,6 +69,12 @@ class Changes:
             handle.remove()
 
 
+def draw(record: AttentionChange, path: Path) -> None:
+    """The figure of the documents, that of `unicp report`; the file at `path` is the old one or the whole new one."""
+    with replacing(path) as part:
+        attention_figure(record, width=8).savefig(part, format=path.suffix[1:] or "png", dpi=150)
+
+
 def main() -> None:
     """The command line; see the module's docstring."""
     parser = measuring_parser(__doc__, 4, "attention_change.json")
@@ -95,9 +103,7 @@ def main() -> None:
     mean = changes.mean.mean(0)
     print("mean over blocks:", " ".join(f"{value:.3f}" for value in mean[1:].tolist()))
     if options.figure:
-        from experiments.figures import draw_attention_change
-
-        draw_attention_change(record, options.figure)
+        draw(load_attention(options.out), options.figure)
 
 
 if __name__ == "__main__":

@@ -108,11 +108,11 @@ fill(lambda n: write_text(folder / "results.md", "x" * (5 + 90_000 * n)))
 """,
     "figure": """
 from unicp_bench.html.attention import AttentionChange
-from experiments.figures import draw_attention_change
+from experiments import attention_change
 def draw(n):
     change = [[(7 * i * j % 11) / 11 for i in range(3 + 60 * n)] for j in range(2 + 9 * n)]
-    record = {"change": change, "sampler": "unipc", "steps": 4, "clips": 1}
-    draw_attention_change(record, folder / "figure.svg")
+    record = AttentionChange([str(j) for j in range(len(change))], change)
+    attention_change.draw(record, folder / "figure.svg")
 import matplotlib; matplotlib.rcParams["svg.hashsalt"] = "a"
 def write(n):
     if n == 0:

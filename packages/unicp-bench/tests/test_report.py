@@ -1,3 +1,4 @@
+import re
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -6,10 +7,10 @@ import pytest
 from tests.test_rows import row
 
 from unicp.errors import InputError
+from unicp_bench.comparison import COMPUTE, at_each_fidelity, at_each_speed, sweeps
 from unicp_bench.html.attention import load_attention
-from unicp_bench.html.comparison import COMPUTE, at_each_fidelity, at_each_speed, costs, sweeps, worths
 from unicp_bench.html.page import Extras, page
-from unicp_bench.html.parts import load_rows, split
+from unicp_bench.parts import load_rows, split
 from unicp_bench.report import DOCUMENTS, RESULTS, fill
 from unicp_bench.rows import append_row, read_rows
 
@@ -194,12 +195,11 @@ def test_the_leads_that_the_readme_tells_are_those_of_the_rows():
         parts += split(rows)
     leads, ratios = {}, []
     for part in parts:
-        for worth, number in worths(part.clips).items():
-            found = sweeps(part, costs(part)[COMPUTE], number)
+        for worth, found in sweeps(part, COMPUTE).items():
             for one in at_each_speed(found):
                 leads.setdefault((one.at, worth == "mean"), []).append(one.margin)
             if worth == "mean":
-                known = [one for one in at_each_fidelity(found) if one.peer and one.peer > 1.01]
+                known = [one for one in at_each_fidelity(found) if one.peer > 1.01]
                 ratios += [one.ours / one.peer for one in known]
 
     def span(values):
@@ -224,12 +224,19 @@ def test_documents_say_compute_where_they_mean_it_and_name_what_was_compared(nam
     assert "worst tenth |" not in text
 
 
+def without_drawings(text: str) -> str:
+    """A page with nothing of its figures but the tooltips: another matplotlib may draw the same rows a little apart."""
+    figure = re.compile(r'<svg [^>]*class="chart">.*?</svg>', re.DOTALL)
+    return figure.sub(lambda found: "".join(re.findall(r"<title>.*?</title>", found[0], re.DOTALL)), text)
+
+
 def test_the_page_in_the_documents_is_what_the_rows_give():
     files = [
         file for kind in ("peers_*", "ablation*", "paper*") for file in sorted((ROOT / RESULTS).glob(f"{kind}.jsonl"))
     ]
     made = page(load_rows(files), Extras(attention=load_attention(ROOT / RESULTS / "attention_change.json")))
-    is_same = (ROOT / RESULTS / "report.html").read_text(encoding="utf-8") == made  # no diff of a megabyte
+    kept = (ROOT / RESULTS / "report.html").read_text(encoding="utf-8")
+    is_same = without_drawings(kept) == without_drawings(made)  # no diff of a megabyte
     assert is_same, "run make report"
 
 

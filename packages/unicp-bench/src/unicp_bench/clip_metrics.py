@@ -125,7 +125,7 @@ def measure_clip(
 
     clip, reference: (frames, height, width, 3), floats in [0, 1]. latent, reference_latent: the last latents, any one
     shape. metrics: names out of ALL; None is all, FAST those that need no second program and no network.
-    Absent from the result: lpips where it is not available (`deep_features.lpips_unavailable` says why), and
+    Absent from the result: lpips where its packages or weights are missing, and
     latent_error without latents. Clips that are not finite give NaN and no error.
     Raises InputError for clips that do not fit, unknown names, one latent alone, and frames too small for a metric;
     UniCPError where a package of the `bench` extra is missing.

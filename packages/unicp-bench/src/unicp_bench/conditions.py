@@ -29,7 +29,13 @@ _NOT_MEASURING = (
     "unicp/cli",
     "unicp/reporting",
     "unicp_bench/cli",
+    "unicp_bench/comparison",
+    "unicp_bench/formats",
     "unicp_bench/html",
+    "unicp_bench/parts",
+    "unicp_bench/report",
+    "unicp_bench/statistics",
+    "unicp_bench/tables",
     "unicp_testbeds/weights",
 )
 

@@ -56,11 +56,11 @@ def lpips(clip: Any, reference: Any) -> float | None:
 
     clip, reference: (frames, height, width, 3), floats in [0, 1]. NaN if a value is not finite.
     It needs the packages lpips and torchvision, and AlexNet's weights in torch's hub folder: nothing is downloaded.
-    `lpips_unavailable` says what is missing. Raises InputError for clips that do not fit or frames below 32x32.
+    Raises InputError for clips that do not fit or frames below 32x32.
     Source: Zhang et al., "The unreasonable effectiveness of deep features as a perceptual metric" (2018).
     """
     first, second, finite = checked_clips(clip, reference)
-    network, _ = _lpips_network()
+    network = _lpips_network()
     if network is None:
         return None
     check_side(first, _SMALLEST_LPIPS, "LPIPS of two clips", "lpips")
@@ -72,11 +72,6 @@ def lpips(clip: Any, reference: Any) -> float | None:
             for x, y in zip(first, second, strict=True)
         ]
     return math.fsum(frames) / len(frames)
-
-
-def lpips_unavailable() -> str | None:
-    """Why `lpips` gives None here, in words; None where it gives a number."""
-    return _lpips_network()[1]
 
 
 @torch.inference_mode()
@@ -113,15 +108,14 @@ def _network() -> Any:
 
 
 @functools.cache
-def _lpips_network() -> tuple[Any, str | None]:
-    """The network and no reason, or None and the reason."""
+def _lpips_network() -> Any:
+    """None where a package or the weights are missing."""
     try:
         package, vision = importlib.import_module("lpips"), importlib.import_module("torchvision")
-    except Exception as error:  # a torchvision that does not fit to torch fails with other things than ImportError
-        return None, f"the packages lpips and torchvision cannot be imported ({error})"
+    except Exception:  # a torchvision that does not fit to torch fails with other things than ImportError
+        return None
     address = vision.models.AlexNet_Weights.IMAGENET1K_V1.url
-    weights = Path(torch.hub.get_dir(), "checkpoints", address.rpartition("/")[2])
-    if not weights.is_file():
-        return None, f"AlexNet's weights are not in {weights}"
+    if not Path(torch.hub.get_dir(), "checkpoints", address.rpartition("/")[2]).is_file():
+        return None
     with torch.random.fork_rng(devices=[]):  # it starts from random weights
-        return package.LPIPS(net="alex", verbose=False).eval().requires_grad_(False), None
+        return package.LPIPS(net="alex", verbose=False).eval().requires_grad_(False)

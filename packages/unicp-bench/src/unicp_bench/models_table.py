@@ -16,6 +16,7 @@ from unicp.errors import run_main
 from unicp.files import read_json, write_text
 from unicp.models.family_form import Family
 from unicp.models.family_rows import AUDIO, IMAGE, REFUSED, VIDEO
+from unicp_bench.tables import markdown
 
 RESULTS, DOCUMENT = Path("docs/results/models.json"), Path("docs/models.md")
 LEVELS = ("model", "stack", "block", "unit")
@@ -85,10 +86,8 @@ def document(results: Results) -> str:
     parts = [_HEAD + f"\nTested with {versions}."]
     for title, rows in (("Video", VIDEO), ("Images", IMAGE), ("Audio", AUDIO)):
         parts.append(f"### {title}\n\n{_table(rows, results['contract'])}\n\n{_notes(rows)}")
-    refused = "\n".join(f"| `{row.transformer}` | {row.refusal} |" for row in REFUSED)
-    parts.append(
-        "## Refused\n\n`unicp.enable` says so and changes nothing.\n\n| transformer | why |\n|---|---|\n" + refused
-    )
+    refused = markdown(("transformer", "why"), ((f"`{row.transformer}`", row.refusal) for row in REFUSED))
+    parts.append(f"## Refused\n\n`unicp.enable` says so and changes nothing.\n\n{refused}")
     parts.append(_PIPELINES + "\n\n" + _pipelines(results["pipelines"]))
     if results.get("by_version"):
         parts.append(_versions(results["by_version"]))
@@ -97,16 +96,15 @@ def document(results: Results) -> str:
 
 
 def _table(rows: Sequence[Family], contract: Mapping[str, Any]) -> str:
-    head = "| transformer | " + " | ".join(LEVELS) + " | sliced | forecast |\n" + "|---" * (len(LEVELS) + 3) + "|"
-    return "\n".join([head, *(_row(row, contract.get(row.transformer, {})) for row in rows)])
+    head = ("transformer", *LEVELS, "sliced", "forecast")
+    return markdown(head, (_row(row, contract.get(row.transformer, {})) for row in rows))
 
 
-def _row(row: Family, kinds: Mapping[str, Any]) -> str:
+def _row(row: Family, kinds: Mapping[str, Any]) -> list[str]:
     refused = {"stack": bool(row.stack_refusal), "block": all(blocks.refusal for blocks in row.block_lists)}
     cells = [_cell(kinds.get(level), refused.get(level, False)) for level in LEVELS]
     cells.append(_cell(kinds.get(SLICED), not _sliceable(row)))
-    cells.append("output" if row.noise_refusal else "all")
-    return f"| `{row.transformer}` | {' | '.join(cells)} |"
+    return [f"`{row.transformer}`", *cells, "output" if row.noise_refusal else "all"]
 
 
 def _cell(result: Mapping[str, int] | None, is_refused: bool) -> str:
@@ -141,39 +139,35 @@ def _sentences(row: Family) -> list[str]:
 def _pipelines(rows: Mapping[str, Mapping[str, Any]]) -> str:
     """One line per pipeline and way of using it, in the order of the transformers above."""
     order = {family.transformer: place for place, family in enumerate((*VIDEO, *IMAGE, *AUDIO))}
-    lines = ["| pipeline | used | transformer | guidance | context | result |", "|---|---|---|---|---|---|"]
+    lines = []
     # One that failed at once could not tell its transformer.
     told = [{"transformer": "", **row} for row in rows.values()]
     for row in sorted(told, key=lambda row: (order.get(row["transformer"], -1), row["pipeline"], row["way"])):
         context = {True: "yes", False: "no"}.get(row.get("context", ""), "")
-        cells = [row["way"], f"`{row['transformer']}`", row["guidance"], context, row["result"]]
-        lines.append(f"| `{row['pipeline']}` | {' | '.join(cells)} |")
-    return "\n".join(lines)
+        names = f"`{row['pipeline']}`", row["way"], f"`{row['transformer']}`"
+        lines.append([*names, row["guidance"], context, row["result"]])
+    return markdown(("pipeline", "used", "transformer", "guidance", "context", "result"), lines)
 
 
 def _versions(versions: Mapping[str, Mapping[str, Any]]) -> str:
     """One row per version of diffusers: how many of the models above work with it, and which it does not have."""
-    lines = [
-        "## Versions of diffusers",
-        "",
-        "Tolerance 0 is bit-equal in each model and level (`make versions`).",
-        "",
-    ]
-    lines += ["| diffusers | models that pass | that fail | that it does not have |", "|---|---|---|---|"]
+    lines = []
     for version, found in versions.items():
         failed, absent = (", ".join(f"`{name}`" for name in found[key]) or "none" for key in ("failed", "absent"))
-        lines.append(f"| {version} | {len(found['passed'])} | {failed} | {absent} |")
-    return "\n".join(lines)
+        lines.append([version, str(len(found["passed"])), failed, absent])
+    table = markdown(("diffusers", "models that pass", "that fail", "that it does not have"), lines)
+    about = "Tolerance 0 is bit-equal in each model and level (`make versions`)."
+    return f"## Versions of diffusers\n\n{about}\n\n{table}"
 
 
 def _combined(combined: Mapping[str, Mapping[str, str]]) -> str:
     """One row per thing that people combine UniCP with: on which models it was tested, and what came of it."""
-    lines = ["## Combined with", "", "| with | what happens | tested on |", "|---|---|---|"]
+    lines = []
     for what, outcomes in combined.items():
         for outcome in dict.fromkeys(outcomes.values()):
             names = ", ".join(f"`{name}`" for name, found in outcomes.items() if found == outcome)
-            lines.append(f"| {what} | {outcome} | {names} |")
-    return "\n".join(lines)
+            lines.append([what, outcome, names])
+    return f"## Combined with\n\n{markdown(('with', 'what happens', 'tested on'), lines)}"
 
 
 def main() -> int:

@@ -16,9 +16,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
+
 from unicp.models.finder import map_model
 from unicp.models.noise import read_schedule
-from unicp_bench.methods import Bench, CannotRunError, Method
+from unicp_bench.methods import Attach, Bench, CannotRunError, Method
 
 MAGNITUDES = "MagCache magnitude ratios"
 
@@ -26,22 +28,51 @@ MAGNITUDES = "MagCache magnitude ratios"
 def diffusers_methods() -> list[Method]:
     """Every training-free cache of diffusers that is made for more than one model, each with its sweep."""
     found = [
-        Method("diffusers FirstBlockCache", f"threshold {t}", _first_block(t))
+        Method("diffusers FirstBlockCache", f"threshold {t}", _cache("FirstBlockCacheConfig", threshold=t))
         for t in (0.03, 0.06, 0.1, 0.16, 0.25, 0.4)
     ]
     for order, window in ((1, 2), (1, 3), (1, 4), (1, 5), (2, 3), (0, 2)):
-        found.append(Method("diffusers TaylorSeer", f"order {order} interval {window}", _taylor_seer(order, window)))
-    found.append(Method("diffusers TaylorSeer", "defaults", _taylor_seer_defaults))
+        # The defaults of this cache match no module of most video models: name every attention and feed-forward.
+        attach = _cache(
+            "TaylorSeerCacheConfig",
+            cache_interval=window,
+            disable_cache_before_step=3,
+            max_order=order,
+            taylor_factors_dtype=torch.float32,
+            cache_identifiers=_unit_names,
+        )
+        found.append(Method("diffusers TaylorSeer", f"order {order} interval {window}", attach))
+    found.append(Method("diffusers TaylorSeer", "defaults", _cache("TaylorSeerCacheConfig")))
     for threshold, most in ((0.03, 2), (0.06, 3), (0.12, 4), (0.24, 4), (0.5, 6)):
+        attach = _cache(
+            "MagCacheConfig",
+            threshold=threshold,
+            max_skip_steps=most,
+            num_inference_steps=_steps,
+            mag_ratios=lambda bench: bench.notes[MAGNITUDES],
+        )
         setting = f"threshold {threshold} skips {most}"
-        found.append(Method("diffusers MagCache", setting, _mag_cache(threshold, most), prepare=_calibrate_mag_cache))
+        found.append(Method("diffusers MagCache", setting, attach, prepare=_calibrate_mag_cache))
     for threshold, most in ((0.1, 2), (0.15, 2), (0.25, 2), (0.35, 3), (0.5, 3), (1.0, 4), (2.0, 6)):
         found.append(Method("diffusers SeaCache", f"threshold {threshold} skips {most}", _sea_cache(threshold, most)))
     for window, cross in ((2, None), (2, 3), (3, 4)):
+        attach = _cache(
+            "PyramidAttentionBroadcastConfig",
+            spatial_attention_block_skip_range=window,
+            temporal_attention_block_skip_range=window,
+            cross_attention_block_skip_range=cross,
+            current_timestep_callback=_timestep_callback,
+        )
         setting = f"window {window}" + ("" if cross is None else f" cross {cross}")
-        found.append(Method("diffusers PyramidAttentionBroadcast", setting, _pyramid(window, cross)))
+        found.append(Method("diffusers PyramidAttentionBroadcast", setting, attach))
     for window in (2, 3):
-        found.append(Method("diffusers FasterCache", f"window {window}", _faster_cache(window)))
+        attach = _cache(
+            "FasterCacheConfig",
+            spatial_attention_block_skip_range=window,
+            temporal_attention_block_skip_range=window,
+            current_timestep_callback=_timestep_callback,
+        )
+        found.append(Method("diffusers FasterCache", f"window {window}", attach))
     return found
 
 
@@ -65,17 +96,23 @@ def cache_dit_methods() -> list[Method]:
 # --- diffusers
 
 
-def _diffusers(make: Callable[[Bench], Any]) -> Callable[[Bench], Any]:
-    """An adapter for a config of diffusers: on with `enable_cache`, off with `disable_cache`."""
+def _cache(config: str, **settings: Any) -> Attach:
+    """An adapter for a config class of diffusers: on with `enable_cache`, off with `disable_cache`.
+
+    settings: arguments of the class; a function is asked for the value, with what it may need to know (`Bench`).
+    """
 
     @contextmanager
     def attach(bench: Bench) -> Iterator[None]:
+        from diffusers import hooks
+
         transformer = bench.pipe.transformer
         if not hasattr(transformer, "enable_cache"):
             raise CannotRunError(f"{type(transformer).__name__} has no enable_cache")
-        config = make(bench)
+        values = {name: value(bench) if callable(value) else value for name, value in settings.items()}
+        made = getattr(hooks, config)(**values)
         try:
-            transformer.enable_cache(config)
+            transformer.enable_cache(made)
         except (ValueError, TypeError, KeyError) as error:
             raise CannotRunError(_one_line(error)) from None
         try:
@@ -87,50 +124,24 @@ def _diffusers(make: Callable[[Bench], Any]) -> Callable[[Bench], Any]:
     return attach
 
 
-def _first_block(threshold: float) -> Callable[[Bench], Any]:
-    def make(bench: Bench) -> Any:
-        from diffusers.hooks import FirstBlockCacheConfig
-
-        return FirstBlockCacheConfig(threshold=threshold)
-
-    return _diffusers(make)
+def _steps(bench: Bench) -> int:
+    return bench.steps
 
 
-def _taylor_seer(order: int, interval: int) -> Callable[[Bench], Any]:
-    def make(bench: Bench) -> Any:
-        import torch
-        from diffusers.hooks import TaylorSeerCacheConfig
-
-        # The defaults of this cache match no module of most video models: name every attention and feed-forward.
-        names = [re.escape(unit.name) for unit in map_model(bench.pipe.transformer).units]
-        return TaylorSeerCacheConfig(
-            cache_interval=interval,
-            disable_cache_before_step=3,
-            max_order=order,
-            taylor_factors_dtype=torch.float32,
-            cache_identifiers=names,
-        )
-
-    return _diffusers(make)
+def _unit_names(bench: Bench) -> list[str]:
+    return [re.escape(unit.name) for unit in map_model(bench.pipe.transformer).units]
 
 
-def _taylor_seer_defaults(bench: Bench) -> Any:
-    def make(bench: Bench) -> Any:
-        from diffusers.hooks import TaylorSeerCacheConfig
-
-        return TaylorSeerCacheConfig()
-
-    return _diffusers(make)(bench)
+def _timestep_callback(bench: Bench) -> Callable[[], Any]:
+    return lambda: bench.pipe.current_timestep
 
 
 def _calibrate_mag_cache(bench: Bench) -> None:
     """One run of the cache's own calibration, which prints its ratios: those of the first branch are kept."""
-    from diffusers.hooks import MagCacheConfig
-
     if MAGNITUDES in bench.notes:
         return
     printed = io.StringIO()
-    calibrating = _diffusers(lambda b: MagCacheConfig(calibrate=True, num_inference_steps=b.steps))
+    calibrating = _cache("MagCacheConfig", calibrate=True, num_inference_steps=_steps)
     with calibrating(bench), contextlib.redirect_stdout(printed):
         bench.latent(bench.calibration[0], 0)
     lists = re.findall(r"\[([-0-9., e]+)\]", printed.getvalue())
@@ -139,32 +150,16 @@ def _calibrate_mag_cache(bench: Bench) -> None:
     bench.notes[MAGNITUDES] = [float(value) for value in lists[0].split(",")]
 
 
-def _mag_cache(threshold: float, most: int) -> Callable[[Bench], Any]:
-    def make(bench: Bench) -> Any:
-        from diffusers.hooks import MagCacheConfig
-
-        return MagCacheConfig(
-            threshold=threshold,
-            max_skip_steps=most,
-            num_inference_steps=bench.steps,
-            mag_ratios=bench.notes[MAGNITUDES],
-        )
-
-    return _diffusers(make)
-
-
-def _sea_cache(threshold: float, most: int) -> Callable[[Bench], Any]:
-    def make(bench: Bench) -> Any:
-        from diffusers.hooks import SeaCacheConfig
-
+def _sea_cache(threshold: float, most: int) -> Attach:
+    def layout(bench: Bench) -> Any:
         # It knows the layout of Wan's samples and of few others.
-        is_known = not type(bench.pipe.transformer).__name__.startswith("CogVideoX")
-        layout: dict[str, Any] = {} if is_known else {"raw_vision_callback": _frames_second}
-        return SeaCacheConfig(threshold=threshold, max_consecutive_cached=most, **layout)
+        return _frames_second if type(bench.pipe.transformer).__name__.startswith("CogVideoX") else None
+
+    cache = _cache("SeaCacheConfig", threshold=threshold, max_consecutive_cached=most, raw_vision_callback=layout)
 
     @contextmanager
     def attach(bench: Bench) -> Iterator[None]:
-        with _diffusers(make)(bench), _telling_steps(bench):
+        with cache(bench), _telling_steps(bench):
             yield
 
     return attach
@@ -200,33 +195,6 @@ def _telling_steps(bench: Bench) -> Iterator[None]:
         del pipe.transformer.cache_context
 
 
-def _pyramid(window: int, cross: int | None) -> Callable[[Bench], Any]:
-    def make(bench: Bench) -> Any:
-        from diffusers.hooks import PyramidAttentionBroadcastConfig
-
-        return PyramidAttentionBroadcastConfig(
-            spatial_attention_block_skip_range=window,
-            temporal_attention_block_skip_range=window,
-            cross_attention_block_skip_range=cross,
-            current_timestep_callback=lambda: bench.pipe.current_timestep,
-        )
-
-    return _diffusers(make)
-
-
-def _faster_cache(window: int) -> Callable[[Bench], Any]:
-    def make(bench: Bench) -> Any:
-        from diffusers.hooks import FasterCacheConfig
-
-        return FasterCacheConfig(
-            spatial_attention_block_skip_range=window,
-            temporal_attention_block_skip_range=window,
-            current_timestep_callback=lambda: bench.pipe.current_timestep,
-        )
-
-    return _diffusers(make)
-
-
 # --- cache-dit
 
 
@@ -253,7 +221,7 @@ def _enabled(bench: Bench, config: Any, calibrator: Any = None) -> Iterator[None
         cache_dit.disable_cache(bench.pipe)
 
 
-def _db_cache(threshold: float | None, forecast: str | None, warm_up: int | None) -> Callable[[Bench], Any]:
+def _db_cache(threshold: float | None, forecast: str | None, warm_up: int | None) -> Attach:
     """threshold None: the library's own defaults."""
 
     @contextmanager
@@ -285,7 +253,7 @@ def _calibrator(cache_dit: Any, forecast: str | None) -> Any:
     return cache_dit.TaylorSeerCalibratorConfig(taylorseer_order=1)
 
 
-def _db_prune(threshold: float) -> Callable[[Bench], Any]:
+def _db_prune(threshold: float) -> Attach:
     @contextmanager
     def attach(bench: Bench) -> Iterator[None]:
         cache_dit = _cache_dit()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 from dataclasses import dataclass, field, fields
@@ -12,6 +13,7 @@ from unicp.errors import FileFormatError, InputError
 from unicp.files import MisfitError, Step, Within, append_line, json_line, parse_json, read_as, read_bytes
 
 PLAIN, PLANNED = "plain", "UniCP planned"  # families that more than one place knows by name
+MOST_BYTES = 180  # of a name of a clip; file systems have 255, and an unfinished file's is longer
 RowKey = tuple[str, str, str, str, str, str, int]
 _Count = Annotated[int, Within(0, 2**63 - 1)]
 _Seconds = Annotated[float, Within(0, 1e9)]
@@ -78,6 +80,16 @@ class Row:
     def measured(self) -> bool:
         """False for a row that only says why the method cannot run."""
         return not self.reason
+
+
+def clip_file(row: Row) -> str:
+    """The name of a kept clip: words to know it by, and what tells its row from all others."""
+    words = f"{row.model} {row.sampler} {row.name or PLAIN} {row.prompt} {row.seed}"
+    name = "".join(letter if letter.isalnum() or letter in ".-" else "_" for letter in words)
+    if not row.conditions and len(name.encode()) < MOST_BYTES:
+        return name + ".mp4"  # as clips of rows without conditions were named
+    short = name.encode()[:MOST_BYTES].decode(errors="ignore")
+    return f"{short}-{hashlib.sha256(repr(row.key).encode()).hexdigest()[:10]}.mp4"
 
 
 def read_rows(path: Path) -> list[Row]:

@@ -1,27 +1,23 @@
-"""From rows to numbers one can compare: means, worst tenths, intervals, and the best fidelity at a given speed."""
+"""From rows to numbers one can compare: means, worst tenths, and the best fidelity at a given speed."""
 
 from __future__ import annotations
 
 import math
-import random
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
+import numpy
+
 from unicp_bench.references import Reference, references
 from unicp_bench.rows import PLAIN, Row
 
-RESAMPLES = 2000
-# A bootstrap's interval is too narrow where values are few: of ten normal ones it holds the mean in 90 of 100 cases
-# instead of 95, of four in 80, of two in 50.
-FEWEST_FOR_INTERVAL = 10
 # A setting may not take a table below so many clips: it is left out, and named. Fewer where no setting has as many.
 LEAST_CLIPS = 4
 # Rows from before rows said whether they are paired. In this suite every method had a plain run of its own right before
 # it, but for the calibration that these two make on the first clip.
 _PAIRED_SUITE, _CALIBRATED = "seconds", ("diffusers MagCache", "global schedule")
 Clip = tuple[str, int]
-TIMED = ("speed-up in seconds, pairs", "seconds a clip")
 
 
 def is_paired(row: Row) -> bool:
@@ -43,18 +39,6 @@ def _tenth(clips: int) -> int:
 def worst_tenth(values: Sequence[float]) -> float:
     """Mean of the lowest tenth of the values (rounded up, at least one)."""
     return statistics.fmean(sorted(values)[: _tenth(len(values))])
-
-
-def bootstrap(
-    values: Sequence[float], statistic: Callable[[Sequence[float]], float] = statistics.fmean, share: float = 0.95
-) -> tuple[float, float]:
-    """Percentile interval of a statistic over resampled values (seeded: the same values give the same interval)."""
-    if len(values) < 2:
-        return (values[0], values[0]) if values else (math.nan, math.nan)
-    source = random.Random(0)
-    found = sorted(statistic(source.choices(values, k=len(values))) for _ in range(RESAMPLES))
-    cut = (1 - share) / 2
-    return found[int(cut * RESAMPLES)], found[min(RESAMPLES - 1, int((1 - cut) * RESAMPLES))]
 
 
 @dataclass(frozen=True)
@@ -214,11 +198,11 @@ def _held_to(group: Group, clips: set[Clip]) -> Group:
     return replace(group, rows=tuple(row for row in group.rows if (row.prompt, row.seed) in clips))
 
 
-Cost = Callable[[Group], float]
-Worth = Callable[[Group], float]
+Number = Callable[[Group], float]
+Points = Sequence[tuple[float, float]]  # (speed-up, fidelity), slowest first
 
 
-def frontier(groups: Iterable[Group], cost: Cost, worth: Worth) -> list[tuple[float, float]]:
+def frontier(groups: Iterable[Group], cost: Number, worth: Number) -> list[tuple[float, float]]:
     """(speed-up, fidelity) of the settings that no faster setting of the same method equals or beats; slowest first.
 
     Settings without one of the two numbers are none.
@@ -232,63 +216,20 @@ def frontier(groups: Iterable[Group], cost: Cost, worth: Worth) -> list[tuple[fl
     return kept[::-1]
 
 
-def at_speed(points: Sequence[tuple[float, float]], speed: float) -> float | None:
-    """Best fidelity at `speed` on a frontier, linear between its points; None beyond its fastest point.
+def at_speed(points: Points, speed: float) -> float:
+    """Best fidelity at `speed` on a frontier, linear between its points; NaN beyond its fastest point.
 
     Below its slowest point the slowest point counts: it saves more than was asked.
     """
-    if not points or speed > points[-1][0]:
-        return None
-    if speed <= points[0][0]:
-        return points[0][1]
-    for (x0, y0), (x1, y1) in zip(points, points[1:]):
-        if x0 <= speed <= x1:
-            return y0 + (y1 - y0) * (speed - x0) / (x1 - x0)
-    return None
+    if not points:
+        return math.nan
+    speeds, values = zip(*points)
+    return float(numpy.interp(speed, speeds, values, right=math.nan))
 
 
-def speed_at(points: Sequence[tuple[float, float]], fidelity: float) -> float | None:
-    """Largest speed-up on a frontier that keeps at least `fidelity`; None if none does."""
-    best: float | None = None
-    for index, (speed, value) in enumerate(points):
-        if value >= fidelity:
-            best = speed
-            if index + 1 < len(points):
-                next_speed, next_value = points[index + 1]
-                if next_value < fidelity:
-                    best = speed + (next_speed - speed) * (value - fidelity) / (value - next_value)
-    return best
-
-
-def markdown(groups: Iterable[Group]) -> str:
-    """Groups as a Markdown table over the clips that all of them have; what cannot run says why.
-
-    Columns of seconds are there where a setting has paired rows; of the others they say nothing.
-    """
-    shared = share(groups)
-    shown = [group for group in shared.groups if group.method != PLAIN]
-    timed = any(group.paired for group in shown if not group.reason)
-    names = ["method", "clips", "less compute", *(TIMED if timed else ()), "PSNR mean", worst_name(shared.clips)]
-    lines = [f"| {' | '.join(names)} |", "|" + "---|" * len(names)]
-    for group in shown:
-        if group.reason:
-            lines.append(f"| {group.name} | cannot run: {group.reason} |" + " |" * (len(names) - 2))
-            continue
-        cells = [str(len(group.rows)), f"{group.operations:.2f}x", *(_seconds(group) if timed else ())]
-        cells += [decibels(group.mean("psnr")), decibels(group.worst("psnr"))]
-        lines.append(f"| {group.name} | {' | '.join(cells)} |")
-    return "\n".join(lines) + (f"\n\n{shared.note}" if shared.note else "")
-
-
-def decibels(*values: float) -> str:
-    """One decimal each, a slash between them; a dash for what is not a number."""
-    shown = ["-" if math.isnan(value) else f"{value:.1f}" for value in values]
-    return "-" if set(shown) == {"-"} else f"{' / '.join(shown)} dB"
-
-
-def _seconds(group: Group) -> list[str]:
-    if not group.paired:
-        return ["-", "-"]
-    low, high = group.seconds_spread
-    spread = f" ({low:.2f} to {high:.2f})" if len(group.rows) > 1 else ""
-    return [f"{group.seconds:.2f}x{spread}", f"{group.seconds_each:.1f}"]
+def speed_at(points: Points, fidelity: float) -> float:
+    """Largest speed-up on a frontier that keeps at least `fidelity`, linear between its points; NaN if none does."""
+    if not points:
+        return math.nan
+    speeds, values = zip(*reversed(points))
+    return float(numpy.interp(fidelity, values, speeds, right=math.nan))

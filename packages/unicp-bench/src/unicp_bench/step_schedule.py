@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import numpy
 from torch import Tensor
 
 from unicp.numerics.error_measures import relative_error, strided_sample
@@ -128,13 +129,4 @@ def _weights(bench: Bench, prompt: str, final: Tensor) -> list[float]:
             moved = bench.latent(prompt, 0)
         made = sum(injection.errors) / len(injection.errors)
         values.append(float(relative_error(moved, final).mean()) / made if made else 0.0)
-    return [_between(probed, values, step) for step in range(bench.steps)]
-
-
-def _between(xs: Sequence[int], ys: Sequence[float], x: int) -> float:
-    if x <= xs[0]:
-        return ys[0]
-    for (x0, y0), (x1, y1) in itertools.pairwise(zip(xs, ys)):
-        if x <= x1:
-            return y0 + (y1 - y0) * (x - x0) / (x1 - x0)
-    return ys[-1] if math.isfinite(ys[-1]) else 0.0
+    return numpy.interp(range(bench.steps), probed, values).tolist()

@@ -11,8 +11,8 @@ from typing import get_args
 
 from unicp.errors import InputError
 from unicp.settings import Basis, Settings, Slicing, preset
-from unicp_bench.measuring import PLAIN_EVERY
 from unicp_bench.methods import (
+    PLAIN_EVERY,
     Method,
     fewer_steps,
     fixed_window,

@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from unicp.errors import InputError
 from unicp_bench.clip_metrics import FAST, measure_clip
 from unicp_bench.conditions import code, differences, file_hash, fingerprint, hash_of
 from unicp_bench.harness import Case, Clip, Harness
-from unicp_bench.measuring import PLAIN_EVERY, measure_case
-from unicp_bench.methods import Method
-from unicp_bench.rows import PLAIN, Row, read_rows
+from unicp_bench.methods import PLAIN_EVERY, CannotRunError, Method, plain
+from unicp_bench.rows import PLAIN, Row, append_row, clip_file, read_rows
 from unicp_testbeds.adherence import adherence
 from unicp_testbeds.prompts import prompts_of
 
 FAST_METRICS, ALL_METRICS = "fast", "all"
 CLIP_FPS = 16.0
-MOST_BYTES = 180  # of a name of a clip; file systems have 255, and an unfinished file's is longer
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class Sweep:
 
     metrics: "all" or "fast" (those that cost milliseconds). clips: a folder to keep every clip in, or None.
     profile: of the model, for targets; None = the one that is shipped. plugins: what plug-ins hold, in a few digits.
+    plain_every: the plain run is made again before so many methods each, for its seconds.
     """
 
     suite: str
@@ -66,26 +68,22 @@ def run(sweep: Sweep, say: Callable[[str], None]) -> str:
     )
     _tell_of_others(sweep, harness, say)
     _refuse_other_plugins(sweep, harness)
+    measuring = Measuring(
+        harness,
+        sweep.suite,
+        sweep.model,
+        sweep.out,
+        Fidelity(sweep.metrics),
+        say,
+        None if sweep.clips is None else ClipFolder(sweep.clips),
+        sweep.plain_every,
+        sweep.plugins,
+    )
     # Fewer steps than the reference are meant.
     methods = [method for method in sweep.methods if method.steps is None or method.steps < sweep.steps]
-    fidelity = Fidelity(sweep.metrics)
-    keep = None if sweep.clips is None else ClipFolder(sweep.clips)
     for index, prompt in enumerate(sweep.prompts):
         for seed in range(sweep.seeds):
-            case = Case(prompt, 1000 * seed + index)
-            measure_case(
-                harness,
-                sweep.suite,
-                sweep.model,
-                methods,
-                case,
-                sweep.out,
-                fidelity,
-                say,
-                keep,
-                sweep.plain_every,
-                sweep.plugins,
-            )
+            measuring.case(methods, Case(prompt, 1000 * seed + index))
     return harness.conditions
 
 
@@ -119,16 +117,6 @@ class Fidelity:
         return found | {f"adherence_{name}": value for name, value in adherence(clip.frames, prompt).items()}
 
 
-def clip_file(row: Row) -> str:
-    """The name of a kept clip: words to know it by, and what tells its row from all others."""
-    words = f"{row.model} {row.sampler} {row.name or PLAIN} {row.prompt} {row.seed}"
-    name = "".join(letter if letter.isalnum() or letter in ".-" else "_" for letter in words)
-    if not row.conditions and len(name.encode()) < MOST_BYTES:
-        return name + ".mp4"  # as clips of rows without conditions were named
-    short = name.encode()[:MOST_BYTES].decode(errors="ignore")
-    return f"{short}-{hashlib.sha256(repr(row.key).encode()).hexdigest()[:10]}.mp4"
-
-
 class ClipFolder:
     """Keeps clips as videos in a folder."""
 
@@ -139,8 +127,118 @@ class ClipFolder:
         """True where the method ran and its clip is not there."""
         return row.measured and not (self.folder / clip_file(row)).is_file()
 
-    def __call__(self, row: Row, clip: Clip) -> None:
+    def keep(self, row: Row, clip: Clip) -> None:
         """Writes the clip; it is there as a whole or not at all."""
         from unicp.cli.video import write_video
 
         write_video(clip.frames.numpy(), self.folder / clip_file(row), CLIP_FPS)
+
+
+@dataclass(frozen=True)
+class Measuring:
+    """Measures methods on one pipeline, and adds a row of each to `out`.
+
+    suite, model: names in the rows. fidelity: numbers of a clip against the plain one and the prompt. clips: keeps
+    every clip before its row is written, so that there is no row without its clip.
+    plain_every: the plain run is made again before so many methods each, for its seconds. With 1 every row has a plain
+    run of its own right before it and is marked as paired; otherwise none is, since a machine's speed changes between
+    the two. plugins: noted in the rows of methods that run one, in their environment.
+    """
+
+    harness: Harness
+    suite: str
+    model: str
+    out: Path
+    fidelity: Callable[[Clip, Clip, str], dict[str, float]]
+    say: Callable[[str], None]
+    clips: ClipFolder | None = None
+    plain_every: int = PLAIN_EVERY
+    plugins: str = ""
+
+    def case(self, methods: Iterable[Method], case: Case) -> None:
+        """All methods that have no row yet for this prompt and seed, or whose clip is not kept; the plain run first.
+
+        A plain run that gives another clip than the first is told: a method was taken off and left something behind.
+        """
+        known = {row.key: row for row in read_rows(self.out)}
+        start, end = (self.harness.conditions, self.model, self.harness.sampler), (case.prompt, case.seed)
+        # By name: a method that is asked for twice is run once.
+        every = {one.name: one for one in (plain(), *(one for one in methods if one.family != PLAIN))}
+        rows = {name: known.get((*start, one.family, one.setting, *end)) for name, one in every.items()}
+        missing = [every[name] for name, row in rows.items() if row is None or (self.clips and self.clips.lacks(row))]
+        if not missing:
+            return
+        self.harness.warm_up(case.prompt)
+        reference = self.harness.run_method(plain(), case)
+        for index, method in enumerate(missing):
+            if self.plain_every == 1 and method.prepare is not None:
+                # A calibration is not to come between the two runs of a pair. One that fails is told below.
+                with suppress(Exception):
+                    method.prepare(self.harness.bench)
+            if (index or method.prepare is not None) and index % self.plain_every == 0:
+                before = missing[max(0, index - self.plain_every) : index]
+                reference = self._timed_again(reference, case, before)
+            row, clip = self._measure(method, case, reference)
+            if method.is_plugged and self.plugins:
+                row = replace(row, environment=row.environment | {"plugins": self.plugins})
+            row = replace(row, paired=self.plain_every == 1 and row.measured)
+            if self.clips is not None and clip is not None:
+                self.clips.keep(row, clip)
+            if rows[method.name] is None:
+                append_row(self.out, row)
+            self.say(_line(row) + ("" if rows[method.name] is None else " (for its clip: the row was there)"))
+
+    def _timed_again(self, reference: Clip, case: Case, before: Iterable[Method]) -> Clip:
+        again = self.harness.run_method(plain(), case)
+        if not torch.equal(again.frames, reference.frames):
+            names = ", ".join(method.name for method in before)
+            self.say(f"warning: the plain run is another one now; one of these left something behind: {names}")
+        return replace(reference, seconds=again.seconds, model_seconds=again.model_seconds)
+
+    def _measure(self, method: Method, case: Case, reference: Clip) -> tuple[Row, Clip | None]:
+        about: dict[str, Any] = {
+            "suite": self.suite,
+            "model": self.model,
+            "sampler": self.harness.sampler,
+            "method": method.family,
+            "setting": method.setting,
+            "prompt": case.prompt,
+            "seed": case.seed,
+            "steps": method.steps or self.harness.steps,
+            "environment": self.harness.environment,
+            "conditions": self.harness.conditions,
+        }
+        try:
+            if method.prepare is not None:
+                method.prepare(self.harness.bench)
+            clip = reference if method.family == PLAIN else self.harness.run_method(method, case)
+        except CannotRunError as error:
+            return Row(**about, reason=str(error)), None
+        except Exception as error:  # a peer that crashes is a result, not the end of the sweep
+            if method.family.startswith(("UniCP", "fixed window")):
+                raise
+            return Row(**about, reason=f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"), None
+        full_step = reference.operations / max(1, len(reference.step_operations))
+        row = Row(
+            **about,
+            operations=clip.operations,
+            full_operations=reference.operations,
+            seconds=clip.seconds,
+            plain_seconds=reference.seconds,
+            model_seconds=clip.model_seconds,
+            plain_model_seconds=reference.model_seconds,
+            peak_bytes=clip.peak_bytes,
+            plain_peak_bytes=reference.peak_bytes,
+            cache_bytes=max(0, clip.alive_bytes - reference.alive_bytes),
+            work=[round(n / full_step, 3) for n in clip.step_operations],
+            fidelity=self.fidelity(clip, reference, case.prompt),
+        )
+        return row, clip
+
+
+def _line(row: Row) -> str:
+    start = f"{row.sampler} {row.prompt} #{row.seed} {row.name}: "
+    if not row.measured:
+        return f"{start}cannot run: {row.reason}"
+    saved, psnr = row.full_operations / max(1, row.operations), row.fidelity.get("psnr", float("nan"))
+    return f"{start}{saved:.2f}x {psnr:.1f} dB {row.seconds:.1f} s"

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from tests import tiny_pipeline
 from unicp.cli.main import app
 from unicp.policies import policies
-from unicp_bench import measuring
+from unicp_bench import sweep
 from unicp_bench.cli import bench
 from unicp_bench.rows import read_rows
 
@@ -254,7 +254,7 @@ def test_a_kill_between_clip_and_row_loses_neither(folder, tmp_path, monkeypatch
         raise KeyboardInterrupt
 
     options = ("quick", "--model", folder, "--method", "fewer steps 3", "--out", out, "--clips", clips, *FAST)
-    monkeypatch.setattr(measuring, "append_row", killed)
+    monkeypatch.setattr(sweep, "append_row", killed)
     run(*options)
     assert len(list(clips.glob("*.mp4"))) == 1 and not read_rows(out)
     monkeypatch.undo()

@@ -15,60 +15,52 @@ from unicp.models.loading import SAMPLERS, check_model
 if TYPE_CHECKING:
     from unicp_bench.sweep import Sweep
 
-SuiteArgument = Annotated[
-    str,
-    typer.Argument(
-        metavar="SUITE", help="presets, quick, peers, rivals, leaders, ablation, paper, slices, seconds, overhead."
-    ),
-]
-ModelOption = Annotated[str, typer.Option(metavar="NAME_OR_PATH", help="A test-bed, or the folder of a pipeline.")]
-StepsOption = Annotated[int, typer.Option(metavar="N", help="Steps of the reference.")]
-PromptsOption = Annotated[int | None, typer.Option(metavar="N", help="How many prompts [default: the suite's].")]
-SeedsOption = Annotated[int | None, typer.Option(metavar="N", help="Seeds per prompt [default: the suite's].")]
-SplitOption = Annotated[str, typer.Option(metavar="NAME", help="Prompts: table, tuning or calibration.")]
-PromptsFileOption = Annotated[
-    Path | None, typer.Option(metavar="FILE", help="Prompts of your own, one a line, instead of the test-bed's.")
-]
-MethodOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--method",
-        metavar="NAME",
-        help="Only this one (repeat for more): a name of the suite, a preset, or policy:NAME.",
-    ),
-]
-PluginOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--plugin",
-        metavar="MODULE_OR_FILE",
-        help="Import this first (repeat for more): what it registers is a method, policy:NAME, predictor:NAME, "
-        "reducer:NAME.",
-    ),
-]
-RowsOption = Annotated[
-    Path | None, typer.Option(metavar="FILE", help="Rows, as JSON lines [default: build/bench/SUITE-MODEL.jsonl].")
-]
-ClipsOption = Annotated[Path | None, typer.Option(metavar="FOLDER", help="Also keep every clip as a video.")]
-FastOption = Annotated[bool, typer.Option("--fast-metrics", help="Leave out the slower metrics (VMAF, deep features).")]
-
 
 def bench(
-    suite: SuiteArgument = "quick",
-    model: ModelOption = "glyphs",
+    context: typer.Context,
+    suite: Annotated[
+        str,
+        typer.Argument(
+            metavar="SUITE", help="presets, quick, peers, rivals, leaders, ablation, paper, slices, seconds, overhead."
+        ),
+    ] = "quick",
+    model: Annotated[
+        str, typer.Option(metavar="NAME_OR_PATH", help="A test-bed, or the folder of a pipeline.")
+    ] = "glyphs",
     sampler: options.SamplerOption = "default",
-    steps: StepsOption = 30,
-    prompts: PromptsOption = None,
-    seeds: SeedsOption = None,
+    steps: Annotated[int, typer.Option(metavar="N", help="Steps of the reference.")] = 30,
+    prompts: Annotated[int | None, typer.Option(metavar="N", help="How many prompts [default: the suite's].")] = None,
+    seeds: Annotated[int | None, typer.Option(metavar="N", help="Seeds per prompt [default: the suite's].")] = None,
     frames: options.FramesOption = None,
-    split: SplitOption = "table",
-    prompts_file: PromptsFileOption = None,
-    method: MethodOption = None,
-    plugin: PluginOption = None,
-    out: RowsOption = None,
-    clips: ClipsOption = None,
+    split: Annotated[str, typer.Option(metavar="NAME", help="Prompts: table, tuning or calibration.")] = "table",
+    prompts_file: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Prompts of your own, one a line, instead of the test-bed's.")
+    ] = None,
+    method: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--method",
+            metavar="NAME",
+            help="Only this one (repeat for more): a name of the suite, a preset, or policy:NAME.",
+        ),
+    ] = None,
+    plugin: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--plugin",
+            metavar="MODULE_OR_FILE",
+            help="Import this first (repeat for more): what it registers is a method, policy:NAME, predictor:NAME, "
+            "reducer:NAME.",
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Rows, as JSON lines [default: build/bench/SUITE-MODEL.jsonl].")
+    ] = None,
+    clips: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Also keep every clip as a video.")] = None,
     profile: options.ProfileOption = None,
-    fast_metrics: FastOption = False,
+    fast_metrics: Annotated[
+        bool, typer.Option("--fast-metrics", help="Leave out the slower metrics (VMAF, deep features).")
+    ] = False,
 ) -> None:
     """Measure methods side by side: operations, seconds, memory and fidelity against the plain run of the same seed.
 
@@ -84,19 +76,7 @@ def bench(
       unicp bench quick --plugin my_rule.py --method balanced --method policy:my_rule
     """
     if suite == "overhead":
-        given = (
-            sampler != "default",
-            steps != 30,
-            prompts,
-            seeds,
-            frames,
-            prompts_file,
-            method,
-            plugin,
-            clips,
-            profile,
-        )
-        return _overhead(out, model == "glyphs" and split == "table" and not fast_metrics and not any(given))
+        return _overhead(out, is_alone=_given(context) <= {"suite", "out"})
     _check(prompts, seeds, steps, frames, sampler)
 
     from unicp_bench import suites, sweep
@@ -129,6 +109,12 @@ def bench(
     )
     check_appendable(plan.out)
     _run(plan, chosen.about)
+
+
+def _given(context: typer.Context) -> set[str]:
+    """Names of the parameters that stand on the command line."""
+    sources = {name: context.get_parameter_source(name) for name in context.params}
+    return {name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"}
 
 
 def _name_of(folder: Path) -> str:
@@ -173,7 +159,8 @@ def _run(plan: Sweep, about: str) -> None:
     from unicp.planning.profile import load_profile
     from unicp_bench import sweep
     from unicp_bench.rows import read_rows
-    from unicp_bench.statistics import group_rows, markdown
+    from unicp_bench.statistics import group_rows
+    from unicp_bench.tables import measured
 
     known = read_rows(plan.out)  # a damaged file is told before anything runs
     if plan.profile is not None:
@@ -184,7 +171,7 @@ def _run(plan: Sweep, about: str) -> None:
     typer.echo(f"{plan.suite}: {about}; {total} runs, {len(known)} rows in {plan.out} already", err=True)
     conditions = sweep.run(plan, typer.echo)
     mine = [row for row in read_rows(plan.out) if row.conditions == conditions and row.model == plan.model]
-    typer.echo(markdown(group_rows(mine)))
+    typer.echo(measured(group_rows(mine)))
 
 
 def _first(texts: tuple[str, ...], asked: int | None, usual: int) -> tuple[str, ...]:

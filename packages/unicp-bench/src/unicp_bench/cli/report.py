@@ -12,37 +12,29 @@ import typer
 from unicp.cli import options
 from unicp.errors import InputError
 
-RowsArgument = Annotated[list[Path], typer.Argument(metavar="ROWS...", help="Files that `unicp bench` wrote.")]
-OutOption = Annotated[Path, typer.Option(metavar="FILE", help="The HTML file to write.")]
-ClipsOption = Annotated[
-    Path | None, typer.Option(metavar="FOLDER", help="Also show the worst clips, kept by `unicp bench --clips`.")
-]
-WorstOption = Annotated[int, typer.Option(metavar="N", help="How many worst clips of each family.")]
-FamilyOption = Annotated[
-    list[str] | None,
-    typer.Option("--family", metavar="NAME", help="Clips of this family only (repeat for more) [default: all]."),
-]
-AttentionOption = Annotated[
-    Path | None,
-    typer.Option(metavar="FILE", help="Also draw how attention changes (experiments.attention_change)."),
-]
-TraceOption = Annotated[
-    Path | None, typer.Option(metavar="FILE", help="Also map the decisions of a run (`unicp generate --trace`).")
-]
-
 _BEGINNING = 200
 _KIND = re.compile(rb'\s*\{\s*"type"\s*:\s*"unicp\.([a-z]{1,20})"')
 _FOR = {"trace": "--trace"}
 
 
 def report(
-    rows: RowsArgument,
-    out: OutOption = Path("report.html"),
-    clips: ClipsOption = None,
-    worst: WorstOption = 6,
-    family: FamilyOption = None,
-    attention: AttentionOption = None,
-    trace: TraceOption = None,
+    rows: Annotated[list[Path], typer.Argument(metavar="ROWS...", help="Files that `unicp bench` wrote.")],
+    out: Annotated[Path, typer.Option(metavar="FILE", help="The HTML file to write.")] = Path("report.html"),
+    clips: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Also show the worst clips, kept by `unicp bench --clips`.")
+    ] = None,
+    worst: Annotated[int, typer.Option(metavar="N", help="How many worst clips of each family.")] = 6,
+    family: Annotated[
+        list[str] | None,
+        typer.Option("--family", metavar="NAME", help="Clips of this family only (repeat for more) [default: all]."),
+    ] = None,
+    attention: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Also draw how attention changes (experiments.attention_change)."),
+    ] = None,
+    trace: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Also map the decisions of a run (`unicp generate --trace`).")
+    ] = None,
 ) -> None:
     """Write measured rows as one HTML file: figures, tables, maps of the work, and the worst clips.
 
@@ -67,7 +59,7 @@ def report(
     from unicp_bench.html.attention import load_attention
     from unicp_bench.html.clips import Clips
     from unicp_bench.html.page import Extras, write_report
-    from unicp_bench.html.parts import load_rows
+    from unicp_bench.parts import load_rows
 
     found = load_rows(rows)
     extras = Extras(

@@ -1,143 +1,116 @@
-"""The tables of who keeps most at a speed and who is fastest at a fidelity."""
+"""The tables of who keeps most at a speed and who is fastest at a fidelity, as cells for the page."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
-from unicp_bench.html.comparison import (
-    FIDELITIES,
+from unicp_bench.comparison import (
     SPEEDS,
     Comparison,
-    Points,
     at_each_fidelity,
     at_each_speed,
+    best,
     costs,
-    fastest_at,
     fidelity_at,
-    ratio,
+    is_slower,
     sweeps,
     verdict,
-    worths,
 )
-from unicp_bench.html.markup import MISSING, number, scroll, signed, speed, tag, text_tag
-from unicp_bench.html.parts import BASELINE, OURS, Part, is_ours, is_peer
-
-Sweeps = Mapping[str, Mapping[str, Points]]  # by worth, then by family
-
-
-def best_at_speed(part: Part) -> str:
-    """The tables of one part: by compute, and by seconds where they may be compared, each with its sentence."""
-    return "".join(_speed_table(part, cost) for cost in costs(part))
+from unicp_bench.formats import MISSING, counted, number, signed, speed
+from unicp_bench.parts import BASELINE, Part, is_ours, is_peer
+from unicp_bench.statistics import Points
 
 
-def best_at_fidelity(part: Part) -> str:
-    """Largest speed-up of UniCP, its baseline and the best peer at each mean PSNR."""
-    known = costs(part)
-    found = {cost: sweeps(part, known[cost], worths(part.clips)["mean"]) for cost in known}
-    results = {cost: at_each_fidelity(families) for cost, families in found.items()}
-    groups = "".join(text_tag("th", cost, colspan="5", scope="colgroup") for cost in known)
-    names = "".join(
-        text_tag("th", name, scope="col", class_=look)
-        for name, look in (
-            (OURS, "first"),
-            (BASELINE, None),
-            ("best peer", None),
-            ("which", "word"),
-            ("UniCP : peer", None),
-        )
-    )
-    head = tag("tr", tag("th", "mean PSNR", rowspan="2", scope="col") + groups) + tag("tr", names * len(known))
-    body = []
-    for index, fidelity in enumerate(FIDELITIES):
-        cells = text_tag("th", f"{fidelity:g} dB", scope="row")
-        for cost, rows in results.items():
-            window = fastest_at(found[cost].get(BASELINE, ()), fidelity)
-            cells += _fidelity_cells(rows[index], window)
-        body.append(tag("tr", cells))
-    label = f"{' and '.join(known)} at equal fidelity, {part.name}"
-    return scroll(label, tag("table", tag("thead", head) + tag("tbody", "".join(body)), class_="compact"))
+class Cell(NamedTuple):
+    """One cell. look: its class."""
+
+    text: str
+    look: str = ""
 
 
-def _fidelity_cells(one: Comparison, window: float | None) -> str:
-    cells = text_tag("td", speed(one.ours), class_="num ours-cell first") + text_tag("td", speed(window), class_="num")
-    cells += text_tag("td", speed(one.peer), class_="num") + text_tag("td", one.peer_name or MISSING, class_="word")
-    worse = one.ours is None and one.peer is not None
-    lost = worse or (one.ours is not None and one.peer is not None and round(one.ours / one.peer, 2) < 1)
-    return cells + text_tag("td", ratio(one), class_=f"num {'lost' if lost else 'won' if one.margin else ''}".strip())
+class Line(NamedTuple):
+    """One line of a table. reach: slowest to fastest setting of a family."""
+
+    name: str
+    cells: list[Cell]
+    look: str = ""
+    reach: str = ""
 
 
-def _speed_table(part: Part, cost: str) -> str:
-    known = worths(part.clips)
-    found = {worth: sweeps(part, costs(part)[cost], value) for worth, value in known.items()}
+class SpeedTable(NamedTuple):
+    """Fidelity of each family at each speed, by one cost. said: where UniCP loses; last: margins and who it is over."""
+
+    cost: str
+    said: str
+    worths: list[str]
+    families: list[Line]
+    last: list[Line]
+
+
+def speed_tables(part: Part) -> list[SpeedTable]:
+    """One table per cost that may be compared."""
+    return [_speed_table(part, cost) for cost in costs(part)]
+
+
+def _speed_table(part: Part, cost: str) -> SpeedTable:
+    found = sweeps(part, cost)
     results = {worth: at_each_speed(families) for worth, families in found.items()}
-    reach = text_tag("th", "sweep", rowspan="2", scope="col", title="slowest to fastest setting that nothing beats")
-    groups = "".join(text_tag("th", f"{at:g}x", colspan="2", scope="colgroup") for at in SPEEDS)
-    names = "".join(text_tag("th", worth, scope="col", class_="first" if worth == "mean" else None) for worth in known)
-    names *= len(SPEEDS)
-    head = tag("tr", text_tag("th", "family", rowspan="2", scope="col") + reach + groups) + tag("tr", names)
-    best = {(w, i): _best(found[w], at) for w in known for i, at in enumerate(SPEEDS)}
-    body = "".join(_family_row(family, found, best) for family in _ordered(part, found["mean"]))
-    foot = _margin_row(results, found) + _peer_row(results)
-    table = tag("table", tag("thead", head) + tag("tbody", body) + tag("tfoot", foot), class_="compact")
-    said = f"On {'this clip' if part.clips == 1 else f'these {part.clips} clips'}: {verdict(results, cost)}"
-    heading = text_tag("h4", f"By {cost}") + text_tag("p", said, class_="verdict")
-    return heading + scroll(f"Best fidelity by {cost}, {part.name}", table)
+    columns = [(worth, results[worth][index]) for index in range(len(SPEEDS)) for worth in found]
+    families = []
+    for family in _ordered(part, found["mean"]):
+        points = found["mean"][family]
+        reach = f"{speed(points[0][0])} to {speed(points[-1][0])}" if points else MISSING
+        look = "ours" if is_ours(family) else "base" if family == BASELINE else ""
+        cells = [_fidelity(family, one, found[worth][family]) for worth, one in columns]
+        families.append(Line(family, cells, look, reach))
+    clips = "this clip" if part.clips == 1 else f"these {counted(part.clips, 'clip')}"
+    last = [
+        Line("UniCP over the best peer, dB", [_margin(one) for _, one in columns], "margin"),
+        Line("the best peer", [Cell(one.peer_name or MISSING) for _, one in columns], "peers"),
+    ]
+    return SpeedTable(cost, f"On {clips}: {verdict(results, cost)}", [*found], families, last)
 
 
 def _ordered(part: Part, found: Mapping[str, Points]) -> Sequence[str]:
     """Ours first, then peers by their fidelity at 2x and their reach, best first."""
     ours = [name for name in part.families if not is_peer(name)]
-    peers = [name for name in part.families if name not in ours]
 
     def worth(name: str) -> tuple[float, float]:
         value = fidelity_at(found[name], 2.0)
-        reach = found[name][-1][0] if found[name] else 0.0
-        return (-1.0 if value is None else value, reach)
+        return -1.0 if math.isnan(value) else value, found[name][-1][0] if found[name] else 0.0
 
-    return [*ours, *sorted(peers, key=worth, reverse=True)]
-
-
-def _best(found: Mapping[str, Points], at: float) -> float | None:
-    values = [value for points in found.values() if (value := fidelity_at(points, at)) is not None]
-    return max(values, default=None)
+    return [*ours, *sorted((name for name in part.families if name not in ours), key=worth, reverse=True)]
 
 
-def _family_row(family: str, found: Sweeps, best: Mapping[tuple[str, int], float | None]) -> str:
-    points = found["mean"][family]
-    span = f"{speed(points[0][0])} to {speed(points[-1][0])}" if points else MISSING
-    cells = text_tag("th", family, scope="row") + text_tag("td", span, class_="num muted")
-    for index, at in enumerate(SPEEDS):
-        for worth in found:
-            points = found[worth][family]
-            value = fidelity_at(points, at)
-            shown = number(value) + ("†" if value is not None and _is_slower(points, at) else "")
-            top = value is not None and value == best[worth, index]
-            classes = "num" + (" first" if worth == "mean" else "") + (" best" if top else "")
-            cells += text_tag("td", shown, class_=classes)
-    return tag("tr", cells, class_="ours-row" if is_ours(family) else "base-row" if family == BASELINE else None)
+def _fidelity(family: str, one: Comparison, points: Points) -> Cell:
+    value = one.values[family]
+    mark = "†" if is_slower(points, one.at) else ""
+    return Cell(number(value) + mark, "best" if value == best(one.values, lambda _: True)[1] else "")
 
 
-def _is_slower(points: Points, at: float) -> bool:
-    """Whether a speed is below the slowest setting of a frontier, which then counts for it."""
-    return bool(points) and at < points[0][0]
+def _margin(one: Comparison) -> Cell:
+    if math.isnan(one.margin):
+        return Cell(MISSING, "lost" if one.lost else "")
+    return Cell(
+        signed(one.margin) + ("†" if one.is_slowest else ""), "lost" if one.lost else "" if one.equal else "won"
+    )
 
 
-def _margin_row(results: Mapping[str, Sequence[Comparison]], found: Sweeps) -> str:
-    cells = text_tag("th", "UniCP over the best peer, dB", scope="row") + tag("td")
-    for index in range(len(SPEEDS)):
-        for worth, rows in results.items():
-            one = rows[index]
-            look = "lost" if one.lost else "won" if one.margin is not None and not one.level else ""
-            mark = "†" if _is_slower(found[worth].get(one.peer_name, ()), one.at) else ""
-            shown = MISSING if one.margin is None else signed(one.margin) + mark
-            cells += text_tag("td", shown, class_=f"num {look}{' first' if worth == 'mean' else ''}")
-    return tag("tr", cells, class_="margin")
+def fidelity_table(part: Part) -> list[Line]:
+    """For each mean PSNR, and by each cost: UniCP, its baseline, the best peer, who that is, and the ratio."""
+    results = {cost: at_each_fidelity(sweeps(part, cost)["mean"]) for cost in costs(part)}
+    lines = []
+    for by_cost in zip(*results.values()):
+        lines.append(Line(f"{by_cost[0].at:g} dB", [cell for one in by_cost for cell in _speeds(one)]))
+    return lines
 
 
-def _peer_row(results: Mapping[str, Sequence[Comparison]]) -> str:
-    cells = text_tag("th", "the best peer", scope="row") + tag("td")
-    for index in range(len(SPEEDS)):
-        for worth, rows in results.items():
-            name = rows[index].peer_name or MISSING
-            cells += text_tag("td", name, class_="word small" + (" first" if worth == "mean" else ""))
-    return tag("tr", cells, class_="peers")
+def _speeds(one: Comparison) -> list[Cell]:
+    over = one.ours / one.peer
+    lost = not math.isnan(one.peer) and not round(over, 2) >= 1
+    look = "lost" if lost else "won" if over > 1 else ""
+    window = one.values.get(BASELINE, math.nan)
+    cells = [Cell(speed(one.ours), "ours"), Cell(speed(window)), Cell(speed(one.peer))]
+    return [*cells, Cell(one.peer_name or MISSING, "word"), Cell(speed(over), look)]

@@ -1,53 +1,45 @@
 """One HTML file from measured rows: everything is in it, so it opens anywhere and needs nothing.
 
-The same rows give the same bytes: no dates, no random names.
+jinja2 templates, one a section, write it (unicp_bench/html/templates), and escape whatever comes from rows. Python
+brings numbers and figures only. The same rows give the same bytes: no dates, no random names.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import statistics
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from typing import Any
 
+import jinja2
+
+from unicp.context import Action
 from unicp.errors import InputError
 from unicp.files import replacing
 from unicp.records import Trace
-from unicp_bench.html import attention, clips, compared, header, pareto, settings_table, strips
-from unicp_bench.html.comparison import SAME
-from unicp_bench.html.markup import counted, script_json, tag, text_tag
-from unicp_bench.html.parts import Part, Style, split, styles
+from unicp_bench import comparison, formats
+from unicp_bench import parts as parting
+from unicp_bench.html import charts, compared, settings_table
+from unicp_bench.html.attention import AttentionChange
+from unicp_bench.html.clips import Clips, check_clips, worst_clips
+from unicp_bench.parts import Part
 from unicp_bench.rows import Row
+from unicp_bench.statistics import Group
+from unicp_testbeds import NAMES
 
-_AT_SPEED = (
-    "The best fidelity that each family reaches at a given saving. Every family is interpolated on its own sweep, "
-    "linearly between the settings that no faster setting of it beats; nothing is extrapolated beyond the last (–). "
-    "† the family, or the best peer, has no setting this slow, so its slowest counts. Settings above "
-    f"{SAME:.0f} dB are not interpolated from. Peers are all other families; fixed window, a baseline of UniCP's own "
-    "parts, and fewer steps, placed, the plain run at steps that a plan chose, are none."
-)
-_AT_FIDELITY = (
-    "The largest saving that still keeps a mean PSNR, interpolated in the same way. The last column is UniCP's number "
-    "over that of the best peer. Less compute is counted in operations and is not time."
-)
-_WORK = (
-    "One strip per setting, from the first step (left) to the last (right): operations of each step as a share of a "
-    "plain step, mean over the clips with the usual number of steps. A shade in between is a step that was done in "
-    "part, or computed on some clips only. Methods with fewer steps have wider ones."
-)
-_TRACE = "What UniCP did with each unit at each step of one run. A gap: not called, because a larger span was served."
-_CLIPS = (
-    "For each family its setting nearest to 2x less compute and its worst clips by PSNR. The difference is taken in "
-    "the browser between the two videos as they are stored (compressed), and amplified."
-)
+_FIRST = ("device", "dtype", "threads", "commit")
 
 
 @dataclass
 class Extras:
     """What a report shows besides rows; None = not asked for."""
 
-    attention: attention.AttentionChange | None = None
+    attention: AttentionChange | None = None
     trace: Trace | None = None
-    clips: clips.Clips | None = None
+    clips: Clips | None = None
 
 
 def write_report(rows: Sequence[Row], out: Path, extras: Extras | None = None) -> None:
@@ -62,81 +54,88 @@ def page(rows: Sequence[Row], extras: Extras) -> str:
     """The whole document. Raises InputError where there are no rows, or clips do not fit to them."""
     if not rows:
         raise InputError("a report of measured rows", "no rows", "measure first: unicp bench quick")
-    parts = split(rows)
-    style = styles(parts)
+    parts = parting.split(rows)
+    panels = None
     if extras.clips is not None:
-        clips.check_clips(extras.clips, parts)
-    sections = _sections(parts, style, extras)
-    content = "".join(_section(title, about, inner) for title, about, inner in sections)
-    links = [text_tag("a", title, href=f"#{_anchor(title)}") for title, _, _ in sections]
-    top = header.header(rows, parts, tag("nav", "".join(links), aria_label="Contents"))
-    body = tag("main", top + content)
-    body += '<div id="tip" role="status" hidden></div>' + script_json(pareto.tooltips(parts), id="tips")
-    scripts = _asset("page.js") + (_asset("clips.js") if extras.clips is not None else "")
-    head = (
-        '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
-        '<meta name="color-scheme" content="light dark">'
-        f"{text_tag('title', header.title(parts))}<style>{_asset('page.css')}</style>"
+        check_clips(extras.clips, parts)
+        panels = worst_clips(parts, extras.clips)
+    return (
+        _templates()
+        .get_template("page.html")
+        .render(
+            rows=rows,
+            parts=parts,
+            facts=facts(rows, parts),
+            prompts=list(dict.fromkeys(row.prompt for row in rows)),
+            test_beds=NAMES,
+            looks=charts.looks(parts),
+            attention=extras.attention,
+            trace=None if extras.trace is None else last_run(extras.trace),
+            clips=extras.clips,
+            panels=panels,
+        )
     )
-    return f'<!doctype html>\n<html lang="en"><head>{head}</head><body>{body}<script>{scripts}</script></body></html>\n'
 
 
-def _sections(parts: Sequence[Part], style: Mapping[str, Style], extras: Extras) -> list[tuple[str, str, str]]:
-    """Heading, introduction and HTML of each section."""
+def facts(rows: Sequence[Row], parts: Sequence[Part]) -> dict[str, str]:
+    """What was measured, and on what."""
+    seeds = Counter(prompt for prompt, _ in {(row.prompt, row.seed) for row in rows}).values()
+    told: dict[str, Any] = {
+        "model": dict.fromkeys(part.model for part in parts),
+        "sampler": dict.fromkeys(part.sampler for part in parts),
+        "steps": dict.fromkeys(part.plain.rows[0].steps for part in parts if part.plain)
+        or ["unknown, no plain run in these rows"],
+        "prompts": [len({row.prompt for row in rows})],
+        "seeds per prompt": [min(seeds) if min(seeds) == max(seeds) else f"{min(seeds)} to {max(seeds)}"],
+        "suites": dict.fromkeys(row.suite for row in rows),
+    }
+    names = {name for row in rows for name in row.environment}
+    for name in sorted(names, key=lambda name: (name not in _FIRST, _FIRST.index(name) if name in _FIRST else name)):
+        told[name] = dict.fromkeys(str(row.environment[name]) for row in rows if name in row.environment)
+    return {name: formats.listed(values) for name, values in told.items()}
 
-    def per_part(make: Callable[[Part], str]) -> str:
-        pieces = [(index, part, make(part)) for index, part in enumerate(parts)]
-        return "".join(
-            tag("div", text_tag("h3", part.name) + _clips(part) + inner, class_="part", data_part=index)
-            for index, part, inner in pieces
-            if inner
-        )
 
-    measured = any(part.groups for part in parts)
-    found: list[tuple[str, str, str]] = []
-    if measured:
-        about = (
-            "Up and to the right is better. Each dot is a setting; the line joins those that no faster setting beats. "
-            f"Figures end at {pareto.TOP:g} dB, {pareto.SPAN:g} dB below their top, and {pareto.FASTEST:g}x at most; "
-            "what lies beyond is counted below each."
-        )
-        found += [
-            ("Fidelity against compute", about, per_part(lambda part: pareto.pareto(part, style))),
-            ("Best fidelity at equal compute", _AT_SPEED, per_part(compared.best_at_speed)),
-            ("Least compute at equal fidelity", _AT_FIDELITY, per_part(compared.best_at_fidelity)),
-        ]
-    about = "Click a heading to sort. The plain run stays in the first line."
-    found.append(("All settings", about, per_part(_tables)))
-    if measured:
-        found.append(("Where the work went", _WORK, per_part(strips.work_strips)))
-    if extras.trace is not None:
-        found.append(("Decisions of one run", _TRACE, strips.trace_map(extras.trace)))
-    if extras.attention is not None:
-        about = "Low change in the middle of a run is what caching lives on; the two ends are where it must not skip."
-        found.append(("How much attention changes", about, attention.attention_figure(extras.attention)))
-    if extras.clips is not None:
-        from unicp_bench.sweep import clip_file  # loads torch, which nothing else here needs
+def mean_work(group: Group) -> list[float]:
+    """Work by step, mean over the clips that have the usual number of steps; [] where no row says it."""
+    rows = [row.work for row in group.rows if row.work]
+    if not rows:
+        return []
+    usual = Counter(map(len, rows)).most_common(1)[0][0]
+    return [statistics.fmean(values) for values in zip(*(work for work in rows if len(work) == usual))]
 
-        found.append(("Worst clips", _CLIPS, clips.worst_clips(parts, extras.clips, clip_file)))
+
+def last_run(trace: Trace) -> tuple[Trace, dict[str, list[str]]]:
+    """A trace, and what every unit and branch did at every step of its last run; "" where it was not called."""
+    last = max((entry.run for entry in trace.entries), default=0)
+    entries = [entry for entry in trace.entries if entry.run == last]
+    steps = 1 + max((entry.step for entry in entries), default=0)
+    found: dict[str, list[str]] = {}
+    for entry in entries:
+        name = f"{entry.unit} · {entry.branch}" if entry.branch else entry.unit
+        found.setdefault(name, [""] * steps)[entry.step] = entry.action
+    return trace, found
+
+
+@cache  # compiling them takes longer than filling them
+def _templates() -> jinja2.Environment:
+    found = jinja2.Environment(
+        loader=jinja2.PackageLoader("unicp_bench.html"),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    found.filters.update({kind.__name__: kind for kind in (formats.number, formats.speed, formats.listed)})
+    found.tests["ours"] = parting.is_ours
+    found.globals.update(
+        zip=zip,
+        counted=formats.counted,
+        mean_work=mean_work,
+        actions=[action.value for action in Action],
+        charts=charts,
+        comparison=comparison,
+        compared=compared,
+        settings=settings_table,
+        LEAST_PAIRS=parting.LEAST_PAIRS,
+    )
     return found
-
-
-def _clips(part: Part) -> str:
-    return text_tag("p", f"{counted(part.clips, 'clip')}, the same for every setting.", class_="note")
-
-
-def _tables(part: Part) -> str:
-    table = settings_table.settings_table(part) if part.groups or part.plain else ""
-    return table + settings_table.failures_table(part.failures)
-
-
-def _section(title: str, about: str, inner: str) -> str:
-    return tag("section", text_tag("h2", title, id=_anchor(title)) + text_tag("p", about, class_="about") + inner)
-
-
-def _anchor(title: str) -> str:
-    return title.lower().replace(" ", "-")
-
-
-def _asset(name: str) -> str:
-    return Path(__file__).with_name(name).read_text(encoding="utf-8")

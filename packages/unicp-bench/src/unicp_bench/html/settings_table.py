@@ -1,4 +1,4 @@
-"""The full table of a model and sampler: every setting with every number, and what could not run."""
+"""The full table of one part: every setting with every number."""
 
 from __future__ import annotations
 
@@ -7,12 +7,20 @@ import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from unicp_bench.html.comparison import METRIC
-from unicp_bench.html.markup import MISSING, number, scroll, size, speed, tag, text_tag
-from unicp_bench.html.parts import Failure, Part, is_ours
-from unicp_bench.rows import PLAIN
-from unicp_bench.statistics import FEWEST_FOR_INTERVAL, Group, bootstrap, worst_name
+import numpy
+import scipy.stats
 
+from unicp_bench.comparison import METRIC
+from unicp_bench.formats import MISSING, number, speed
+from unicp_bench.parts import Failure, Part
+from unicp_bench.rows import PLAIN
+from unicp_bench.statistics import Group, worst_name
+
+RESAMPLES = 2000
+# A bootstrap's interval is too narrow where values are few: of ten normal ones it holds the mean in 90 of 100 cases
+# instead of 95, of four in 80, of two in 50.
+FEWEST_FOR_INTERVAL = 10
+MIB = 2**20
 # name in the rows: heading, digits, what it is
 METRICS = {
     "ssim": ("SSIM", 4, "structural similarity to the plain clip, 1 = equal"),
@@ -33,139 +41,87 @@ ONLY_IF_THERE = ("lpips", *(name for name in METRICS if name.startswith("adheren
 
 @dataclass(frozen=True)
 class Column:
-    """One column. value: what it is sorted by; shown: its text; about: the tooltip of its heading."""
+    """One column. about: the tooltip of its heading; shown: the text of a cell, which is sorted by its first number."""
 
     title: str
     about: str
-    value: Callable[[Group], float]
     shown: Callable[[Group], str]
 
 
-def settings_table(part: Part) -> str:
-    """Table of the measured settings, the plain run in the first line, sorted by a click on a heading."""
-    every = [*part.groups, *([part.plain] if part.plain else [])]
-    shown = columns(every)
-    heads = [text_tag("th", "setting", scope="col", class_="word")]
-    for column in shown:
-        button = tag("button", text_tag("span", column.title), type="button")
-        heads.append(tag("th", button, scope="col", title=column.about, aria_sort="none"))
-    body = ""
-    if part.plain:
-        body += _row("plain run (the reference)", part.plain, shown, "plain-row")
-    for family, groups in part.families.items():
-        for group in groups:
-            body += _row(group.name, group, shown, "ours-row" if is_ours(family) else None)
-    table = tag("table", tag("thead", tag("tr", "".join(heads))) + tag("tbody", body), class_="settings")
-    return scroll(f"All settings, {part.name}", table, "tall")
-
-
-def failures_table(failures: Sequence[Failure]) -> str:
-    """What could not run and why; settings with the same reason share a line."""
-    if not failures:
-        return ""
-    together: dict[tuple[str, int, int], list[str]] = {}
-    for one in failures:
-        together.setdefault((one.reason, one.count, one.clips), []).append(one.name)
-    rows = ""
-    for (reason, count, clips), names in together.items():
-        where = "every clip" if count == clips else f"{count} of {clips} clips"
-        cells = (
-            text_tag("th", "; ".join(names), scope="row")
-            + text_tag("td", where)
-            + text_tag("td", reason, class_="reason")
-        )
-        rows += tag("tr", cells)
-    head = tag("tr", "".join(text_tag("th", name, scope="col") for name in ("could not run", "on", "reason")))
-    table = tag("table", tag("thead", head) + tag("tbody", rows), class_="failures")
-    return text_tag("h4", "What could not run") + scroll("What could not run", table)
-
-
-def columns(groups: Sequence[Group]) -> list[Column]:
+def columns(part: Part) -> list[Column]:
     """All columns; metrics that this report does not know by name come behind those it does."""
-    names = list(dict.fromkeys(name for group in groups for row in group.rows for name in row.fidelity))
+    names = {name: None for group in _groups(part) for row in group.rows for name in row.fidelity}
     wanted = [name for name in METRICS if name in names or name not in ONLY_IF_THERE]
     wanted += [name for name in names if name not in METRICS and name != METRIC]
-    clips = max((len(group.rows) for group in groups), default=0)
-    timed = any(group.paired for group in groups if group.method != PLAIN)
-    metrics = [_metric(name) for name in wanted]
-    return [*_costs(), *(_times() if timed else ()), *_psnr(clips), *metrics, *_memory(), *(_rest() if timed else ())]
-
-
-def _costs() -> list[Column]:
+    about_pairs = "plain over accelerated, of pairs run one right after the other: median, lowest and highest"
+    timed = [
+        Column("speed-up in seconds", about_pairs, _spread),
+        Column("seconds", "mean of a clip", lambda g: number(g.seconds_each, 2)),
+        Column("outside the model", "mean seconds of a clip", lambda g: number(g.outside_seconds, 2)),
+    ]
+    interval = f"of the mean, bootstrap over {FEWEST_FOR_INTERVAL} prompts or more"
     return [
-        Column("clips", "the same for every setting", lambda g: len(g.rows), lambda g: str(len(g.rows))),
-        Column("steps", "denoising steps", lambda g: g.rows[0].steps, lambda g: str(g.rows[0].steps)),
-        Column(
-            "less compute", "operations, plain over executed", lambda g: g.operations, lambda g: speed(g.operations)
-        ),
+        Column("clips", "the same for every setting", lambda g: str(len(g.rows))),
+        Column("steps", "denoising steps", lambda g: str(g.rows[0].steps)),
+        Column("less compute", "operations, plain over executed", lambda g: speed(g.operations)),
+        *(timed if any(group.paired for group in part.groups) else ()),
+        Column("PSNR mean", "to the plain clip of the same seed, dB", lambda g: number(g.mean(METRIC))),
+        Column("95 % interval", interval, _interval),
+        Column(worst_name(part.clips), "lowest PSNR, dB; of several their mean", lambda g: number(g.worst(METRIC))),
+        *map(_metric, wanted),
+        Column("peak memory, MiB", "most memory above that before the call, worst clip", _peak),
+        Column("cache, MiB", "tensors kept beyond the plain run's, mean", _cache),
     ]
 
 
-def _times() -> list[Column]:
-    def spread(group: Group) -> str:
-        low, high = group.seconds_spread
-        return f"{speed(group.seconds)} ({number(low, 2)}–{number(high, 2)})"
+def bootstrap(values: Sequence[float]) -> tuple[float, float]:
+    """Percentile interval of the mean, 95 % (seeded: the same values give the same interval); NaN for too few values.
 
-    about = "plain over accelerated, of pairs run one right after the other: median, lowest and highest"
-    return [
-        Column("speed-up in seconds", about, lambda g: g.seconds, spread),
-        Column("seconds", "mean of a clip", lambda g: g.seconds_each, lambda g: number(g.seconds_each, 2)),
-    ]
-
-
-def _rest() -> list[Column]:
-    def outside(group: Group) -> str:
-        return number(group.outside_seconds, 2)
-
-    return [Column("outside the model", "mean seconds of a clip", lambda g: g.outside_seconds, outside)]
+    It resamples `RESAMPLES` times.
+    """
+    if len(values) < FEWEST_FOR_INTERVAL:
+        return math.nan, math.nan
+    found = scipy.stats.bootstrap(
+        (values,), numpy.mean, n_resamples=RESAMPLES, method="percentile", rng=numpy.random.default_rng(0)
+    )
+    return float(found.confidence_interval.low), float(found.confidence_interval.high)
 
 
-def _psnr(clips: int) -> list[Column]:
-    def interval(group: Group) -> str:
-        values = group.by_prompt(METRIC)
-        low, high = bootstrap(values)
-        return f"{number(low)}–{number(high)}" if len(values) >= FEWEST_FOR_INTERVAL else MISSING
+def failures(part: Part) -> list[tuple[str, str, str]]:
+    """What could not run, on which clips and why; settings with the same reason share a line."""
+    together: dict[tuple[str, str], list[str]] = {}
+    for one in part.failures:
+        together.setdefault((_where(one), one.reason), []).append(one.name)
+    return [("; ".join(names), where, reason) for (where, reason), names in together.items()]
 
-    def mean(group: Group) -> float:
-        return group.mean(METRIC)
 
-    def worst(group: Group) -> float:
-        return group.worst(METRIC)
+def _where(failure: Failure) -> str:
+    return "every clip" if failure.count == failure.clips else f"{failure.count} of {failure.clips} clips"
 
-    return [
-        Column("PSNR mean", "to the plain clip of the same seed, dB", mean, lambda g: number(mean(g))),
-        Column("95 % interval", f"of the mean, bootstrap over {FEWEST_FOR_INTERVAL} prompts or more", mean, interval),
-        Column(worst_name(clips), "lowest PSNR, dB; of several their mean", worst, lambda g: number(worst(g))),
-    ]
+
+def _groups(part: Part) -> list[Group]:
+    return [*part.groups, *([part.plain] if part.plain else [])]
+
+
+def _spread(group: Group) -> str:
+    low, high = group.seconds_spread
+    return f"{speed(group.seconds)} ({number(low, 2)}–{number(high, 2)})" if group.paired else MISSING
+
+
+def _interval(group: Group) -> str:
+    low, high = bootstrap(group.by_prompt(METRIC))
+    return MISSING if math.isnan(low) else f"{number(low)}–{number(high)}"
 
 
 def _metric(name: str) -> Column:
     title, digits, about = METRICS.get(name, (name.replace("_", " "), 3, "mean over clips"))
-    return Column(title, about, lambda g: g.mean(name), lambda g: number(g.mean(name), digits))
+    return Column(title, about, lambda g: number(g.mean(name), digits))
 
 
-def _memory() -> list[Column]:
-    def peak(group: Group) -> float:
-        # 0 is what a machine writes that cannot tell.
-        return float(max(row.peak_bytes for row in group.rows)) or math.nan
-
-    def cache(group: Group) -> float:
-        return statistics.fmean(row.cache_bytes for row in group.rows)
-
-    def shown_peak(group: Group) -> str:
-        return MISSING if math.isnan(peak(group)) else size(peak(group))
-
-    return [
-        Column("peak memory", "most memory above that before the call, worst clip", peak, shown_peak),
-        Column("cache", "tensors kept beyond the plain run's, mean", cache, lambda g: size(cache(g))),
-    ]
+def _peak(group: Group) -> str:
+    # 0 is what a machine writes that cannot tell.
+    return number((max(row.peak_bytes for row in group.rows) or math.nan) / MIB)
 
 
-def _row(name: str, group: Group, shown: Sequence[Column], look: str | None) -> str:
-    cells = text_tag("th", name, scope="row")
-    for column in shown:
-        value = column.value(group)
-        empty = math.isnan(value) or (group.method == PLAIN and column.title == "cache")
-        key = None if empty else f"{value:.6g}"
-        cells += text_tag("td", MISSING if empty else column.shown(group), data_v=key)
-    return tag("tr", cells, class_=look)
+def _cache(group: Group) -> str:
+    return MISSING if group.method == PLAIN else number(statistics.fmean(row.cache_bytes for row in group.rows) / MIB)

@@ -1,4 +1,4 @@
-"""Rows sorted for the report: parts that can be compared within, families in a fixed order, failures apart."""
+"""Rows sorted for comparison: parts that can be compared within, families in a fixed order, failures apart."""
 
 from __future__ import annotations
 
@@ -9,13 +9,12 @@ from pathlib import Path
 
 from unicp.errors import InputError
 from unicp_bench.conditions import differences
-from unicp_bench.html.markup import listed
+from unicp_bench.formats import listed
 from unicp_bench.references import Reference, references
 from unicp_bench.rows import PLAIN, PLANNED, Row, read_rows
 from unicp_bench.statistics import Clip, Group, Shared, group_rows, share
 
 OURS, BASELINE, CHOSEN = "UniCP", "fixed window", "fewer steps, placed"
-COLOURS, SHAPES = 5, 4
 LEAST_PAIRS = 3  # one disturbed pair of two moves their median
 _Kind = tuple[str, str, Reference]  # model, sampler, plain run
 
@@ -72,15 +71,6 @@ class Part:
         for group in sorted(self.groups, key=lambda g: _rank(g.method)):
             found.setdefault(group.method, []).append(group)
         return found
-
-
-@dataclass(frozen=True)
-class Style:
-    """How a family is drawn. colour: a CSS class; shape: 0 circle, 1 square, 2 triangle, 3 diamond."""
-
-    index: int
-    colour: str
-    shape: int
 
 
 def is_ours(family: str) -> bool:
@@ -145,20 +135,6 @@ def _apart(of_kind: Mapping[str, Mapping[str, list[Row]]], conditions: str) -> s
     names = sorted({name for other in facts.values() for name in differences(own, other)})
     told = [f"{name} {own[name]!s:.60}" for name in names if name in own]
     return ", ".join(told or ["without conditions" if not conditions else f"conditions {conditions}"]) if facts else ""
-
-
-def styles(parts: Iterable[Part]) -> dict[str, Style]:
-    """One style per family, the same in every figure."""
-    names = sorted({name: None for part in parts for name in part.families}, key=_rank)
-    found: dict[str, Style] = {}
-    peers = 0
-    for index, name in enumerate(names):
-        if is_peer(name):
-            found[name] = Style(index, f"c{peers % COLOURS}", (peers // COLOURS) % SHAPES)
-            peers += 1
-        else:
-            found[name] = Style(index, "ours" if is_ours(name) else "base", {PLANNED: 2, CHOSEN: 3}.get(name, 0))
-    return found
 
 
 def _part(model: str, sampler: str, reference: Reference, suites: tuple[str, ...], groups: list[Group]) -> Part:

@@ -55,8 +55,9 @@
       }
       Promise.all([plain.play(), fast.play()]).then(loop, () => set(false));
     }
-    spare.canvas.width = canvas.width;
-    spare.canvas.height = canvas.height;
+    plain.addEventListener("loadedmetadata", () => {
+      for (const one of [canvas, spare.canvas]) [one.width, one.height] = [plain.videoWidth, plain.videoHeight];
+    });
     for (const video of [plain, fast]) {
       video.muted = true;
       for (const name of ["loadeddata", "seeked"]) video.addEventListener(name, draw);

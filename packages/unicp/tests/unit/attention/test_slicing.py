@@ -300,11 +300,12 @@ def test_nan_in_the_inputs_is_computed_and_leaves_no_bases():
     assert sliced(attention, made)[1].width == 8
 
 
-def test_nan_that_comes_while_bases_are_fresh_is_never_within_a_tolerance():
+def test_nan_that_comes_while_bases_are_fresh_is_never_within_a_tolerance_and_ends_them():
     made = slicer(8, refresh=4)
     sliced(attention, made)
     output, outcome = sliced(attention_of_nan, made)
     assert output.isnan().all() and outcome.width is None
+    assert made.bytes == 0
     assert sliced(attention, made)[1].width == 8
 
 

@@ -462,6 +462,12 @@ def test_an_emptied_point_knows_nothing():
     assert point.is_empty and point.decide(at(1), (ONE,)).decision.reason == "learning"
 
 
+def test_a_point_with_two_outputs_gives_back_two():
+    point, pair = made(Always()), (noise(0, 1, 5, 3), noise(1, 1, 2, 3))
+    point(at(0), (pair[0],), lambda: pair)
+    assert all(torch.equal(*two) for two in zip(point(at(1), (pair[0],), lambda: ()), pair, strict=True))
+
+
 # --- points that add to a stream
 
 

@@ -181,6 +181,7 @@ def test_the_tolerance_of_a_step_is_told(weighting: Any):
     for step in (0, 5, 20):
         expected = step_tolerance(0.1, weighting, at(step))
         assert sliced(attention, made, step)[1].tolerance == made.tolerance(at(step)) == expected
+    assert UnitSlicer(made.unit, Settings(tolerance=0.0)).tolerance(at(5)) == 0.0
 
 
 # --- what it gives
@@ -300,11 +301,12 @@ def test_nan_in_the_inputs_is_computed_and_leaves_no_bases():
     assert sliced(attention, made)[1].width == 8
 
 
-def test_nan_that_comes_while_bases_are_fresh_is_never_within_a_tolerance():
+def test_nan_that_comes_while_bases_are_fresh_is_never_within_a_tolerance_and_ends_them():
     made = slicer(8, refresh=4)
     sliced(attention, made)
     output, outcome = sliced(attention_of_nan, made)
     assert output.isnan().all() and outcome.width is None
+    assert made.bytes == 0
     assert sliced(attention, made)[1].width == 8
 
 

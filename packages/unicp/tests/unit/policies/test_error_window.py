@@ -85,6 +85,15 @@ def test_a_window_needs_its_points_and_a_measurement(points: int):
     assert window.ready
 
 
+def test_a_measurement_does_not_stand_for_a_missing_point():
+    window = ErrorWindow(3)
+    window.observe(0, None)
+    window.observe(1, [0.1])
+    assert not window.ready
+    window.observe(2, [0.1])
+    assert window.ready
+
+
 def test_predicting_before_any_measurement_is_an_error():
     with pytest.raises(RuntimeError):
         ErrorWindow(1).predict(1)

@@ -41,6 +41,7 @@ def run(policy: PlannedPolicy, times: float, vetoed: int = -1) -> dict[int, str]
         for branch in ("cond", "uncond"):
             seen = FakeSeen(veto="sample" if step == vetoed else "")
             decision = policy.decide(at(step, branch, STEPS), seen)
+            assert policy.guard.events == []  # warned of at once
             if not decision.skip:
                 errors = [times * announced(*points[-2:], step)] if len(points) >= 2 else None
                 policy.observe(at(step, branch, STEPS), seen, errors)

@@ -178,10 +178,15 @@ def test_a_policy_that_takes_over_knows_the_full_steps_so_far():
     # The other predictor needs fewer full steps than are kept.
     point.follow(Always(), reuse())
     assert torch.equal(point(at(4), (ONE,), lambda: ())[0], ONE)
-    # Such a one that needs more waits for them.
+
+    # Such a one that needs more waits for them, and the policy is told so.
+    class Waiting(Always):
+        def start_run(self, run: Any) -> None:
+            assert run.points == 2
+
     point = made(Always())
     point(at(0), (ONE,), lambda: (ONE,))
-    point.follow(Always(), line())
+    point.follow(Waiting(), line())
     assert point.decide(at(1), (ONE,)).decision.reason == "learning"
 
 
@@ -457,6 +462,12 @@ def test_an_emptied_point_knows_nothing():
     assert point.is_empty and point.decide(at(1), (ONE,)).decision.reason == "learning"
 
 
+def test_a_point_with_two_outputs_gives_back_two():
+    point, pair = made(Always()), (noise(0, 1, 5, 3), noise(1, 1, 2, 3))
+    point(at(0), (pair[0],), lambda: pair)
+    assert all(torch.equal(*two) for two in zip(point(at(1), (pair[0],), lambda: ()), pair, strict=True))
+
+
 # --- points that add to a stream
 
 
@@ -693,6 +704,16 @@ def test_only_branches_of_the_step_under_way_are_moved():
     after = {branch: loop.store.get(("model", branch))[-1][0] for branch in before}
     assert torch.equal(after["gone"], before["gone"])
     assert relative_error(after["cond"], before["cond"]).min() > 0.1
+
+
+def test_a_step_that_was_skipped_moves_nothing():
+    # What is kept is of another step, and of another sample.
+    point = made(Listed(), keeps_inputs=True)
+    for step in range(2):
+        point(at(step + 1), (noise(step, *SHAPE),), lambda: (noise(5, *SHAPE),))
+    before = [tensor.clone() for tensor in point._store.get(("model", "cond"))[-1]]
+    point.move(noise(1, *SHAPE), noise(6, *SHAPE), "flow")
+    assert all(torch.equal(one, two) for one, two in zip(before, point._store.get(("model", "cond"))[-1]))
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 5), (3, 3, 4)])

@@ -286,6 +286,10 @@ def test_the_output_follows_the_sample_and_what_forecasts_go_on_from_is_told(nam
     said = from_quantity("noise", levels.prediction, sample, noise_at(levels.level(time)), levels.level(time))
     wanted = output_at(levels.prediction, sample, said, moved, levels.level(time))
     torch.testing.assert_close(schedule.outputs[-1], wanted)
+    # The next window lies between estimates of the samples that the sampler went on with.
+    estimate = to_quantity("noise", levels.prediction, moved, wanted, levels.level(time))
+    torch.testing.assert_close(replay._points[-1].noise, estimate)
+    assert (estimate - noise_at(levels.level(time))).norm() > 1e-3
 
 
 @pytest.mark.parametrize("name", ["euler", "unipc"])

@@ -19,7 +19,7 @@ def test_each_size_gives_a_row(tmp_path, monkeypatch):
     sizes = (Size(frames=5, blocks=2, steps=2), Size("unit", frames=5, blocks=1, steps=3))
     overhead.measure(tmp_path / "overhead.json", lines.append, sizes, repeats=2)
     rows = json.loads((tmp_path / "overhead.json").read_text())["rows"]
-    assert [(row["span"], row["blocks"], row["steps"]) for row in rows] == [("model", 2, 2), ("unit", 1, 3)]
+    assert [(row["level"], row["blocks"], row["steps"]) for row in rows] == [("model", 2, 2), ("unit", 1, 3)]
     for row in rows:
         assert row["lowest %"] <= row["overhead %"] <= row["highest %"]
         assert row["plain seconds"] > 0

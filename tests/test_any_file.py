@@ -20,10 +20,10 @@ import pytest
 from tests.damage import damaged
 
 from tests import made_profiles
-from unicp.calibration.calibrating import Calibration
-from unicp.calibration.notes import Facts, Notes, PlainSeconds
+from unicp.calibration.calibrating import Calibration, CalibrationConfig
+from unicp.calibration.checkpoint_log import CheckpointLog, Facts, PlainSeconds
 from unicp.errors import UniCPError, one_line
-from unicp.files import json_ready, load_trace, parse_json
+from unicp.files import json_ready, parse_json
 from unicp.planning.curves import counted, levels_of
 from unicp.planning.plan import PLAN_TYPE, PLAN_VERSION, load_plan, plan_of_trace
 from unicp.planning.profile import (
@@ -38,7 +38,7 @@ from unicp.planning.profile import (
 from unicp.planning.solver import Solver
 from unicp.planning.targets import parse_target
 from unicp.policies.guard import Guard
-from unicp.records import Entry, Trace
+from unicp.records import Entry, Trace, load_trace
 from unicp.reporting.summary import decision_map, summarise
 from unicp_bench import report
 from unicp_bench.html.attention import attention_figure, load_attention
@@ -73,8 +73,9 @@ def use_plan_text(plan: Any) -> None:
 def use_plan(path: Path) -> None:
     plan = load_plan(path)
     use_plan_text(plan)
-    guard = plan.course
-    if isinstance(guard, Guard):
+    schedule = plan.course.schedule
+    if schedule is not None:
+        guard = Guard(schedule)
         for step in range(min(plan.steps, 12)):
             if guard.reason(step):
                 guard.computed(step, "cond", 0.3)
@@ -110,12 +111,13 @@ ABOUT = {"model": {"model": "Made"}, "steps": STEPS, "prompts": ["a", "b"], "arg
 
 def use_notes(path: Path) -> None:
     """As a calibration goes on whose runs are all done."""
-    notes = Notes.open(path.with_suffix(""), ABOUT)
+    notes = CheckpointLog.open(path.with_suffix(""), ABOUT)
     calibration = Calibration.__new__(Calibration)
     made = profile()
-    calibration.notes, calibration._levels, calibration.fingerprint = notes, tuple(made.levels), made.fingerprint
-    calibration.runs = SimpleNamespace(mended=True, transformer=SimpleNamespace(device="cpu"))  # type: ignore[assignment]
-    found = counted(calibration.profile_of_notes())
+    calibration.log, calibration._levels, calibration.fingerprint = notes, tuple(made.levels), made.fingerprint
+    calibration.config = CalibrationConfig()
+    calibration.runner = SimpleNamespace(mended=True, transformer=SimpleNamespace(device="cpu"))  # type: ignore[assignment]
+    found = counted(calibration.profile_of_log())
     Solver(found, found.levels).plan(parse_target("speedup>=1.3"))
 
 
@@ -153,16 +155,16 @@ def trace() -> Trace:
 
 def write_notes(path: Path) -> None:
     made = profile()
-    notes = Notes.open(path.with_suffix(""), ABOUT)
+    notes = CheckpointLog.open(path.with_suffix(""), ABOUT)
     for index, prompt in enumerate("ab"):
-        notes.add(f"facts {prompt}", Facts([1, 4, 2, 4, 4], 2, PlainSeconds(1.0, 0.5)))
-        notes.add(f"recording {prompt}", made.recordings[index])
-        notes.add(f"window 5 {prompt}", WindowProbe(prompt, 5, [0.1, 0.1], 30.0))
-        notes.add(f"served trial 0.3 {prompt}", 0.01)
-        notes.add(f"added trial 0.3 {prompt}", 0.02)
+        notes.add(("facts", prompt), Facts([1, 4, 2, 4, 4], 2, PlainSeconds(1.0, 0.5)))
+        notes.add(("recording", prompt), made.recordings[index])
+        notes.add(("window", prompt, 5), WindowProbe(prompt, 5, [0.1, 0.1], 30.0))
+        notes.add(("skipped", "trial", prompt, 0.3, 1), 0.01)
+        notes.add(("added", "trial", prompt, 0.3, 1), 0.02)
         for word, many in (("probe", made.probes), ("trial", made.trials), ("online", made.online)):
             for number, one in enumerate(one for one in many if one.prompt == prompt):
-                notes.add(f"{word} {number} {prompt}", one)
+                notes.add((word, prompt, number), one)
 
 
 def lines_of(kind: str, folder: Path) -> list[Any]:
@@ -181,7 +183,7 @@ def lines_of(kind: str, folder: Path) -> list[Any]:
         return [{"environment": {"device": "here"}, "rows": [{"tokens": 512, "full ms": 1.5, "age": "0"}] * 2}]
     made = profile()
     plan = Solver(made, made.levels).plan(parse_target("speedup>=1.3"))
-    heads = {"profile": (PROFILE_TYPE, PROFILE_VERSION), "plan": (PLAN_TYPE, PLAN_VERSION), "trace": ("unicp.trace", 1)}
+    heads = {"profile": (PROFILE_TYPE, PROFILE_VERSION), "plan": (PLAN_TYPE, PLAN_VERSION), "trace": ("unicp.trace", 2)}
     records = {"profile": made, "plan": plan, "trace": trace()}
     return [json_ready({"type": heads[kind][0], "version": heads[kind][1], "unicp": "0.1", **vars(records[kind])})]
 

@@ -62,7 +62,7 @@ def fill(write, *files):
 # Each writes more than the limit: at once from the second time on, or little by little.
 WRITERS = {
     "trace": """
-from unicp.files import save_trace
+from unicp.records import save_trace
 from unicp.records import Entry, Trace
 entry = Entry(0, 1, "cond", "model", "full", "first", 0.5, 0.1)
 def write(n):
@@ -75,18 +75,20 @@ from unicp.planning.profile import save_profile
 fill(lambda n: save_profile(made(8 + 90 * n), folder / "profile.json"))
 """,
     "plan": """
-from unicp.planning.plan import Plan, save_plan
+from unicp.context import Forecast
+from unicp.planning.plan import Plan, Replay, save_plan
 def write(n):
-    plan = Plan("", "M", 4, [0.9, 0.5, 0.2, 0.1], [0, 1], "noise", "log_snr", notes=["x" * 90_000 * n])
+    notes = ["x" * 90_000 * n]
+    plan = Plan("", "M", 4, [0.9, 0.5, 0.2, 0.1], Forecast("noise", "log_snr"), Replay([0, 1]), notes=notes)
     save_plan(plan, folder / "plan.json")
 fill(write)
 """,
     "notes": """
-from unicp.calibration.notes import Notes
+from unicp.calibration.checkpoint_log import CheckpointLog
 from unicp.planning.profile import FewerSteps
-notes = Notes.open(folder / "profile.json", {"steps": 8})
-fill(lambda n: notes.add(f"fewer {n} a", FewerSteps("a" * 5000, n, 30.0)))
-known = Notes.open(folder / "profile.json", {"steps": 8}).known
+notes = CheckpointLog.open(folder / "profile.json", {"steps": 8})
+fill(lambda n: notes.add(("fewer", "a", n), FewerSteps("a" * 5000, n, 30.0)))
+known = CheckpointLog.open(folder / "profile.json", {"steps": 8}).known
 assert known == notes.known and len(known) > 5
 """,
     "rows": """
@@ -121,13 +123,13 @@ fill(write)
 """,
     "video.mp4": """
 import numpy as np
-from unicp.reporting.video import write_video
+from unicp.cli.video import write_video
 noise = np.random.default_rng(0).integers(0, 255, (60, 64, 96, 3), dtype=np.uint8)
 fill(lambda n: write_video(noise[: 1 + 50 * n], folder / "video.mp4", 16))
 """,
     "video.gif": """
 import numpy as np
-from unicp.reporting.video import write_video
+from unicp.cli.video import write_video
 noise = np.random.default_rng(0).integers(0, 255, (60, 64, 96, 3), dtype=np.uint8)
 fill(lambda n: write_video(noise[: 1 + 50 * n], folder / "video.gif", 16))
 """,

@@ -18,11 +18,10 @@ from tests.test_rows import row
 from unicp.cli import common
 from unicp.cli.main import app
 from unicp.errors import InputError
-from unicp.files import save_trace
 from unicp.models import loading
 from unicp.planning import solver
 from unicp.planning.profile import save_profile
-from unicp.records import Trace
+from unicp.records import Trace, save_trace
 from unicp_bench import overhead, sweep
 from unicp_bench.rows import append_row
 

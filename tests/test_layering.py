@@ -48,15 +48,13 @@ TABLE: dict[str, Row] = {
     # Its level of noise is a number of `numerics`, which loads no torch for it.
     "context": row("numerics"),
     "registry": row("errors"),
-    "settings": row("errors context"),
-    "records": row("errors settings"),
-    # The one place that knows the schema library.
-    "checked": row("errors", "pydantic typing_extensions"),
+    "settings": row("errors context", "pydantic typing_extensions"),
     "disk": row("errors"),
-    # Reading; and the names of `disk`, so that whoever has to do with files knows one module.
-    "files": row("errors settings records checked disk", "pydantic_core"),
+    # Checked JSON; and the names of `disk`, so that whoever has to do with files knows one module.
+    "files": row("errors disk", "pydantic pydantic_core"),
+    "records": row("errors files"),
     "numerics": row("errors", "torch"),
-    "models": row("errors settings records files checked numerics", "torch", {"models/loading.py": "diffusers"}),
+    "models": row("errors settings records files numerics", "torch", {"models/loading.py": "diffusers"}),
     # What may be exchanged. Policies know no torch: decisions are tested with floats alone.
     # numpy: the schedules of a run of hundreds of steps are solved over arrays; by loops they took minutes.
     "policies": row("errors context registry settings", "", {"policies/step_paths.py": "numpy"}),
@@ -73,8 +71,8 @@ TABLE: dict[str, Row] = {
     # The only part that puts hooks into diffusers.
     "hooks": row("errors context settings models attention runtime", "torch", {"hooks/diffusers.py": "diffusers"}),
     # No torch: a plan can be made, printed and drawn where there is none.
-    "planning": row("errors context settings records files checked numerics policies"),
-    "reporting": row("errors context records files", "", {"reporting/video.py": "av numpy PIL"}),
+    "planning": row("errors context settings records files numerics policies", "pydantic"),
+    "reporting": row("errors context records files"),
     # Entry points, by name: what they lead to is imported by no import statement.
     "plugins": row(),
     "promise": row("errors settings models planning"),
@@ -84,7 +82,7 @@ TABLE: dict[str, Row] = {
         "torch",
     ),
     "calibration": row(
-        "unicp errors context settings records files checked numerics models policies sampler runtime planning", "torch"
+        "unicp errors context settings records files numerics models policies sampler runtime planning", "torch"
     ),
     "cli": row(
         "unicp errors settings records files numerics models reporting session planning promise calibration plugins",
@@ -99,7 +97,7 @@ TABLE: dict[str, Row] = {
 DISTRIBUTIONS: dict[str, Row] = {
     "unicp_testbeds": row("errors files", "torch diffusers transformers tokenizers safetensors PIL av numpy"),
     "unicp_bench": row(
-        "unicp errors context registry settings records files checked numerics models policies predictors reducers "
+        "unicp errors context registry settings records files numerics models policies predictors reducers "
         "sampler runtime reporting session planning promise cli plugins",
         "torch diffusers typer unicp_testbeds",
         # Rivals and metrics, each in the one file that works without it.
@@ -276,7 +274,7 @@ def test_a_planted_bad_import_is_found(tmp_path: Path, file: str, text: str, edg
     [
         ("policies/rule.py", "import math\nfrom unicp.context import Action\nfrom .weight_shift import FULL\n"),
         ("models/loading.py", "import diffusers\n"),
-        ("reporting/video.py", "import av\n"),
+        ("cli/video.py", "import av\n"),
         ("cli/extra.py", "import unicp\nfrom unicp import enable\n"),
     ],
 )

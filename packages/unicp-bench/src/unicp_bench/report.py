@@ -28,9 +28,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from unicp.checked import Checker, MisfitError
 from unicp.errors import FileFormatError, InputError, run_main
-from unicp.files import read_json, reason, write_text
+from unicp.files import MisfitError, read_as, read_json, reason, write_text
 from unicp.planning.targets import Target, parse_target
 from unicp_bench.html.markup import counted
 from unicp_bench.html.parts import is_ours
@@ -79,7 +78,7 @@ def _table(name: str, results: Path) -> str:
         raise InputError(f"table {name}", f"no rows in {results}", "run the benchmark that makes them")
     record = read_json(path)
     try:
-        return _plain_table(Checker(list[dict[str, str | int | float]]).read(record[kind or "rows"]))
+        return _plain_table(read_as(list[dict[str, str | int | float]], record[kind or "rows"]))
     except (MisfitError, KeyError, TypeError) as error:
         found = f"no such table in {path} ({reason(error)})"
         raise FileFormatError(f"table {name}", found, "run the benchmark that makes it") from error

@@ -5,13 +5,11 @@ from __future__ import annotations
 import math
 import os
 from dataclasses import dataclass, field, fields
-from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any
 
-from unicp.checked import Checker, MisfitError, Step, Within
 from unicp.errors import FileFormatError, InputError
-from unicp.files import append_line, json_line, parse_json, read_bytes
+from unicp.files import MisfitError, Step, Within, append_line, json_line, parse_json, read_as, read_bytes
 
 PLAIN, PLANNED = "plain", "UniCP planned"  # families that more than one place knows by name
 RowKey = tuple[str, str, str, str, str, str, int]
@@ -131,9 +129,4 @@ def _parse(line: bytes) -> Row:
     numbers = values.get("fidelity") if isinstance(values, dict) else None
     if isinstance(numbers, dict):
         values["fidelity"] = {name: "nan" if number is None else number for name, number in numbers.items()}
-    return _checker().read(values)
-
-
-@lru_cache(maxsize=1)
-def _checker() -> Checker:
-    return Checker(Row)
+    return read_as(Row, values)

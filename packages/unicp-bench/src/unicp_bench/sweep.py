@@ -141,6 +141,6 @@ class ClipFolder:
 
     def __call__(self, row: Row, clip: Clip) -> None:
         """Writes the clip; it is there as a whole or not at all."""
-        from unicp.reporting.video import write_video
+        from unicp.cli.video import write_video
 
         write_video(clip.frames.numpy(), self.folder / clip_file(row), CLIP_FPS)

@@ -9,8 +9,7 @@ from tests.test_rows import row
 from typer.testing import CliRunner
 
 from unicp.cli.main import app
-from unicp.files import save_trace
-from unicp.records import Entry, Trace
+from unicp.records import Entry, Trace, save_trace
 from unicp_bench.rows import append_row
 
 

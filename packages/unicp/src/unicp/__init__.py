@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from unicp.context import RunInfo as RunInfo
     from unicp.context import StepContext as StepContext
     from unicp.errors import UniCPError as UniCPError
-    from unicp.files import load_trace as load_trace
     from unicp.models.families import BlockListRow as BlockListRow
     from unicp.models.families import Family as Family
     from unicp.models.families import UnitRow as UnitRow
@@ -30,6 +29,7 @@ if TYPE_CHECKING:
     from unicp.predictors.base import PredictorInfo as PredictorInfo
     from unicp.predictors.base import register_predictor as register_predictor
     from unicp.records import Trace as Trace
+    from unicp.records import load_trace as load_trace
     from unicp.reducers.attention_call import AttentionCall as AttentionCall
     from unicp.reducers.base import AttentionReducer as AttentionReducer
     from unicp.reducers.base import Reduced as Reduced
@@ -64,7 +64,7 @@ _HOMES = {
     "UnitRow": "models.families",
     "register": "models.families",
     "UniCPError": "errors",
-    "load_trace": "files",
+    "load_trace": "records",
     "Plan": "planning.plan",
     "load_plan": "planning.plan",
     "Trace": "records",

@@ -1,7 +1,8 @@
-"""Reading and writing of what UniCP keeps on disk: versioned JSON, never half-written, loaded with suspicion.
+"""Checked JSON: what UniCP keeps on disk, versioned, and loaded with suspicion.
 
-JSON has no NaN and no infinity: such numbers are written as the strings "nan", "inf" and "-inf". Whatever writes a file
-does so through `replacing` or `append_line`: what was there is lost at no moment, on a full disk neither.
+Files are dataclasses. pydantic checks them, as strict as JSON allows; bounds of numbers stand beside the types of the
+fields (`Within`). JSON has no NaN and no infinity: such numbers are written as the strings "nan", "inf" and "-inf".
+Whatever writes a file does so through `unicp.disk`, whose names can be had from here too.
 """
 
 from __future__ import annotations
@@ -11,109 +12,209 @@ import json
 import math
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import is_dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from types import MappingProxyType
+from typing import Annotated, Any, TypeVar
 
-from unicp.checked import Checker, MisfitError, Step, Within, saved_fields
-from unicp.disk import append_line as append_line
-from unicp.disk import check_appendable as check_appendable
-from unicp.disk import check_writable as check_writable
-from unicp.disk import reason as reason
-from unicp.disk import replacing as replacing
-from unicp.disk import replacing_folder as replacing_folder
-from unicp.disk import write_text as write_text
+from pydantic import GetCoreSchemaHandler, TypeAdapter, ValidationError
+from pydantic_core import CoreSchema, from_json, to_json
+from pydantic_core.core_schema import no_info_before_validator_function
+
+from unicp.disk import (
+    append_line,
+    check_appendable,
+    check_writable,
+    reason,
+    replacing,
+    replacing_folder,
+    write_text,
+)
 from unicp.errors import FileFormatError, InputError, UniCPError
-from unicp.records import Trace
 
-TRACE_TYPE, TRACE_VERSION = "unicp.trace", 2
+__all__ = ["append_line", "check_appendable", "check_writable", "reason", "replacing", "replacing_folder", "write_text"]
+
 # Far beyond every file of ours (a trace of a thousand runs has 50 MB), and still held in memory with ease.
 LARGEST_FILE = 256 * 2**20
-# Of a map of a run, units times steps: a page or a terminal has no room for more.
-MOST_CELLS = 20_000_000
+NOT_FINITE = ("nan", "inf", "-inf")  # how such numbers stand in our files
+# The square of it, and a sum of a million such squares, are still numbers.
+LARGEST = 1e100
+LONGEST_TEXT = 100_000  # characters; the longest of ours is a prompt
+MOST_STEPS = 100_000  # a hundred times what schedulers are trained with; maps of a run have a column for each
+HEADER = ("type", "version", "unicp")
 
-_HEADER = ("type", "version", "unicp")
-_TRACE_FIELDS: dict[str, Any] = {
-    "step": Step,
-    "action": Literal["full", "slice", "forecast", "reuse"],
-    "seconds": Annotated[float, Within(0, 1e30)],
-    "run_steps": dict[str, Step],
-}
-_R = TypeVar("_R")
+R = TypeVar("R")
+Upgrade = Callable[[dict[str, Any]], dict[str, Any]]
 
 
-def save_trace(trace: Trace, path: str | Path) -> None:
-    """Writes a trace as JSON; the file at `path` is the old one or the whole new one, never a part.
+class MisfitError(Exception):
+    """A value that is not what its field takes; `str` says which, in a few words."""
 
-    Raises InputError where the path cannot be written or a setting cannot be expressed in JSON.
+
+@dataclass(frozen=True)
+class Within:
+    """Bounds of a number, beside its type: `Annotated[float, Within(0, 1)]`.
+
+    Attributes:
+        low: Least value.
+        high: Largest value.
+        endless: Whether infinity is allowed, which files hold as a word (minus infinity too if `low` has no limit).
+        missing: Whether NaN is allowed, for what was not measured.
     """
-    save_record(trace, TRACE_TYPE, TRACE_VERSION, path)
+
+    low: float
+    high: float
+    endless: bool = False
+    missing: bool = False
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return no_info_before_validator_function(self._checked, handler(source))
+
+    def _checked(self, value: Any) -> Any:
+        """The number; anything that is none is left to pydantic."""
+        if isinstance(value, str) and value in NOT_FINITE:
+            number = float(value)
+            if self.missing if math.isnan(number) else self.endless and (number > 0 or self.low <= -LARGEST):
+                return number
+            raise ValueError("no finite number")
+        if isinstance(value, (int, float)) and not self.low <= value <= self.high:
+            raise ValueError("out of range")
+        return value
 
 
-def load_trace(path: str | Path) -> Trace:
-    """Reads a trace written by `save_trace`.
+Number = Annotated[float, Within(-LARGEST, LARGEST, endless=True, missing=True)]
+Positive = Annotated[float, Within(1e-30, 1e30)]
+NotNegative = Annotated[float, Within(0, 1e30, endless=True)]
+Finite = Annotated[float, Within(-1e30, 1e30)]
+Decibels = Annotated[float, Within(-1000, 1000, endless=True)]
+Whole = Annotated[int, Within(-(2**63), 2**63 - 1)]  # what a count of bytes or operations can be
+Step = Annotated[int, Within(0, MOST_STEPS)]
 
-    Raises InputError where there is no readable file, FileFormatError where it is damaged, foreign, of another
-    version, or has unknown, missing or mistyped fields.
+
+@lru_cache(maxsize=64)
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    # In a list, because pydantic takes no configuration for a dataclass itself.
+    holder: Any = list[kind]  # type: ignore[valid-type]
+    return TypeAdapter(holder, config={"strict": True, "extra": "forbid", "str_max_length": LONGEST_TEXT})
+
+
+def read_as(kind: Any, value: Any) -> Any:
+    """A value from JSON as an instance of a dataclass, or of another type that can stand in one.
+
+    Raises:
+        MisfitError: It is none.
+
+    Example:
+        >>> read_as(dict[str, Step], {"steps": 30})
+        {'steps': 30}
     """
-    trace = load_record(Trace, TRACE_TYPE, TRACE_VERSION, path, "record it again")
-    steps = 1 + max((entry.step for entry in trace.entries), default=0)
-    lines = len({(entry.run, entry.unit, entry.branch) for entry in trace.entries})
-    if steps * lines > MOST_CELLS:
-        raise FileFormatError(f"a trace in {path}", f"{lines} units of {steps} steps", "record it again")
-    return trace
-
-
-def save_record(record: Any, kind: str, version: int, path: str | Path) -> None:
-    """Writes a dataclass, with those in it, as JSON under the name `kind`; errors as for `save_trace`."""
-    values = _plain_values(record)
-    body = {"type": kind, "version": version, "unicp": package_version(), **values}
     try:
-        text = json_line(body)
-        if kind != TRACE_TYPE:  # what nobody could read again is told while it still can be mended
-            _checker(type(record)).read(json_ready(values))
+        # As text, because in text pydantic takes an object for a dataclass and stays strict in all else.
+        return _adapter(kind).validate_json(to_json([value], inf_nan_mode="constants"))[0]
+    except ValidationError as error:
+        raise MisfitError(_told(error.errors(include_url=False))) from error
+
+
+def _told(errors: list[Any]) -> str:
+    """What pydantic found wrong first, in our words."""
+    first = errors[0]
+    where, value = _where(first["loc"]), first["input"]
+    strange = {"unexpected_keyword_argument": "unknown", "missing": "missing"}
+    if first["type"] in strange:
+        place = first["loc"][:-1]
+        found: dict[str, list[str]] = {}
+        for error in errors:
+            if error["type"] in strange and error["loc"][:-1] == place:
+                found.setdefault(strange[error["type"]], []).append(str(error["loc"][-1])[:40])
+        words = " and ".join(f"{word} {', '.join(sorted(names))}" for word, names in sorted(found.items()))
+        return f"fields {words[:150]}{f' in {_where(place)}' if len(place) > 1 else ''}"
+    cause = first.get("ctx", {}).get("error")
+    if isinstance(cause, UniCPError):
+        return cause.found
+    if cause is not None:
+        return f"{where} is a number out of range: {_shown(value)}"
+    if first["type"] == "string_too_long":
+        return f"{where} is a text of more than {LONGEST_TEXT} characters"
+    return f"{where} is {_shown(value)}"
+
+
+def _where(place: tuple[Any, ...]) -> str:
+    """entries[3].step; the first part is that of the list of one, and names of keys may be anything."""
+    parts = (f"[{part}]" if isinstance(part, int) else f".{part[:40]}" for part in place[1:])
+    return "".join(parts).removeprefix(".")[:100] or "the file"
+
+
+def _shown(value: Any) -> str:
+    # A container may be as large as the file.
+    return f"a JSON {type(value).__name__}" if isinstance(value, (list, dict)) else f"{value!r:.40}"
+
+
+def save_record(record: Any, kind: str, version: int, path: str | Path, *, check: bool = True) -> None:
+    """Writes a dataclass, with those in it, as JSON; the file at `path` is the old one or the whole new one.
+
+    Args:
+        record: An instance of a dataclass.
+        kind: What the file is, such as "unicp.plan".
+        version: Of the form of the record.
+        path: Where to.
+        check: Whether to see first that it can be read again. It doubles the time.
+
+    Raises:
+        InputError: The path cannot be written, or the record holds what JSON cannot.
+    """
+    try:
+        text = json_line({"type": kind, "version": version, "unicp": package_version(), **json_ready(record)})
+        if check:  # what nobody could read again is told while it still can be mended
+            read_as(type(record), json_ready(record))
     except MisfitError as error:
         raise InputError(f"to write {path}", str(error), "see what made such numbers") from error
     except (TypeError, ValueError) as error:
-        raise InputError(
-            f"the {_noun(kind)} in {path}", f"a value JSON cannot hold ({reason(error)})", "keep plain values in it"
-        ) from error
+        found = f"a value JSON cannot hold ({reason(error)})"
+        raise InputError(f"the {_noun(kind)} in {path}", found, "keep plain values in it") from error
     with replacing(path) as part:
         part.write_text(text, encoding="ascii")
 
 
-def load_record(record: type[_R], kind: str, version: int, path: str | Path, again: str) -> _R:
-    """Reads what `save_record` wrote, as a `record`; errors as for `load_trace`. again: how to get a good file."""
+def load_record(
+    record: type[R],
+    kind: str,
+    version: int,
+    path: str | Path,
+    again: str,
+    upgrades: Mapping[int, Upgrade] = MappingProxyType({}),
+) -> R:
+    """Reads what `save_record` wrote.
+
+    Args:
+        record: The dataclass.
+        kind: As it was written.
+        version: As it is written today.
+        path: The file.
+        again: How to get a good file, for errors.
+        upgrades: By version, what turns the values of a file of that version into those of the next.
+
+    Raises:
+        InputError: There is no readable file.
+        FileFormatError: It is damaged, foreign, of another version, or has unknown, missing or mistyped fields.
+    """
     body, noun = read_json(path), _noun(kind)
     if not isinstance(body, dict) or body.get("type") != kind:
         found = f"type {body.get('type')!r:.40}" if isinstance(body, dict) else f"a JSON {type(body).__name__}"
         raise FileFormatError(f"a {noun} in {path}", found, f"pass a file of type {kind!r}")
-    if upgrade := _UPGRADES.get((kind, body.get("version"))):
-        body = upgrade(body)
-    if body.get("version") != version:
+    found = body.get("version")
+    while isinstance(found, int) and found in upgrades:
+        body, found = upgrades[found](body), found + 1
+    if found != version:
         raise FileFormatError(
             f"a {noun} of version {version} in {path}",
-            f"version {body.get('version')!r:.40} (written by unicp {body.get('unicp')!r:.40})",
+            f"version {found!r:.40} (written by unicp {body.get('unicp')!r:.40})",
             f"read it with that release, or {again}",
         )
     try:
-        return _checker(record).read({name: value for name, value in body.items() if name not in _HEADER})
+        return read_as(record, {name: value for name, value in body.items() if name not in HEADER})
     except MisfitError as error:
         raise FileFormatError(f"a {noun} in {path}", str(error), again) from error
-
-
-def _trace_of_version_1(body: dict[str, Any]) -> dict[str, Any]:
-    """The names of version 2: an entry had "why" for "reason", "choice" for "predictor", "compute" for "full"."""
-    names, entries = {"why": "reason", "choice": "predictor"}, body.get("entries")
-    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
-        return body
-    renamed = [{names.get(key, key): value for key, value in entry.items()} for entry in entries]
-    renamed = [entry | {"action": "full"} if entry.get("action") == "compute" else entry for entry in renamed]
-    return body | {"version": 2, "entries": renamed}
-
-
-_UPGRADES: dict[Any, Callable[[dict[str, Any]], dict[str, Any]]] = {(TRACE_TYPE, 1): _trace_of_version_1}
 
 
 def read_json(path: str | Path) -> Any:
@@ -141,8 +242,6 @@ def read_bytes(path: str | Path) -> bytes:
 
 def parse_json(raw: bytes, asked: str, do: str = "make it again") -> Any:
     """The value of JSON text in UTF-8, nested at most 200 deep. asked, do: for the FileFormatError where it is none."""
-    from pydantic_core import from_json
-
     try:
         return from_json(raw, allow_inf_nan=False)
     except (ValueError, RecursionError) as error:
@@ -150,21 +249,22 @@ def parse_json(raw: bytes, asked: str, do: str = "make it again") -> Any:
 
 
 def json_ready(value: Any) -> Any:
-    """A copy with lists for tuples and the strings "nan", "inf", "-inf" for such numbers, as strict JSON needs it."""
+    """A copy for strict JSON: objects for dataclasses, lists for tuples, "nan", "inf" and "-inf" for such numbers.
+
+    Example:
+        >>> json_ready({"psnr": float("inf"), "steps": (0, 1)})
+        {'psnr': 'inf', 'steps': [0, 1]}
+    """
     if isinstance(value, float) and not math.isfinite(value):
         return str(float(value))
     if is_dataclass(value) and not isinstance(value, type):
-        return json_ready(_plain_values(value))
+        # Not dataclasses.asdict, which copies every list of every entry.
+        return {field.name: json_ready(getattr(value, field.name)) for field in fields(value)}
     if isinstance(value, Mapping):
         return {key: json_ready(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [json_ready(item) for item in value]
     return value
-
-
-def _plain_values(record: Any) -> dict[str, Any]:
-    """Not dataclasses.asdict, which copies every list of every entry."""
-    return {name: getattr(record, name) for name in saved_fields(type(record))}
 
 
 def json_line(value: Any) -> str:
@@ -187,8 +287,3 @@ def package_version() -> str:
 
 def _noun(kind: str) -> str:
     return kind.removeprefix("unicp.")
-
-
-@lru_cache(maxsize=32)
-def _checker(record: type) -> Checker:
-    return Checker(record, _TRACE_FIELDS if record is Trace else {})

@@ -1,45 +1,78 @@
-"""Plain data that flows between the stages: what was asked, decided, done and measured. No tensors."""
+"""The trace: what was done in each call, why, and what it cost; a versioned JSON file. No tensors."""
 
 from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from unicp.errors import FileFormatError
+from unicp.files import Number, Step, Whole, Within, load_record, save_record
+
+TRACE_TYPE, TRACE_VERSION = "unicp.trace", 2
+# Of a map of a run, cache points times steps: a page or a terminal has no room for more.
+MOST_CELLS = 20_000_000
+
+ActionName = Literal["full", "slice", "forecast", "reuse"]
 
 
 @dataclass
 class Entry:
     """One line of a trace: one cache point, at one step, in one branch.
 
-    measured: relative error that skipping would have had, one number per sample, known only where the true
-    output was computed. operations / full_operations: what was executed and what the plain model would have (two per
-    multiply-add). seconds: wall time of the call. stored_bytes: bytes held in the store after it.
+    Attributes:
+        run: Number of the run in its session.
+        step: Index of the noise level in the run, from 0.
+        branch: Name of the denoising call within the step.
+        unit: Name of the cache point.
+        action: What was done, as in `unicp.context.Action`.
+        reason: Why, in one word.
+        sigma: Normalised noise level in [0, 1]; `None` = not known.
+        tolerance: Largest error that skipping might have had.
+        predicted: Predicted relative error of skipping, one number per sample.
+        measured: Relative error that skipping would have had, one number per sample; known only for full calls.
+        width: Channels of a head that a slice kept.
+        predictor: How a skipped call was filled.
+        operations: What was executed (two per multiply-add).
+        full_operations: What the plain model would have executed.
+        seconds: Wall time of the call.
+        stored_bytes: Bytes held in the store after it.
     """
 
-    run: int
-    step: int
+    run: Whole
+    step: Step
     branch: str
     unit: str
-    action: str
+    action: ActionName
     reason: str
-    sigma: float | None
-    tolerance: float
-    predicted: list[float] | None = None
-    measured: list[float] | None = None
-    width: int | None = None
+    sigma: Number | None
+    tolerance: Number
+    predicted: list[Number] | None = None
+    measured: list[Number] | None = None
+    width: Whole | None = None
     predictor: str | None = None
-    operations: int = 0
-    full_operations: int = 0
-    seconds: float = 0.0
-    stored_bytes: int = 0
+    operations: Whole = 0
+    full_operations: Whole = 0
+    seconds: Annotated[float, Within(0, 1e30)] = 0.0
+    stored_bytes: Whole = 0
 
 
 @dataclass
 class Trace:
-    """What every unit did at every step, why, and what it cost. Written and read by `unicp.files`.
+    """What every cache point did at every step, why, and what it cost.
 
-    run_steps: how many steps the scheduler of a run was set to, by the number of the run as text; runs of which that is
-    not known are left out.
+    Attributes:
+        model: Class of the transformer.
+        device: Where it was.
+        dtype: Of most of its parameters.
+        settings: As `Settings.to_dict` gives them.
+        preset: What the session was called; `None` for settings of one's own.
+        entries: One for each call of each cache point.
+        warnings: One line each.
+        counts: How often what a warning tells of came about.
+        run_steps: How many steps the scheduler of a run was set to, by the number of the run as text; runs of which
+            that is not known are left out.
     """
 
     model: str
@@ -50,7 +83,7 @@ class Trace:
     entries: list[Entry] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
-    run_steps: dict[str, int] = field(default_factory=dict)
+    run_steps: dict[str, Step] = field(default_factory=dict)
 
     def clear(self) -> None:
         """Forgets all entries, warnings and counts."""
@@ -58,3 +91,37 @@ class Trace:
         self.run_steps.clear()
         self.warnings.clear()
         self.counts.clear()
+
+
+def save_trace(trace: Trace, path: str | Path) -> None:
+    """Writes a trace as JSON.
+
+    Raises:
+        InputError: The path cannot be written, or a setting cannot be expressed in JSON.
+    """
+    save_record(trace, TRACE_TYPE, TRACE_VERSION, path, check=False)
+
+
+def load_trace(path: str | Path) -> Trace:
+    """Reads a trace that `save_trace` wrote, of this version or an older one.
+
+    Raises:
+        InputError: There is no readable file.
+        FileFormatError: It is damaged, foreign, of a later version, or has unknown, missing or mistyped fields.
+    """
+    trace = load_record(Trace, TRACE_TYPE, TRACE_VERSION, path, "record it again", {1: _from_version_1})
+    steps = 1 + max((entry.step for entry in trace.entries), default=0)
+    lines = len({(entry.run, entry.unit, entry.branch) for entry in trace.entries})
+    if steps * lines > MOST_CELLS:
+        raise FileFormatError(f"a trace in {path}", f"{lines} units of {steps} steps", "record it again")
+    return trace
+
+
+def _from_version_1(body: dict[str, Any]) -> dict[str, Any]:
+    """The names of version 2: an entry had "why" for "reason", "choice" for "predictor", "compute" for "full"."""
+    names, entries = {"why": "reason", "choice": "predictor"}, body.get("entries")
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        return body
+    renamed = [{names.get(key, key): value for key, value in entry.items()} for entry in entries]
+    renamed = [entry | {"action": "full"} if entry.get("action") == "compute" else entry for entry in renamed]
+    return body | {"entries": renamed}

@@ -15,7 +15,6 @@ from torch import nn
 
 from unicp.context import Action
 from unicp.errors import AttachmentError, SettingsError, UnsupportedModelError
-from unicp.files import save_trace
 from unicp.hooks.diffusers import (
     attach,
     attached_engine,
@@ -31,7 +30,7 @@ from unicp.planning.plan import Plan, plan_of_trace, save_plan
 from unicp.planning.profile import Profile
 from unicp.policies.planned import Course
 from unicp.promise import Planners, Promise, make_promise
-from unicp.records import Trace
+from unicp.records import Trace, save_trace
 from unicp.reporting.summary import Summary, summarise
 from unicp.runtime.engine import Engine
 from unicp.runtime.run_tracker import RunTracker
@@ -143,9 +142,9 @@ class Session:
         if schedule is None or levels is None:
             return
         plan = self._planners.of(scheduler).shorten(levels)
-        if plan is None or plan.fewer is None:
+        if plan is None or plan.subset is None:
             return
-        if shorten(scheduler, Fewer(plan.fewer, tuple(plan.fewer_computed)), again, args, kwargs):
+        if shorten(scheduler, Fewer(plan.subset.count, tuple(plan.subset.chosen)), again, args, kwargs):
             run.keep(plan)
 
     def _is_own(self, scheduler: Any) -> bool:

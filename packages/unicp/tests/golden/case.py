@@ -103,10 +103,14 @@ def told(session: unicp.Session) -> dict[str, Any]:
         "warnings": len(trace.warnings),
         "run_steps": trace.run_steps,
         "most_bytes": max((entry.stored_bytes for entry in trace.entries), default=0),
-        "plan": None
-        if plan is None
-        else {"computed": plan.computed, "fewer": plan.fewer, "tolerance": rounded(plan.tolerance)},
+        "plan": None if plan is None else of_plan(plan),
     }
+
+
+def of_plan(plan: unicp.Plan) -> dict[str, Any]:
+    """What a plan says is done, under the names that it was recorded with."""
+    fewer = None if plan.subset is None else plan.subset.count
+    return {"computed": plan.full_steps, "fewer": fewer, "tolerance": rounded(plan.tolerance)}
 
 
 def packed(values: list[Any]) -> Any:

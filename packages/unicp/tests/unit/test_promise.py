@@ -90,9 +90,9 @@ def computed(session: Session) -> list[int]:
 def test_a_run_follows_the_plan_of_its_target():
     _, session = under(profile(), "speedup>=1.5")
     plan = session.plan
-    assert plan is not None and computed(session) == plan.computed and 3 < len(plan.computed) < STEPS
+    assert plan is not None and computed(session) == plan.full_steps and 3 < len(plan.full_steps) < STEPS
     leading = [entry for entry in session.trace.entries if entry.branch == "call0"]
-    assert {entry.reason for entry in leading if entry.step in plan.computed} == {"first", "plan"}
+    assert {entry.reason for entry in leading if entry.step in plan.full_steps} == {"first", "plan"}
     assert session.trace.preset == "target speedup>=1.5"
     assert {entry.predictor for entry in session.trace.entries if entry.action == "forecast"} == {str(plan.forecast)}
 
@@ -101,8 +101,8 @@ def test_where_errors_are_larger_than_announced_the_guard_computes_more_and_says
     calm, hard = (under(profile(), "psnr>=35", bend)[1] for bend in (0.5, 40.0))
     plan = hard.plan
     assert plan is not None and calm.plan == plan
-    assert computed(calm) == plan.computed
-    assert set(plan.computed) < set(computed(hard))
+    assert computed(calm) == plan.full_steps
+    assert set(plan.full_steps) < set(computed(hard))
     assert any("times those announced, also computes" in warning for warning in hard.trace.warnings)
     assert "guard" in {entry.reason for entry in hard.trace.entries}
     assert calm.trace.counts["guard"] == 0 < hard.trace.counts["guard"]
@@ -115,7 +115,7 @@ def test_nothing_of_a_hard_run_is_remembered_by_the_next():
         hard = computed(session)
         session.trace.clear()
         run(transformer, scheduler, 0.5)
-        assert session.plan is not None and computed(session) == session.plan.computed != hard
+        assert session.plan is not None and computed(session) == session.plan.full_steps != hard
     assert session.is_empty
 
 
@@ -137,7 +137,7 @@ def test_a_saved_plan_keeps_its_guard(tmp_path):
     transformer, scheduler = FakeTransformer(), FlowMatchMade()
     with enable(transformer, plan=unicp.load_plan(tmp_path / "plan.json"), scheduler=scheduler) as guarded:
         run(transformer, scheduler, 40.0)
-    assert session.plan is not None and set(session.plan.computed) < set(computed(guarded))
+    assert session.plan is not None and set(session.plan.full_steps) < set(computed(guarded))
 
 
 def test_another_number_of_steps_gets_a_plan_of_its_own():
@@ -145,7 +145,7 @@ def test_another_number_of_steps_gets_a_plan_of_its_own():
     with enable(transformer, target="psnr>=35", profile=profile(), scheduler=scheduler) as session:
         run(transformer, scheduler, 1.0, steps=24)
         assert session.plan is not None and session.plan.steps == 24
-        assert session.plan.computed == computed(session)
+        assert session.plan.full_steps == computed(session)
 
 
 def test_a_profile_from_a_file(tmp_path):
@@ -239,7 +239,7 @@ def test_a_session_leaves_out_steps_where_the_plan_says_so(caplog):
     alone = FlowMatchMade()
     assert torch.equal(outputs, run(FakeTransformer(), alone, 1.0, steps=8))
     assert "set_timesteps" not in vars(scheduler) and not caplog.records
-    assert session.plan is not None and session.plan.fewer == 8
+    assert session.plan is not None and session.plan.subset is not None and session.plan.subset.count == 8
     summary = session.summary()
     assert summary.left_out == 16 and summary.computed == summary.calls == 16
     assert "the plan left out 16 more" in summary.text()

@@ -19,8 +19,8 @@ import unicp
 from tests import tiny_models
 from unicp.context import Action
 from unicp.errors import AttachmentError, SettingsError, UnsupportedModelError
-from unicp.files import load_trace
 from unicp.numerics.operation_counts import OperationCounter
+from unicp.records import load_trace
 from unicp.session import Session, describe, disable, enable
 from unicp.settings import Settings, preset
 

@@ -20,18 +20,16 @@ BAD = [
     ("tolerance", "0.1"),
     ("tolerance", None),
     ("level", "layer"),
-    ("span", ["model"]),
     ("roles", ()),
     ("roles", ("selfish",)),
     ("roles", "self"),
     ("roles", None),
-    ("order", 2),
-    ("order", -1),
-    ("order", True),
-    ("order", 1.0),
-    ("quantities", ()),
-    ("quantities", ("x0",)),
-    ("abscissas", ("time",)),
+    ("level", ["model"]),
+    ("quantity", "x0"),
+    ("quantity", ("noise",)),
+    ("axis", "time"),
+    ("policy", None),
+    ("predictor", 1),
     ("weighting", "loud"),
     ("error_scale", "mine"),
     ("max_window", 0),
@@ -164,8 +162,8 @@ def test_a_width_above_the_head_is_refused_with_both_numbers():
 
 
 def test_lists_are_taken_as_tuples():
-    settings = Settings(roles=["self"], quantities=["noise"], slicing=Slicing(widths=[8]))  # type: ignore[arg-type]
-    assert (settings.roles, settings.quantities, settings.slicing.widths) == (("self",), ("noise",), (8,))
+    settings = Settings(roles=["self"], slicing=Slicing(widths=[8]))  # type: ignore[arg-type]
+    assert (settings.roles, settings.slicing.widths) == (("self",), (8,))
     hash(settings)
 
 
@@ -195,9 +193,9 @@ valid_settings = st.builds(
     tolerance=numbers,
     level=st.sampled_from(["model", "stack", "block", "unit"]),
     roles=some("self", "spatial", "temporal", "joint", "cross", "feed_forward"),
-    order=st.integers(0, 1),
-    quantities=some("output", "noise", "clean"),
-    abscissas=some("sigma", "log_snr", "step"),
+    predictor=st.sampled_from(["line", "reuse", "of a plug-in"]),
+    quantity=st.sampled_from(["output", "noise", "clean"]),
+    axis=st.sampled_from(["sigma", "log_snr", "step"]),
     weighting=st.sampled_from(["impact", "uniform"]),
     error_scale=st.sampled_from(["stream", "own"]),
     max_window=st.integers(1, 50),
@@ -205,7 +203,6 @@ valid_settings = st.builds(
     full_every=st.one_of(st.none(), st.integers(1, 9)),
     first=st.integers(1, 9),
     last=st.integers(0, 9),
-    guidance=st.booleans(),
     text_keys_values=st.booleans(),
     slicing=slicings,
     store_bytes=st.one_of(st.none(), st.integers(0, 10**12)),

@@ -63,7 +63,7 @@ def report(
     for file in rows:
         _check_rows(file)
 
-    from unicp.files import load_trace
+    from unicp.records import load_trace
     from unicp_bench.html.attention import load_attention
     from unicp_bench.html.clips import Clips
     from unicp_bench.html.page import Extras, write_report

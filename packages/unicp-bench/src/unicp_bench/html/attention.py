@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from unicp.checked import Checker, MisfitError, Step, Within
 from unicp.errors import FileFormatError
-from unicp.files import read_json
+from unicp.files import MisfitError, Step, Within, read_as, read_json
 from unicp_bench.html.chart import BANNERS, Axis, Canvas, figure, path, position
 from unicp_bench.html.markup import counted, escape, number, scroll, tag, text_tag
 
@@ -44,7 +43,7 @@ def load_attention(file: Path) -> AttentionChange:
     """A record of `experiments.attention_change`. Raises InputError, FileFormatError."""
     record = read_json(file)
     try:
-        return Checker(AttentionChange).read(record)
+        return read_as(AttentionChange, record)
     except MisfitError as error:
         do = "name a file written by python -m experiments.attention_change"
         raise FileFormatError(f"changes of attention in {file}", str(error), do) from error

@@ -1,6 +1,6 @@
 """From prompts to a profile: plain runs, probes, trials of solved plans and of the online rule, fewer steps.
 
-Every run but the plain ones begins as its prompt's plain run does. What is equal is played from a tape and costs
+Every run but the plain ones begins as its prompt's plain run does. What is equal is played again and costs
 nothing, so a probe late in a run, or a trial, takes a part of a clip's time.
 """
 
@@ -9,56 +9,86 @@ from __future__ import annotations
 import itertools
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import unicp
-from unicp.calibration.notes import AGAIN, Facts, Notes, PlainSeconds
-from unicp.calibration.recording import Tape, recording_of
-from unicp.calibration.running import Outcome, Reference, Runs
+from unicp.calibration.call_recorder import CallRecorder, recording_of
+from unicp.calibration.checkpoint_log import AGAIN, CheckpointLog, Facts, Key, PlainSeconds
+from unicp.calibration.pipeline_runner import Outcome, PipelineRunner, Reference
 from unicp.context import Forecast
 from unicp.errors import FileFormatError, InputError
 from unicp.numerics.error_measures import relative_error
 from unicp.numerics.fidelity import psnr
 from unicp.numerics.noise_levels import NoiseLevel
-from unicp.planning.curves import counted, forecast_errors, probed_way, servable
+from unicp.planning.curves import counted, errors_among, probed_way, servable
 from unicp.planning.fingerprint import fingerprint_of
 from unicp.planning.plan import Plan
 from unicp.planning.profile import (
     FewerSteps,
-    Fingerprint,
     OnlineTrial,
     Probe,
     Profile,
-    Recording,
     Seconds,
     Trial,
     WindowProbe,
     save_profile,
 )
 from unicp.planning.solver import Choice, best_choices, plan_to_try
+from unicp.records import Trace
 from unicp.sampler.shorten import can_choose, only_steps
 from unicp.settings import preset
 
-LEAST_STEPS = 8
-# Places of the probes, as shares of the run; between them the impact is interpolated. Most are where it falls steeply.
-PROBED = (0.14, 0.17, 0.2, 0.24, 0.28, 0.34, 0.42, 0.6, 0.8, 0.93, 1.0)
-# Shares of the steps that the plans which are tried compute, each with a guard that may compute more and with none.
-TRIED = (0.24, 0.3, 0.4, 0.52, 0.66)
-# Tolerances with which the online rule is tried.
-ONLINE = (0.02, 0.07, 0.25, 0.9, 2.5)
-FEWER = (0.5, 1 / 3, 0.24)
-# The same of runs at the noise levels that a plan would compute.
-PLACED = (2 / 3, 0.6, 0.5, 1 / 3)
-# Windows that are probed as a whole: where they begin, and how long they are, as shares of the run.
-WINDOWS = ((0.4, 0.1), (0.65, 0.1), (0.83, 0.17))
-# Cost of all runs of one prompt in plain runs, about; for the estimate only.
-PLAIN_RUNS = 17.4
-POWER = 2.0
-# Notes that are of no run of their own.
-BESIDE = ("facts ", "served ", "added ")
-Say = Callable[[str], None]
+
+@dataclass(frozen=True)
+class CalibrationConfig:
+    """Which runs a calibration makes of each prompt.
+
+    Where a value has no other source it was chosen: enough to fit a line or a curve through, in the time of about
+    seventeen plain runs a prompt. docs/planning.md says what was measured with them.
+
+    Attributes:
+        probes: Places of the steps that are skipped one by one, as shares of the run; between them the impact is
+            interpolated. Most are where it falls steeply: eleven like these made better plans than seven spread evenly
+            (docs/planning.md).
+        windows: Windows that are skipped as a whole: (where they begin, how long they are), as shares of the run. Two
+            inside and the last one, after which no full step mends anything.
+        trials: Shares of full steps of the plans that are tried, each with a guard and without.
+        tolerances: With which the online rule is tried: from nearly nothing skipped to as much as it can.
+        fewer: Shares of the steps of plain runs whose fewer steps are spread evenly.
+        chosen: The same of plain runs at the noise levels that a plan would make full. From the share where they and
+            skipping cross, about 2/3 (docs/planning.md), down to where they are far behind.
+        power: With which the changes by windows add: their errors are hardly in phase, so their squares do.
+        least_steps: Shortest run that can be learnt from: three steps that are always full, and a few to probe.
+    """
+
+    probes: tuple[float, ...] = (0.14, 0.17, 0.2, 0.24, 0.28, 0.34, 0.42, 0.6, 0.8, 0.93, 1.0)
+    windows: tuple[tuple[float, float], ...] = ((0.4, 0.1), (0.65, 0.1), (0.83, 0.17))
+    trials: tuple[float, ...] = (0.24, 0.3, 0.4, 0.52, 0.66)
+    tolerances: tuple[float, ...] = (0.02, 0.07, 0.25, 0.9, 2.5)
+    fewer: tuple[float, ...] = (0.5, 1 / 3, 0.24)
+    chosen: tuple[float, ...] = (2 / 3, 0.6, 0.5, 1 / 3)
+    power: float = 2.0
+    least_steps: int = 8
+
+    @property
+    def cost(self) -> float:
+        """Cost of all runs of one prompt, in plain runs, about: what is played again costs nothing.
+
+        The online rule is taken to make two of five steps full, over all tolerances. It is for the estimate only.
+        """
+        skipped = sum(1 - place for place in self.probes) + sum(1 - start for start, _ in self.windows)
+        return 1 + skipped + 2 * sum(self.trials) + 0.4 * len(self.tolerances) + sum(self.fewer) + sum(self.chosen)
+
+    def runs(self, probes: int, can_choose: bool) -> int:
+        """How many runs one prompt takes, the plain one among them. probes: steps that are probed."""
+        tried = 2 * len(self.trials) + len(self.tolerances) + len(self.fewer)
+        return 1 + probes + len(self.windows) + tried + (len(self.chosen) if can_choose else 0)
+
+
+# Kinds of results that are of no run of their own.
+BESIDE = ("facts", "skipped", "added")
 
 
 @dataclass
@@ -66,271 +96,295 @@ class _Progress:
     """Tells what was done, and what is left."""
 
     total: int
-    say: Say
+    tell: Callable[[str], None]
     done: int = 0
 
     def step(self, what: str) -> None:
         self.done += 1
-        self.say(f"{self.done} of {self.total}: {what}")
+        self.tell(f"{self.done} of {self.total}: {what}")
 
 
 class Calibration:
-    """One calibration. `run` does what is not in the notes yet, and writes the profile.
+    """One calibration: `run` does what is not in the log yet, and writes the profile.
 
-    arguments: of every call of the pipeline, without prompt, steps and generator. say: gets a line for each run.
-    Raises InputError where the pipeline cannot be calibrated, or the notes are of another calibration.
+    Args:
+        pipe: A pipeline with one transformer, whose scheduler tells noise levels.
+        prompts: Different ones; each is run with its number as seed.
+        steps: Length of the runs.
+        arguments: Of every call of the pipeline, without prompt, steps and generator.
+        out: The profile to write. What is known so far is kept beside it.
+        on_progress: Gets a line for each run.
+        config: Which runs are made.
+
+    Raises:
+        InputError: The pipeline cannot be calibrated, or the log is of another calibration.
     """
 
     def __init__(
-        self, pipe: Any, prompts: Sequence[str], steps: int, arguments: Mapping[str, Any], out: Path, say: Say
+        self,
+        pipe: Any,
+        prompts: Sequence[str],
+        steps: int,
+        arguments: Mapping[str, Any],
+        out: Path,
+        on_progress: Callable[[str], None] = lambda line: None,
+        config: CalibrationConfig = CalibrationConfig(),
     ):
-        if steps < LEAST_STEPS:
-            raise InputError(f"to calibrate at {steps} steps", "too few to learn from", f"use {LEAST_STEPS} or more")
+        if steps < config.least_steps:
+            do = f"use {config.least_steps} or more"
+            raise InputError(f"to calibrate at {steps} steps", "too few to learn from", do)
         if not prompts or len(set(prompts)) < len(prompts):
             raise InputError("to calibrate", "no prompts, or one of them twice", "give different prompts")
-        self.runs, self.prompts, self.out, self.say = Runs(pipe, arguments, steps), list(prompts), out, say
-        self.fingerprint = fingerprint_of(self.runs.transformer, pipe.scheduler, self.runs.schedule.prediction, 0)
+        self.runner, self.config = PipelineRunner(pipe, arguments, steps), config
+        self.prompts, self.out, self.on_progress = list(prompts), out, on_progress
+        self.fingerprint = fingerprint_of(self.runner.transformer, pipe.scheduler, self.runner.schedule.prediction, 0)
         given = {name: str(value) for name, value in arguments.items()}
         about = {"model": vars(self.fingerprint), "steps": steps, "prompts": self.prompts, "arguments": given}
-        self.notes = Notes.open(out, about)
+        self.log = CheckpointLog.open(out, {**about, "config": vars(config)})
         self._levels: tuple[NoiseLevel, ...] = ()
         self._choices: dict[str, dict[int, Choice]] = {}
 
+    @property
+    def _can_choose(self) -> bool:
+        return can_choose(self.runner.pipe.scheduler)
+
     def _way(self, prompt: str) -> Forecast:
-        return probed_way(self.notes.known[f"recording {prompt}"])
+        return probed_way(self.log.known["recording", prompt])
 
     def _probed(self, prompt: str) -> list[int]:
-        steps, way = self.runs.steps, self._way(prompt)
-        usable = [k for k, level in enumerate(self._levels[:-1]) if k > 2 and servable(way, self._kind, level)]
+        steps, way, prediction = self.runner.steps, self._way(prompt), self.fingerprint.prediction
+        usable = [k for k, level in enumerate(self._levels[:-1]) if k > 2 and servable(way, prediction, level)]
         if not usable:
-            raise InputError("to calibrate this pipeline", "no step that could be served", "use more steps")
-        return sorted({min(usable, key=lambda k: abs(k - share * (steps - 1))) for share in PROBED})
-
-    @property
-    def _kind(self) -> str:
-        return self.fingerprint.prediction
+            raise InputError("to calibrate this pipeline", "no step that could be skipped", "use more steps")
+        return sorted({min(usable, key=lambda k: abs(k - share * (steps - 1))) for share in self.config.probes})
 
     def estimate(self) -> float:
         """Seconds that what is left will take, from two steps that are run for it."""
-        self.runs.run(self.prompts[0], 0, 2)
-        tape = Tape(self.runs.transformer, self.runs.sample_name)
-        with tape.recording():
-            outcome = self.runs.run(self.prompts[0], 0, 2)
-        step = sum(tape.seconds) / 2
-        rest = max(0.0, outcome.seconds - sum(tape.seconds))
-        runs = len(self.prompts) * _runs_of_prompt(len(PROBED), len(self._placed))
-        left = max(0.0, 1 - sum(not key.startswith(BESIDE) for key in self.notes.known) / runs)
-        return left * (len(self.prompts) * PLAIN_RUNS * step * self.runs.steps + runs * rest)
+        self.runner.run(self.prompts[0], 0, 2)
+        recorder = CallRecorder(self.runner.transformer, self.runner.sample_name)
+        with recorder.recording():
+            outcome = self.runner.run(self.prompts[0], 0, 2)
+        step = sum(recorder.seconds) / 2
+        rest = max(0.0, outcome.seconds - sum(recorder.seconds))
+        runs = len(self.prompts) * self.config.runs(len(self.config.probes), self._can_choose)
+        left = max(0.0, 1 - sum(key[0] not in BESIDE for key in self.log.known) / runs)
+        return left * (len(self.prompts) * self.config.cost * step * self.runner.steps + runs * rest)
 
     def run(self) -> Profile:
         """Does what is left and writes the profile."""
         references: dict[str, Reference] = {}
-        progress = _Progress(0, self.say)
+        progress, config, steps = _Progress(0, self.on_progress), self.config, self.runner.steps
         for number, prompt in enumerate(self.prompts):
             references[prompt] = self._plain(number, prompt)
-            progress.total = _runs_of_prompt(len(self._probed(prompt)), len(self._placed)) * len(self.prompts)
+            probed = self._probed(prompt)
+            progress.total = config.runs(len(probed), self._can_choose) * len(self.prompts)
             progress.step(f"plain run of {prompt!r}")
-            for step in self._probed(prompt):
+            for step in probed:
                 self._probe(references[prompt], step)
                 progress.step(f"probe at step {step} of {prompt!r}")
-            for start, length in WINDOWS:
-                first = round(start * self.runs.steps)
-                served = range(first, min(self.runs.steps, first + max(2, round(length * self.runs.steps))))
-                self._probe_window(references[prompt], served)
-                progress.step(f"probe of steps {first} to {served[-1]} of {prompt!r}")
+            for start, length in config.windows:
+                first = round(start * steps)
+                window = range(first, min(steps, first + max(2, round(length * steps))))
+                self._probe_window(references[prompt], window)
+                progress.step(f"probe of steps {first} to {window[-1]} of {prompt!r}")
         for prompt in self.prompts:
-            for share, guarded in itertools.product(TRIED, (True, False)):
+            for share, guarded in itertools.product(config.trials, (True, False)):
                 trial = self._trial(references[prompt], share, guarded)
-                progress.step(f"trial of {prompt!r}: {trial.computed} steps computed, {trial.psnr:.1f} dB")
-            for tolerance in ONLINE:
+                progress.step(f"trial of {prompt!r}: {trial.computed} full steps, {trial.psnr:.1f} dB")
+            for tolerance in config.tolerances:
                 online = self._online(references[prompt], tolerance)
-                progress.step(f"online rule on {prompt!r}: {online.computed} steps computed, {online.psnr:.1f} dB")
-        for number, prompt in enumerate(self.prompts):
-            for share in FEWER:
-                self._fewer(references[prompt], number, max(2, round(share * self.runs.steps)))
+                progress.step(f"online rule on {prompt!r}: {online.computed} full steps, {online.psnr:.1f} dB")
+        for prompt in self.prompts:
+            for share in config.fewer:
+                self._fewer(references[prompt], max(2, round(share * steps)))
                 progress.step(f"plain run of fewer steps of {prompt!r}")
-            for share in self._placed:
-                self._fewer_placed(references[prompt], number, round(share * self.runs.steps))
+            for share in config.chosen if self._can_choose else ():
+                self._fewer_chosen(references[prompt], round(share * steps))
                 progress.step(f"plain run of chosen steps of {prompt!r}")
-        profile = counted(self.profile_of_notes())
+        profile = counted(self.profile_of_log())
         save_profile(profile, self.out)
-        self.notes.done()
+        self.log.done()
         return profile
 
-    def profile_of_notes(self) -> Profile:
-        """The profile, once everything is known. Raises FileFormatError where the notes do not make one."""
-        return self._profile(self.notes.of("trial"), self.notes.of("fewer"), online=self.notes.of("online"))
+    def profile_of_log(self) -> Profile:
+        """The profile, once everything is known.
+
+        Raises:
+            FileFormatError: The log does not make one.
+        """
+        of = self.log.of
+        return replace(self._probes_alone(), trials=of("trial"), online=of("online"), fewer=of("fewer"))
+
+    def _once(self, key: Key, make: Callable[[], Any]) -> Any:
+        """A result from the log, or else made and kept there."""
+        if key not in self.log.known:
+            self.log.add(key, make())
+        return self.log.known[key]
 
     def _plain(self, seed: int, prompt: str) -> Reference:
         """The plain run, always made: what comes after is compared with it and begins with its outputs."""
-        tape = Tape(self.runs.transformer, self.runs.sample_name)
-        with tape.recording():
-            outcome = self.runs.run(prompt, seed)
-        self._levels = self.runs.levels()
-        branches = len(tape.calls[0]) if tape.calls else 0
-        if len(tape.calls) != self.runs.steps or any(len(step) != branches for step in tape.calls):
-            found = f"{len(tape.calls)} steps instead of {self.runs.steps}, or not always as many calls"
+        recorder = CallRecorder(self.runner.transformer, self.runner.sample_name)
+        with recorder.recording():
+            outcome = self.runner.run(prompt, seed)
+        calls, seconds = recorder.calls, recorder.seconds
+        self._levels = self.runner.levels()
+        branches = len(calls[0]) if calls else 0
+        if len(calls) != self.runner.steps or any(len(step) != branches for step in calls):
+            found = f"{len(calls)} steps instead of {self.runner.steps}, or not always as many calls"
             raise InputError("to calibrate this pipeline", found, "use a scheduler with one call a step and branch")
-        if not {f"recording {prompt}", f"facts {prompt}"} <= set(self.notes.known):
-            recording = recording_of(prompt, tape.calls, self._levels[:-1], self.runs.schedule.prediction)
-            steps = [sum(tape.seconds[i : i + branches]) for i in range(0, len(tape.seconds), branches)]
-            seconds = PlainSeconds(statistics.median(steps), max(0.0, outcome.seconds - sum(tape.seconds)))
-            self.notes.add(f"facts {prompt}", Facts(list(tape.calls[0][0][0].shape), branches, seconds))
-            self.notes.add(f"recording {prompt}", recording)
-        tape.forget_samples()
-        return Reference(prompt, seed, outcome, tape)
 
-    def _served(
-        self, reference: Reference, plan: Plan | unicp.Settings, computed: Sequence[int], key: str = ""
-    ) -> tuple[Outcome, Any]:
-        """A run of the prompt under a plan or settings; the first steps, computed in any case, are played.
+        def facts() -> Facts:
+            steps = [sum(seconds[i : i + branches]) for i in range(0, len(seconds), branches)]
+            plain = PlainSeconds(statistics.median(steps), max(0.0, outcome.seconds - sum(seconds)))
+            return Facts(list(calls[0][0][0].shape), branches, plain)
 
-        key: of a trial; what UniCP cost in it is noted under it, as a share of its computed steps.
+        self._once(("facts", prompt), facts)
+        prediction = self.runner.schedule.prediction
+        self._once(("recording", prompt), lambda: recording_of(prompt, calls, self._levels[:-1], prediction))
+        recorder.forget_samples()
+        return Reference(prompt, seed, outcome, recorder)
+
+    def _enabled(
+        self, reference: Reference, plan: Plan | unicp.Settings, full: Sequence[int], key: Key = ()
+    ) -> tuple[Outcome, Trace]:
+        """A run of the prompt under a plan or settings; the first steps, full in any case, are played.
+
+        key: of a trial; what UniCP cost in it is kept under it, as a share of its full steps.
         """
-        first = next((step for step in range(self.runs.steps) if step not in computed), self.runs.steps)
-        with reference.tape.playing(first):
+        first = next((step for step in range(self.runner.steps) if step not in full), self.runner.steps)
+        with reference.recorder.playing(first):
             options: dict[str, Any] = {"plan": plan} if isinstance(plan, Plan) else {"settings": plan}
-            with unicp.enable(self.runs.pipe, **options) as session:
-                outcome = self.runs.run(reference.prompt, reference.seed)
+            with unicp.enable(self.runner.pipe, **options) as session:
+                outcome = self.runner.run(reference.prompt, reference.seed)
         if key:
             own = sum(e.seconds for e in session.trace.entries if e.action == "full" and e.step >= first)
-            self.notes.add(f"added {key}", own / reference.tape.played_on - 1 if reference.tape.played_on else 0.0)
+            plain = reference.recorder.played_on
+            self.log.add(("added", *key), own / plain - 1 if plain else 0.0)
         return outcome, session.trace
 
     def _probe(self, reference: Reference, step: int) -> None:
-        key = f"probe {step} {reference.prompt}"
-        if key in self.notes.known:
-            return
-        outcome = self._run_with_window(reference, range(step, step + 1))
-        error = self._errors(reference.prompt, range(step, step + 1))[0]
-        quality = psnr(reference.outcome.frames, outcome.frames).total
-        self.notes.add(key, Probe(reference.prompt, step, error, _displacement(outcome, reference), quality))
+        def made() -> Probe:
+            outcome = self._run_with_window(reference, range(step, step + 1))
+            (error,) = self._errors(reference.prompt, range(step, step + 1))
+            return Probe(reference.prompt, step, error, _displacement(outcome, reference), _psnr(outcome, reference))
 
-    def _probe_window(self, reference: Reference, served: range) -> None:
-        key = f"window {served[0]} {reference.prompt}"
-        if key in self.notes.known:
-            return
-        quality = psnr(reference.outcome.frames, self._run_with_window(reference, served).frames).total
-        self.notes.add(key, WindowProbe(reference.prompt, served[0], self._errors(reference.prompt, served), quality))
+        self._once(("probe", reference.prompt, step), made)
 
-    def _run_with_window(self, reference: Reference, served: range) -> Outcome:
-        """A run in which these steps alone are served, from the two before."""
-        computed = [one for one in range(self.runs.steps) if one not in served]
-        settings = preset("balanced", full_steps=tuple(computed), max_window=self.runs.steps)
-        outcome, trace = self._served(reference, settings, computed)
+    def _probe_window(self, reference: Reference, window: range) -> None:
+        def made() -> WindowProbe:
+            quality = _psnr(self._run_with_window(reference, window), reference)
+            return WindowProbe(reference.prompt, window[0], self._errors(reference.prompt, window), quality)
+
+        self._once(("window", reference.prompt, window[0]), made)
+
+    def _run_with_window(self, reference: Reference, window: range) -> Outcome:
+        """A run in which these steps alone are skipped, forecast from the two before."""
+        full = tuple(one for one in range(self.runner.steps) if one not in window)
+        settings = preset("balanced", full_steps=full, max_window=self.runner.steps)
+        outcome, trace = self._enabled(reference, settings, full)
         done = {entry.step for entry in trace.entries if entry.action == "forecast"}
-        left = [step for step in served if step not in done]
+        left = [step for step in window if step not in done]
         if left:
-            raise InputError(
-                "to calibrate this pipeline", f"step {left[0]}, which UniCP does not serve", "use more steps"
-            )
+            found = f"step {left[0]}, which UniCP does not skip"
+            raise InputError("to calibrate this pipeline", found, "use more steps")
         return outcome
 
-    def _errors(self, prompt: str, served: range) -> list[float]:
-        """Relative errors of the steps served, as recorded on the plain run."""
-        recording = self.notes.known[f"recording {prompt}"]
-        profile = self._profile([], [], [Probe(prompt, served[0], 1.0, 1.0, 20.0)], [recording], [])
-        errors = forecast_errors(profile, [recording], self._way(prompt), self._levels[:-1])
+    def _errors(self, prompt: str, window: range) -> list[float]:
+        """Relative errors of the skipped steps, as recorded on the plain run."""
+        recording, levels = self.log.known["recording", prompt], self._levels[:-1]
+        errors = errors_among([recording], self._way(prompt), self.runner.schedule.prediction, levels, levels)
         assert errors is not None
-        return [errors(served[0] - 2, served[0] - 1, step) for step in served]
+        return [errors(window[0] - 2, window[0] - 1, step) for step in window]
 
     def _trial(self, reference: Reference, share: float, guarded: bool) -> Trial:
-        kind = "trial" if guarded else "trial unguarded"
-        key = f"{kind} {share:.3f} {reference.prompt}"
-        if key not in self.notes.known:
-            plan, change = self._plan_to_try(reference.prompt, round(share * self.runs.steps), guarded)
-            outcome, trace = self._served(reference, plan, plan.computed, key)
-            made = {entry.step for entry in trace.entries if entry.action == "full"}
-            served = [entry.seconds for entry in trace.entries if entry.action != "full"]
-            quality = psnr(reference.outcome.frames, outcome.frames).total
-            planned, moved = len(plan.computed), _displacement(outcome, reference)
-            saved = self.runs.steps - planned
-            trial = Trial(reference.prompt, planned, len(made), saved, change, moved, quality, guarded)
-            self.notes.add(
-                f"served {kind} {share:.3f} {reference.prompt}", statistics.median(served) if served else 0.0
-            )
-            self.notes.add(key, trial)
-        return self.notes.known[key]
+        prompt = reference.prompt
+        key: Key = ("trial", prompt, share, int(guarded))
+
+        def made() -> Trial:
+            plan, change = self._plan_to_try(prompt, round(share * self.runner.steps), guarded)
+            planned = plan.full_steps
+            outcome, trace = self._enabled(reference, plan, planned, key)
+            full = {entry.step for entry in trace.entries if entry.action == "full"}
+            skipped = [entry.seconds for entry in trace.entries if entry.action != "full"]
+            self.log.add(("skipped", *key), statistics.median(skipped) if skipped else 0.0)
+            saved, moved = self.runner.steps - len(planned), _displacement(outcome, reference)
+            quality = _psnr(outcome, reference)
+            return Trial(prompt, len(planned), len(full), saved, change, moved, quality, guarded)
+
+        return self._once(key, made)
 
     def _online(self, reference: Reference, tolerance: float) -> OnlineTrial:
-        key = f"online {tolerance:g} {reference.prompt}"
-        if key not in self.notes.known:
+        key: Key = ("online", reference.prompt, tolerance)
+
+        def made() -> OnlineTrial:
             settings = preset("balanced", tolerance=tolerance)
-            outcome, trace = self._served(reference, settings, range(settings.first), key)
-            made = {entry.step for entry in trace.entries if entry.action == "full"}
-            quality = psnr(reference.outcome.frames, outcome.frames).total
-            self.notes.add(key, OnlineTrial(reference.prompt, tolerance, len(made), quality))
-        return self.notes.known[key]
+            outcome, trace = self._enabled(reference, settings, range(settings.first), key)
+            full = {entry.step for entry in trace.entries if entry.action == "full"}
+            return OnlineTrial(reference.prompt, tolerance, len(full), _psnr(outcome, reference))
 
-    def _fewer(self, reference: Reference, seed: int, steps: int) -> None:
-        key = f"fewer {steps} {reference.prompt}"
-        if key not in self.notes.known:
-            outcome = self.runs.run(reference.prompt, seed, steps)
-            quality = psnr(reference.outcome.frames, outcome.frames).total
-            self.notes.add(key, FewerSteps(reference.prompt, steps, quality))
+        return self._once(key, made)
 
-    @property
-    def _placed(self) -> tuple[float, ...]:
-        return PLACED if can_choose(self.runs.pipe.scheduler) else ()
+    def _fewer(self, reference: Reference, steps: int) -> None:
+        def made() -> FewerSteps:
+            outcome = self.runner.run(reference.prompt, reference.seed, steps)
+            return FewerSteps(reference.prompt, steps, _psnr(outcome, reference))
 
-    def _fewer_placed(self, reference: Reference, seed: int, steps: int) -> None:
-        """A plain run at the noise levels that a plan would compute, solved without this prompt."""
+        self._once(("fewer", reference.prompt, steps), made)
+
+    def _fewer_chosen(self, reference: Reference, steps: int) -> None:
+        """A plain run at the noise levels that a plan would make full, solved without this prompt."""
         plan, change = self._plan_to_try(reference.prompt, steps)
+        chosen = plan.full_steps
+
+        def made() -> FewerSteps:
+            with only_steps(self.runner.pipe.scheduler, self.runner.steps, chosen):
+                outcome = self.runner.run(reference.prompt, reference.seed, len(chosen))
+            return FewerSteps(reference.prompt, len(chosen), _psnr(outcome, reference), chosen, change)
+
         # Of short runs two lengths may have the same plan.
-        key = f"fewer placed {len(plan.computed)} {reference.prompt}"
-        if key not in self.notes.known:
-            with only_steps(self.runs.pipe.scheduler, self.runs.steps, plan.computed):
-                outcome = self.runs.run(reference.prompt, seed, len(plan.computed))
-            quality = psnr(reference.outcome.frames, outcome.frames).total
-            self.notes.add(key, FewerSteps(reference.prompt, len(plan.computed), quality, plan.computed, change))
+        self._once(("fewer", reference.prompt, len(chosen), "chosen"), made)
 
     def _plan_to_try(self, prompt: str, count: int, guarded: bool = True) -> tuple[Plan, float]:
         """Of this many steps, solved without this prompt: once for all numbers of steps, when all probes are known."""
-        profile = counted(self._profile([], []))
+        profile = counted(self._probes_alone())
         if prompt not in self._choices:
             self._choices[prompt] = best_choices(profile, self._levels, prompt)
         return plan_to_try(profile, self._levels, self._choices[prompt], count, guarded)
 
-    def _profile(
-        self,
-        trials: list[Trial],
-        fewer: list[FewerSteps],
-        probes: list[Probe] | None = None,
-        recordings: list[Recording] | None = None,
-        windows: list[WindowProbe] | None = None,
-        online: list[OnlineTrial] | None = None,
-    ) -> Profile:
-        facts, served, added = (self.notes.of(word) for word in ("facts", "served", "added"))
+    def _probes_alone(self) -> Profile:
+        """What is known without trials and shorter runs."""
+        facts, skipped, added = (self.log.of(kind) for kind in ("facts", "skipped", "added"))
         if not facts:
-            raise FileFormatError(f"to go on with {self.notes.path}", "no plain run", AGAIN)
+            raise FileFormatError(f"to go on with {self.log.path}", "no plain run", AGAIN)
         seconds = Seconds(
             statistics.median(one.seconds.computed for one in facts),
-            facts[0].branches * statistics.median(served) if served else 0.0,
+            facts[0].branches * statistics.median(skipped) if skipped else 0.0,
             statistics.median(one.seconds.rest for one in facts),
             max(0.0, statistics.median(added)) if added else 0.0,
         )
         return Profile(
-            Fingerprint(**{**vars(self.fingerprint), "branches": facts[0].branches}),
-            str(self.runs.transformer.device),
-            facts[0].shape,
-            [level.signal for level in self._levels],
-            [level.noise for level in self._levels],
-            POWER,
-            seconds,
-            self.notes.of("recording") if recordings is None else recordings,
-            self.notes.of("probe") if probes is None else probes,
-            self.notes.of("window") if windows is None else windows,
-            trials,
-            online or [],
-            fewer,
-            self.runs.mended,
+            fingerprint=replace(self.fingerprint, branches=facts[0].branches),
+            device=str(self.runner.transformer.device),
+            shape=facts[0].shape,
+            signal=[level.signal for level in self._levels],
+            noise=[level.noise for level in self._levels],
+            power=self.config.power,
+            seconds=seconds,
+            recordings=self.log.of("recording"),
+            probes=self.log.of("probe"),
+            windows=self.log.of("window"),
+            trials=[],
+            online=[],
+            fewer=[],
+            mended=self.runner.mended,
         )
 
 
-def _runs_of_prompt(probes: int, placed: int) -> int:
-    """How many runs one prompt takes, the plain one among them. placed: at chosen noise levels."""
-    return 1 + probes + len(WINDOWS) + 2 * len(TRIED) + len(ONLINE) + len(FEWER) + placed
+def _psnr(outcome: Outcome, reference: Reference) -> float:
+    """Of the clip against the plain one, in dB."""
+    return psnr(reference.outcome.frames, outcome.frames).total
 
 
 def _displacement(outcome: Outcome, reference: Reference) -> float:
+    """Relative error of the final latent."""
     return float(relative_error(outcome.latent, reference.outcome.latent).max())

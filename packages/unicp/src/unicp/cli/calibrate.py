@@ -68,7 +68,7 @@ def calibrate(
         trace=None,
         sampler=sampler,
     )
-    from unicp.calibration.notes import SUFFIX
+    from unicp.calibration.checkpoint_log import SUFFIX
 
     options.check_written("--out", out, {"--prompts": prompts})
     # What is known so far is kept beside it, under a longer name.
@@ -95,9 +95,7 @@ def _run(request: Request, prompts: list[str], out: Path) -> None:
     profile = calibration.run()
     cost = profile.seconds
     typer.echo(f"{out}: {len(profile.recordings)} prompts, {profile.steps} steps, {profile.fingerprint.scheduler}")
-    typer.echo(
-        f"seconds: {cost.computed:.3g} a computed step, {cost.served:.3g} a served one, {cost.rest:.3g} the rest"
-    )
+    typer.echo(f"seconds: {cost.computed:.3g} a full step, {cost.served:.3g} a skipped one, {cost.rest:.3g} the rest")
     typer.echo(f'next: unicp plan {out} --target "psnr>=35"')
 
 

@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from unicp.cli.limits import check_fps
 from unicp.cli.options import DEFAULT_MODEL, GET_TESTBEDS, NO_TESTBEDS, Request
 from unicp.cli.terminal import check_interrupt, raw
 from unicp.errors import InputError, UniCPError, clean
 from unicp.files import json_ready
 from unicp.plugins import shipped_pipeline
-from unicp.reporting.limits import check_fps
 
 if TYPE_CHECKING:
     import numpy as np
@@ -167,9 +167,8 @@ def plan_facts(request: Request, plan: Plan | None) -> dict[str, Any]:
     """What --json says of a target and its plan."""
     if request.target is None:
         return {}
-    facts = {} if plan is None else {k: v for k, v in vars(plan).items() if k not in ("curves", "sigmas")}
     profile = None if request.profile is None else str(request.profile)
-    return {"target": request.target, "profile": profile, "plan": facts or None}
+    return {"target": request.target, "profile": profile, "plan": None if plan is None else plan.facts()}
 
 
 @contextmanager
@@ -202,8 +201,8 @@ def say(text: str) -> None:
 
 def write(frames: Any, request: Request, prepared: Prepared, made: Made) -> None:
     """Writes the video, and then the trace; tells of a codec that is not the usual one."""
-    from unicp.files import save_trace
-    from unicp.reporting.video import write_or_keep
+    from unicp.cli.video import write_or_keep
+    from unicp.records import save_trace
 
     assert request.out is not None
     with waiting(f"writing {request.out}"):

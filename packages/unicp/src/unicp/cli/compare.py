@@ -94,8 +94,8 @@ def compare(
 def _run(request: Request) -> _Comparison:
     import unicp
     from unicp.cli import common
+    from unicp.cli.video import side_by_side
     from unicp.numerics.fidelity import psnr
-    from unicp.reporting.video import side_by_side
 
     assert request.enabling is not None
     prepared = common.prepare(request)

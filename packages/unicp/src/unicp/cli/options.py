@@ -11,13 +11,13 @@ from typing import Annotated, Any
 
 import typer
 
+from unicp.cli.limits import LEAST_FPS, MOST_FPS, SIDES, check_clip, check_fps, side_by_side_size
 from unicp.errors import InputError
 from unicp.files import check_writable, reason
 from unicp.models.loading import SAMPLERS
 from unicp.planning.profile import load_profile
 from unicp.planning.solver import check_feasible, check_steps
 from unicp.planning.targets import parse_target
-from unicp.reporting.limits import LEAST_FPS, MOST_FPS, SIDES, check_clip, check_fps, side_by_side_size
 from unicp.settings import PRESETS, Settings, preset
 
 OFF = "off"

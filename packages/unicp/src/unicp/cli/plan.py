@@ -55,7 +55,6 @@ def plan(
     if as_json:
         from unicp.cli import common
 
-        facts = {name: value for name, value in vars(made).items() if name not in ("curves", "sigmas")}
-        common.print_json({**facts, "drawing": made.drawing(), "out": None if out is None else str(out)})
+        common.print_json({**made.facts(), "out": None if out is None else str(out)})
         return
     typer.echo(made.text())

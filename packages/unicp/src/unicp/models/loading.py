@@ -8,9 +8,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
-from unicp.checked import MOST_STEPS, Checker, MisfitError, Positive, Within
 from unicp.errors import FileFormatError, InputError, UnsupportedModelError
-from unicp.files import read_json
+from unicp.files import MOST_STEPS, MisfitError, Positive, Within, read_as, read_json
 
 if TYPE_CHECKING:
     from diffusers.pipelines.pipeline_utils import DiffusionPipeline
@@ -149,7 +148,7 @@ def generation_defaults(model: str | Path) -> dict[str, Any]:
         return {}
     values = read_json(path)
     try:
-        Checker(Defaults).read(values)
+        read_as(Defaults, values)
     except MisfitError as error:
         do = f"use numbers for {', '.join(field.name for field in fields(Defaults))}"
         raise FileFormatError(f"defaults in {path}", str(error), do) from error

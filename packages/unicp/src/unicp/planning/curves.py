@@ -86,26 +86,50 @@ def forecast_errors(
     levels: Sequence[NoiseLevel],
     shares: Shares = MappingProxyType({}),
 ) -> ForecastErrors | None:
-    """Errors among steps at `levels`, root of the mean square over `recordings`; None where the profile does not tell.
+    """Errors among steps at `levels` by a profile; see `errors_among`. shares: of the recordings in the mean."""
+    prediction, known = profile.fingerprint.prediction, profile.levels[:-1]
+    return errors_among(recordings, forecast, prediction, known, levels, profile.left, shares)
 
-    levels: of the steps alone, not the one after the last. shares: of the recordings in the mean.
+
+def errors_among(
+    recordings: Sequence[Recording],
+    forecast: Forecast,
+    prediction: str,
+    known: Sequence[NoiseLevel],
+    levels: Sequence[NoiseLevel],
+    mended: bool = False,
+    shares: Shares = MappingProxyType({}),
+) -> ForecastErrors | None:
+    """Errors of forecasts among the steps of a run, root of the mean square over recordings.
+
+    Args:
+        recordings: Plain runs.
+        forecast: How skipped steps are filled.
+        prediction: What the model's output is.
+        known: Noise level of each recorded step.
+        levels: Of the steps of the run, without the one after the last.
+        mended: See `ForecastErrors`.
+        shares: How much each prompt counts.
+
+    Returns:
+        `None` where the recordings do not tell.
     """
-    quantity, prediction = forecast.quantity, profile.fingerprint.prediction
+    quantity = forecast.quantity
     found = [recording.products.get(quantity) for recording in recordings]
-    known = [products for products in found if products is not None]
-    if not known or len(known) < len(found):
+    products = [one for one in found if one is not None]
+    if not products or len(products) < len(found):
         return None
-    weights = [_weights(profile, level.sigma) for level in levels]
+    sigmas = [level.sigma for level in known]
+    weights = [_weights(sigmas, level.sigma) for level in levels]
     counted = [shares.get(recording.prompt, 1.0) for recording in recordings]
-    mean = [_mean(column, counted) for column in zip(*known)]
+    mean = [_mean(column, counted) for column in zip(*products)]
     power = [_mean(column, counted) for column in zip(*(one.power for one in recordings))]
     parts = [coefficients(quantity, prediction, level)[1] for level in levels]
     scales = [
         (part * part if math.isfinite(part) else 0.0) * sum(weight * power[at] for at, weight in row.items())
         for part, row in zip(parts, weights)
     ]
-    places = _places(forecast, levels)
-    return ForecastErrors(forecast, places, _read_off(mean, weights), scales, profile.left)
+    return ForecastErrors(forecast, _places(forecast, levels), _read_off(mean, weights), scales, mended)
 
 
 def probed_way(recording: Recording) -> Forecast:
@@ -246,9 +270,8 @@ def _between(curve: Sequence[tuple[float, float]], at: float) -> float:
     return math.exp(between([(x, math.log(y)) for x, y in curve], at))
 
 
-def _weights(profile: Profile, sigma: float) -> dict[int, float]:
-    """How a value at a noise level is put together from those at recorded steps: step -> weight, sum 1."""
-    known = [level.sigma for level in profile.levels[:-1]]
+def _weights(known: Sequence[float], sigma: float) -> dict[int, float]:
+    """How a value at a noise level is put together from those at recorded ones: step -> weight, sum 1."""
     nearest = sorted(range(len(known)), key=lambda step: abs(known[step] - sigma))[:NEAREST]
     if math.isclose(known[nearest[0]], sigma, rel_tol=1e-6, abs_tol=1e-9):
         return {nearest[0]: 1.0}

@@ -7,6 +7,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from unicp.files import Decibels
 from unicp.planning.profile import FewerSteps, OnlineTrial, Trial
 from unicp.policies.impact import between
 
@@ -18,11 +19,17 @@ SLOPES = (0.5, 1.5)  # of PSNR over -20 log10 of the predicted change; 1 where l
 
 @dataclass(frozen=True)
 class Psnr:
-    """Predicted PSNR of a clip in dB: mean, and the bounds that 95 % of clips are above and 95 % are below."""
+    """Predicted PSNR of a clip in dB.
 
-    mean: float
-    low: float
-    high: float
+    Attributes:
+        mean: What is to be expected.
+        low: 95 % of clips are above.
+        high: 95 % of clips are below.
+    """
+
+    mean: Decibels
+    low: Decibels
+    high: Decibels
 
 
 @dataclass(frozen=True)

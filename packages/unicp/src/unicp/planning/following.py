@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from unicp.errors import InputError
 from unicp.numerics.noise_levels import NoiseLevel
-from unicp.planning.plan import Plan, all_computed
+from unicp.planning.plan import Plan, all_full
 from unicp.planning.profile import Profile
 from unicp.planning.solver import Solver
 from unicp.planning.targets import Target
@@ -44,7 +44,7 @@ class RunPlanner:
         Raises InputError where the target cannot be met.
         """
         plan = self.solve(levels)
-        return None if plan.fewer is None or not plan.fits(levels[:-1]) else plan
+        return None if plan.subset is None or not plan.fits(levels[:-1]) else plan
 
     def __call__(
         self,
@@ -65,7 +65,7 @@ class RunPlanner:
             return self._without("the scheduler does not tell the noise levels of this run")
         if shortened is not None:
             self._check_shortened(shortened, branches, shape, step)
-            return all_computed(len(levels) - 1)
+            return all_full(len(levels) - 1)
         if isinstance(self._source, Plan):
             if not self._source.fits(levels[:-1]):
                 found = f"a run of {len(levels) - 1} steps at other noise levels"
@@ -127,13 +127,14 @@ class RunPlanner:
 
     def _tell_of_fewer(self, plan: Plan, is_promise: bool) -> None:
         """Where steps should have been left out and were not. is_promise: of a speed, which serving cannot keep."""
-        if plan.fewer is None:
+        if plan.subset is None:
             return
         # Only the scheduler of a pipeline can be made to leave out steps, and not where the pipeline names its levels.
-        do = f"call the pipeline without UniCP, with num_inference_steps={plan.fewer}"
-        if plan.fewer_computed:
-            do = f"enable UniCP on the pipeline, or run the steps {plan.fewer_computed} alone"
-        found = f"plain {plan.fewer} steps do better than any plan of {plan.steps}"
+        count, chosen = plan.subset.count, plan.subset.chosen
+        do = f"call the pipeline without UniCP, with num_inference_steps={count}"
+        if chosen:
+            do = f"enable UniCP on the pipeline, or run the steps {chosen} alone"
+        found = f"plain {count} steps do better than any plan of {plan.steps}"
         if is_promise:
             raise InputError(f"target {plan.target}", found, do)
         self._tell(f"{found}: {do}")

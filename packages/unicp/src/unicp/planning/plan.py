@@ -1,4 +1,4 @@
-"""A solved schedule for one run: what it computes, what is predicted of it, and all its guard needs; a JSON file."""
+"""A plan for one run: what it follows, what is predicted of it, and all that its guard needs; a JSON file."""
 
 from __future__ import annotations
 
@@ -6,75 +6,134 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import get_args
+from typing import Annotated, Any, Literal
 
-from unicp.checked import Decibels, Finite, NotNegative, Positive, Step
-from unicp.context import Action, Axis, Forecast, Quantity
+from pydantic import Field, TypeAdapter
+
+from unicp.context import Action, Forecast
 from unicp.errors import FileFormatError, InputError
-from unicp.files import load_record, save_record
+from unicp.files import Finite, NotNegative, Positive, Step, Within, load_record, save_record
 from unicp.numerics.noise_levels import NoiseLevel
 from unicp.planning.curves import ForecastErrors
+from unicp.planning.fidelity import Psnr
 from unicp.policies.guard import Schedule
 from unicp.policies.planned import Course
 from unicp.policies.step_paths import SUM, WindowLoss
 from unicp.records import Trace
 
-PLAN_TYPE, PLAN_VERSION = "unicp.plan", 5
-# Relative difference of noise levels up to which a run is taken for the one a plan was made for.
+PLAN_TYPE, PLAN_VERSION = "unicp.plan", 6
+# Relative difference of noise levels up to which a run is taken for the one a plan was made for; chosen: float32, in
+# which schedulers keep their levels, is good to 1e-7, and neighbouring steps of 1,000 differ by 1e-3.
 SAME_LEVEL = 1e-4
 
 
 @dataclass(frozen=True)
 class Curves:
-    """What the guard compares with: see `unicp.planning.curves.ForecastErrors`; weights: inf where not servable.
+    """What the guard compares measured errors with, one value for each step of the run.
 
-    power, row, end: see `unicp.policies.step_paths.WindowLoss`.
+    Attributes:
+        places: Steps on the axis of the forecast.
+        products: Lower triangle of mean products of the forecast quantity, see `unicp.planning.curves.ForecastErrors`.
+        scales: Mean square of the output times the square of its coefficient in the quantity.
+        weights: Change of the clip per relative error; inf where a step cannot be skipped.
+        power, row, end: How changes add up, see `unicp.policies.step_paths.WindowLoss`.
+        mended: Whether the sampler replays skipped steps.
     """
 
     places: list[Finite]
     products: list[list[Finite]]
     scales: list[NotNegative]
     weights: list[NotNegative]
-    power: float
+    power: Annotated[float, Within(1, 2)]
     row: Positive
     end: Positive
     mended: bool = False
 
 
 @dataclass(frozen=True)
-class Plan:
-    """Which steps of a run are computed; all others are served.
+class PlannedSteps:
+    """A schedule of full steps, under a guard that makes more of them full where errors are larger than predicted.
 
-    target: what was asked, "" for a replay. model: class of the transformer. steps, sigmas: of the run, noise levels
-    of its steps. computed: steps, in order. quantity, abscissa: what is forecast, over what. allowance: the loss
-    that the guard may spend, 0 with no guard. most: most steps that may be computed. expected: steps that are expected
-    to be computed in the end, by the guard too. psnr, psnr_low, psnr_high: predicted, in dB (None = not known).
-    speed_up, seconds: predicted of the whole run. fewer: the plain pipeline with this many steps is better, and what
-    is predicted is of it (None = it is not); fewer_computed: which steps of the run these are ([] = evenly spaced
-    ones). curves: None = a replay.
-    tolerance: of the online rule of `balanced`, which then decides, and `computed` is empty (None = a schedule does).
-    notes: what a user should know, a line each.
+    Attributes:
+        full: The full steps, rising.
+        allowance: Loss that the guard may spend; 0 leaves it nothing to spend.
+        most: Most steps that may be full.
+        curves: What the guard compares with.
+    """
+
+    full: list[Step]
+    allowance: NotNegative
+    most: Step
+    curves: Curves
+    kind: Literal["schedule"] = "schedule"
+
+
+@dataclass(frozen=True)
+class OnlineRule:
+    """The rule of the preset "balanced" decides each step, with this tolerance."""
+
+    tolerance: Positive
+    kind: Literal["rule"] = "rule"
+
+
+@dataclass(frozen=True)
+class Replay:
+    """Just these steps are full, rising, and no guard adds any: what a run of a trace did."""
+
+    full: list[Step]
+    kind: Literal["replay"] = "replay"
+
+
+Followed = Annotated[PlannedSteps | OnlineRule | Replay, Field(discriminator="kind")]
+
+
+@dataclass(frozen=True)
+class StepSubset:
+    """The plain pipeline with fewer steps is better than any plan for all of them.
+
+    Attributes:
+        count: Number of steps.
+        chosen: Which steps of the whole run, rising; [] = evenly spaced ones.
+        otherwise: What a run follows that cannot be shortened.
+    """
+
+    count: Step
+    chosen: list[Step]
+    otherwise: Followed
+    kind: Literal["subset"] = "subset"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What one run does, and what is predicted of it.
+
+    Attributes:
+        target: What was asked for, "" for a replay.
+        model: Class of the transformer.
+        steps: Length of the run.
+        sigmas: Noise levels of its steps, 0 (clean) to 1 (noise alone).
+        forecast: How skipped steps are filled.
+        how: One of the four kinds: a schedule, the online rule, a replay, or fewer steps.
+        expected: Full steps that are expected in the end, those of the guard too.
+        psnr: Predicted PSNR of the clip against its plain run, in dB; `None` = not known.
+        speed_up: Predicted of the whole run, times the plain run; `None` = not known.
+        seconds: Predicted of the whole run; `None` = not known.
+        notes: What a user should know, a line each.
+
+    Raises:
+        FileFormatError: The parts do not fit together.
     """
 
     target: str
     model: str
     steps: Step
     sigmas: list[NotNegative]
-    computed: list[Step]
-    quantity: str
-    abscissa: str
-    allowance: NotNegative = 0.0
-    most: Step = 0
+    forecast: Forecast
+    how: Annotated[PlannedSteps | OnlineRule | Replay | StepSubset, Field(discriminator="kind")]
     expected: NotNegative = 0.0
-    psnr: Decibels | None = None
-    psnr_low: Decibels | None = None
-    psnr_high: Decibels | None = None
+    psnr: Psnr | None = None
     speed_up: NotNegative | None = None
     seconds: NotNegative | None = None
-    fewer: Step | None = None
-    fewer_computed: list[Step] = field(default_factory=list)
-    curves: Curves | None = None
-    tolerance: Positive | None = None
     notes: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -83,31 +142,38 @@ class Plan:
             raise FileFormatError("a plan", problem, "make it again")
 
     @property
-    def forecast(self) -> Forecast:
-        """The one way to serve in a run under this plan."""
-        return Forecast(self.quantity, self.abscissa)  # type: ignore[arg-type]
+    def subset(self) -> StepSubset | None:
+        """The steps that alone are run; `None` where the run keeps its length."""
+        return self.how if isinstance(self.how, StepSubset) else None
 
     @property
-    def schedule(self) -> Schedule:
-        """What the guard follows. Without curves it only follows."""
-        curves, computed = self.curves, tuple(self.computed)
-        if curves is None:
-            weights = [0.0] * self.steps
-            most = len(self.computed)
-            return Schedule(self.steps, computed, lambda *_: 0.0, weights, SUM, math.inf, most, self.forecast)
-        errors = ForecastErrors(self.forecast, curves.places, curves.products, curves.scales, curves.mended)
-        rule = WindowLoss(curves.power, curves.row, curves.end)
-        most = max(self.most, len(self.computed))
-        return Schedule(
-            self.steps, computed, errors, curves.weights, rule, self.allowance, most, self.forecast, errors.left
-        )
+    def followed(self) -> PlannedSteps | OnlineRule | Replay:
+        """What a run of full length follows."""
+        return self.how.otherwise if isinstance(self.how, StepSubset) else self.how
+
+    @property
+    def tolerance(self) -> float | None:
+        """Of the online rule; `None` where another kind is followed."""
+        return self.followed.tolerance if isinstance(self.followed, OnlineRule) else None
+
+    @property
+    def full_steps(self) -> list[int]:
+        """The planned full steps, rising; none where the online rule decides."""
+        return [] if isinstance(self.followed, OnlineRule) else self.followed.full
 
     @property
     def course(self) -> Course:
-        """What a run follows: a guard of the schedule, or the online rule."""
-        if self.tolerance is not None:
-            return Course(self.forecast, None, self.tolerance)
-        return Course(self.forecast, self.schedule)
+        """What a run of full length follows, as its policy needs it."""
+        how = self.followed
+        if isinstance(how, OnlineRule):
+            return Course(self.forecast, None, how.tolerance)
+        if isinstance(how, Replay):
+            return _fixed(self.steps, how.full, self.forecast)
+        curves, most = how.curves, max(how.most, len(how.full))
+        errors = ForecastErrors(self.forecast, curves.places, curves.products, curves.scales, curves.mended)
+        rule = WindowLoss(curves.power, curves.row, curves.end)
+        parts = (errors, curves.weights, rule, how.allowance, most, self.forecast, errors.left)
+        return Course(self.forecast, Schedule(self.steps, tuple(how.full), *parts))
 
     def fits(self, levels: Sequence[NoiseLevel]) -> bool:
         """Whether a run at these noise levels, one for each step, is the one this plan was made for."""
@@ -115,82 +181,125 @@ class Plan:
         return len(levels) == self.steps and all(math.isclose(a, b, rel_tol=SAME_LEVEL, abs_tol=1e-6) for a, b in pairs)
 
     def drawing(self) -> str:
-        """One character per step: "C" computed, "." served, "?" where the online rule decides."""
+        """One character per step: "C" full, "." skipped, "?" where the online rule decides."""
         if self.tolerance is not None:
             return "?" * self.steps
-        chosen = set(self.computed)
-        return "".join("C" if step in chosen else "." for step in range(self.steps))
+        full = set(self.full_steps)
+        return "".join("C" if step in full else "." for step in range(self.steps))
 
     def text(self) -> str:
         """What a user wants to know, a few lines."""
-        if self.tolerance is None:
-            lines = [f"plan for {self.target or 'a replay'}: {len(self.computed)} of {self.steps} steps computed"]
-            lines.append(f"  {self.drawing()}")
+        lines, guard = [], ""
+        if isinstance(self.how, StepSubset):
+            how = f"the steps {self.how.chosen} of {self.steps}" if self.how.chosen else "evenly spaced"
+            lines.append(f"plan for {self.target}: the plain pipeline with {self.how.count} steps, {how}")
+        elif isinstance(self.how, OnlineRule):
+            lines.append(f"plan for {self.target}: the online rule with tolerance {self.how.tolerance:.3g} decides")
+            lines.append(f"  about {self.expected:.1f} of {self.steps} steps full, more on hard prompts")
         else:
-            lines = [f"plan for {self.target}: the online rule with tolerance {self.tolerance:.3g} decides"]
-            lines.append(f"  about {self.expected:.1f} of {self.steps} steps computed, more on hard prompts")
-        if self.fewer is not None:
-            how = f"the steps {self.fewer_computed} of {self.steps}" if self.fewer_computed else "evenly spaced"
-            lines = [f"plan for {self.target}: the plain pipeline with {self.fewer} steps, {how}"]
+            lines.append(f"plan for {self.target or 'a replay'}: {len(self.how.full)} of {self.steps} steps full")
+            lines.append(f"  {self.drawing()}")
+            if isinstance(self.how, PlannedSteps) and self.how.allowance:
+                guard = f" (about {self.expected:.1f} full steps with the guard)"
         if self.speed_up is not None:
             seconds = "" if self.seconds is None else f", {self.seconds:.3g} s a clip"
-            guard = (
-                f" (about {self.expected:.1f} steps computed with the guard)"
-                if self.allowance and self.fewer is None
-                else ""
-            )
             lines.append(f"  speed: {self.speed_up:.2f}x{seconds}{guard}")
-        if self.psnr is not None and math.isfinite(self.psnr):
-            lines.append(f"  PSNR: {self.psnr:.1f} dB, 90 % of clips from {self.psnr_low:.1f} to {self.psnr_high:.1f}")
+        if self.psnr is not None and math.isfinite(self.psnr.mean):
+            bounds = f"90 % of clips from {self.psnr.low:.1f} to {self.psnr.high:.1f}"
+            lines.append(f"  PSNR: {self.psnr.mean:.1f} dB, {bounds}")
         elif self.psnr is not None:
-            lines.append("  PSNR: equal to the plain clip, nothing is served")
-        if self.fewer is None:
-            lines.append(f"  served: {self.quantity} over {self.abscissa}")
+            lines.append("  PSNR: equal to the plain clip, nothing is skipped")
+        if self.subset is None:
+            lines.append(f"  skipped steps: {self.forecast}")
         return "\n".join([*lines, *(f"  note: {note}" for note in self.notes)])
+
+    def facts(self) -> dict[str, Any]:
+        """The plan as plain values, without noise levels and curves, with the full steps and the drawing."""
+        left_out: Any = {"sigmas": True, "how": {"curves": True, "otherwise": {"curves"}}}
+        values = TypeAdapter(Plan).dump_python(self, exclude=left_out)
+        return {**values, "full_steps": self.full_steps, "drawing": self.drawing()}
 
     def __str__(self) -> str:
         return self.text()
 
 
-def all_computed(steps: int) -> Course:
-    """What a run follows in which nothing is served."""
-    every = Forecast("output", "step")
-    schedule = Schedule(steps, tuple(range(steps)), lambda *_: 0.0, [0.0] * steps, SUM, math.inf, steps, every)
-    return Course(every, schedule)
+def _fixed(steps: int, full: Sequence[int], forecast: Forecast) -> Course:
+    """These steps are full and no others; there is nothing that a guard could compare with."""
+    most = len(full)
+    schedule = Schedule(steps, tuple(full), lambda *_: 0.0, [0.0] * steps, SUM, math.inf, most, forecast)
+    return Course(forecast, schedule)
+
+
+def all_full(steps: int) -> Course:
+    """What a run follows in which no step is skipped."""
+    return _fixed(steps, range(steps), Forecast("output", "step"))
 
 
 def save_plan(plan: Plan, path: str | Path) -> None:
-    """Writes a plan; errors as for `unicp.files.save_trace`."""
+    """Writes a plan as JSON.
+
+    Raises:
+        InputError: The path cannot be written.
+    """
     save_record(plan, PLAN_TYPE, PLAN_VERSION, path)
 
 
 def load_plan(path: str | Path) -> Plan:
-    """Reads a plan. Raises InputError where there is no readable file, FileFormatError where it is no sound plan."""
-    return load_record(Plan, PLAN_TYPE, PLAN_VERSION, path, "make it again")
+    """Reads a plan that `save_plan` wrote, of this version or of version 5.
+
+    Raises:
+        InputError: There is no readable file.
+        FileFormatError: It is no sound plan.
+    """
+    return load_record(Plan, PLAN_TYPE, PLAN_VERSION, path, "make it again", {5: _from_version_5})
+
+
+def _from_version_5(body: dict[str, Any]) -> dict[str, Any]:
+    """Version 5 had the fields of all kinds side by side, and told them apart by which were null."""
+    old = dict(body)
+    full, tolerance, curves = old.pop("computed", None), old.pop("tolerance", None), old.pop("curves", None)
+    allowance, most = old.pop("allowance", 0.0), old.pop("most", 0)
+    how: Any = {"kind": "replay", "full": full}
+    if tolerance is not None:
+        how = {"kind": "rule", "tolerance": tolerance} if full == [] else None
+    elif curves is not None:
+        how = {"kind": "schedule", "full": full, "allowance": allowance, "most": most, "curves": curves}
+    fewer, chosen = old.pop("fewer", None), old.pop("fewer_computed", [])
+    if fewer is not None:
+        how = {"kind": "subset", "count": fewer, "chosen": chosen, "otherwise": how}
+    mean, low, high = (old.pop(name, None) for name in ("psnr", "psnr_low", "psnr_high"))
+    psnr = None if mean is low is high is None else {"mean": mean, "low": low, "high": high}
+    forecast = {"quantity": old.pop("quantity", None), "axis": old.pop("abscissa", None)}
+    return old | {"how": how, "psnr": psnr, "forecast": forecast}
 
 
 def plan_of_trace(trace: Trace, run: int | None = None) -> Plan:
-    """A plan that computes just what a run of a trace computed, and serves the rest in the same way, without a guard.
+    """A plan whose full steps are just those of a run of a trace, with the others filled in the same way.
 
-    run: which one, None = the last. Raises InputError where the trace has no such run, served spans other than the
-    model's output, did not compute or serve whole steps, or changed its way of forecasting.
+    Args:
+        trace: Of a session under level "model".
+        run: Number of the run; `None` = the last.
+
+    Raises:
+        InputError: The trace has no such run, or it skipped at another level, did not make or skip steps as a whole, or
+            changed its way of forecasting.
     """
     entries = [entry for entry in trace.entries if entry.unit == "model"]
     wanted = max((entry.run for entry in entries), default=0) if run is None else run
     own = [entry for entry in entries if entry.run == wanted]
     asked = f"a plan from run {wanted} of a trace"
     if not own or len(own) < sum(entry.run == wanted for entry in trace.entries):
-        raise InputError(asked, "no such run of level model", "name a run that served the model's output")
+        raise InputError(asked, "no such run of level model", "name a run that skipped the model's output")
     actions: dict[int, set[str]] = {}
     for entry in own:
         actions.setdefault(entry.step, set()).add(entry.action)
     unusual = {Action.SLICE.value, Action.REUSE.value} & set().union(*actions.values())
     if unusual or any(len(found) > 1 for found in actions.values()):
-        raise InputError(asked, "steps that are neither computed nor forecast as a whole", "replay another run")
-    ways = {entry.predictor for entry in own if entry.action == Action.FORECAST.value} or {"noise over log_snr"}
+        raise InputError(asked, "steps that are neither full nor forecast as a whole", "replay another run")
+    ways = {str(entry.predictor) for entry in own if entry.action == Action.FORECAST.value} or {"noise over log_snr"}
     if len(ways) > 1:
-        raise InputError(asked, f"several ways to forecast ({', '.join(sorted(map(str, ways)))})", "replay another run")
-    quantity, _, abscissa = str(next(iter(ways))).partition(" over ")
+        raise InputError(asked, f"several ways to forecast ({', '.join(sorted(ways))})", "replay another run")
+    quantity, _, axis = ways.pop().partition(" over ")
     steps = max(actions) + 1
     sigmas = {entry.step: entry.sigma for entry in own}
     if sorted(actions) != list(range(steps)) or any(sigma is None for sigma in sigmas.values()):
@@ -198,36 +307,32 @@ def plan_of_trace(trace: Trace, run: int | None = None) -> Plan:
     if steps < trace.run_steps.get(str(wanted), steps):
         found = f"a run that was given up after {steps} of {trace.run_steps[str(wanted)]} steps"
         raise InputError(asked, found, "replay a whole run")
-    computed = [step for step in range(steps) if actions[step] == {Action.FULL.value}]
+    full = [step for step in range(steps) if actions[step] == {Action.FULL.value}]
     levels = [float(sigmas[step] or 0.0) for step in range(steps)]
-    return Plan("", trace.model, steps, levels, computed, quantity, abscissa, expected=float(len(computed)))
+    forecast = Forecast(quantity, axis)  # type: ignore[arg-type]
+    return Plan("", trace.model, steps, levels, forecast, Replay(full), expected=float(len(full)))
 
 
 def _problem(plan: Plan) -> str:
-    """What is wrong with a plan, "" for nothing."""
+    """What does not fit together in a plan, "" for nothing."""
     if plan.steps < 1 or len(plan.sigmas) != plan.steps:
         return f"{len(plan.sigmas)} noise levels for {plan.steps} steps"
-    if sorted(set(plan.computed)) != plan.computed or not all(0 <= step < plan.steps for step in plan.computed):
-        return "computed steps that are not in order or not of the run"
-    if plan.quantity not in get_args(Quantity) or plan.abscissa not in get_args(Axis):
-        return f"a forecast of {plan.quantity!r:.40} over {plan.abscissa!r:.40}"
-    if plan.tolerance is not None and (plan.computed or not 0 < plan.tolerance < math.inf):
-        return "an online rule beside computed steps, or with a tolerance that is not positive"
-    if plan.fewer is not None and not 0 < plan.fewer <= plan.steps:
-        return f"a plain run of {plan.fewer} of {plan.steps} steps"
-    if plan.fewer_computed and len(plan.fewer_computed) != plan.fewer:
-        return f"{len(plan.fewer_computed)} chosen steps for {plan.fewer}"
-    if not all(0 <= step < plan.steps for step in plan.fewer_computed):
-        return "chosen steps that are not of the run"
-    if len({bound is None for bound in (plan.psnr, plan.psnr_low, plan.psnr_high)}) > 1:
-        return "a predicted PSNR without its bounds"
-    curves = plan.curves
-    if curves is None:
+    if not _is_part(plan.full_steps, plan.steps):
+        return "full steps that are not in order or not of the run"
+    if plan.subset is not None:
+        count, chosen = plan.subset.count, plan.subset.chosen
+        if not 0 < count <= plan.steps:
+            return f"a plain run of {count} of {plan.steps} steps"
+        if chosen and (len(chosen) != count or not _is_part(chosen, plan.steps)):
+            return f"chosen steps that are not {count} of the run in order"
+    if not isinstance(plan.followed, PlannedSteps):
         return ""
+    curves = plan.followed.curves
     lengths = {len(curves.places), len(curves.products), len(curves.scales), len(curves.weights)}
-    rows = [len(row) for row in curves.products]
-    if lengths != {plan.steps} or rows != list(range(1, plan.steps + 1)):
+    if lengths != {plan.steps} or [len(row) for row in curves.products] != list(range(1, plan.steps + 1)):
         return "curves of another number of steps"
-    if not (1 <= curves.power <= 2 and 0 < curves.row < math.inf and 0 < curves.end < math.inf):
-        return "curves that do not say how errors add up"
     return ""
+
+
+def _is_part(chosen: list[int], steps: int) -> bool:
+    return sorted(set(chosen)) == chosen and all(0 <= step < steps for step in chosen)

@@ -7,9 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
-from unicp.checked import Decibels, Finite, NotNegative, Positive, Step, Within
 from unicp.errors import FileFormatError
-from unicp.files import load_record, save_record
+from unicp.files import Decibels, Finite, NotNegative, Number, Positive, Step, Whole, Within, load_record, save_record
 from unicp.numerics.noise_levels import NoiseLevel, coefficients
 
 PROFILE_TYPE, PROFILE_VERSION = "unicp.profile", 8
@@ -159,10 +158,10 @@ class Profile:
 
     fingerprint: Fingerprint
     device: str
-    shape: list[int]
+    shape: list[Whole]
     signal: list[NotNegative]
     noise: list[NotNegative]
-    power: float
+    power: Number
     seconds: Seconds
     recordings: list[Recording]
     probes: list[Probe]

@@ -5,16 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from unicp.context import Forecast
 from unicp.errors import InputError
 from unicp.numerics.noise_levels import NoiseLevel
 from unicp.planning.choices import Choice, best_choices, hardness_spread
 from unicp.planning.curves import probed_way
-from unicp.planning.fidelity import FidelityLine, Psnr, fit_line, fit_online
+from unicp.planning.fidelity import FidelityLine, fit_line, fit_online
 from unicp.planning.plain_runs import PlainRun, Tried, plain_runs
-from unicp.planning.plan import Curves, Plan
+from unicp.planning.plan import Curves, OnlineRule, Plan, PlannedSteps, StepSubset
 from unicp.planning.profile import Profile, Seconds
 from unicp.planning.targets import Target
 from unicp.policies.step_paths import fewest_computed
@@ -80,7 +79,7 @@ class Solver:
         choice = choices[count]
         expected = count + line.served_again * (self.steps - count)
         plan = self.made(str(target), choice, allowed**choice.rule.power, self.steps, expected)
-        plan = _promising(plan, line.psnr(allowed if count < self.steps else 0.0))
+        plan = replace(plan, psnr=line.psnr(allowed if count < self.steps else 0.0))
         online = self._online(target)
         if online is not None and online.expected < plan.expected:
             plan = online
@@ -97,7 +96,7 @@ class Solver:
         # The guard must not spend what the target forbids: it has nothing to spend.
         plan = self.made(str(target), choice, 0.0, count, float(count))
         psnr = line.psnr(choice.change, 1.645 * hardness_spread(self.profile, self.levels, choice))
-        return self._or_plain(_promising(plan, psnr), target, choices)
+        return self._or_plain(replace(plan, psnr=psnr), target, choices)
 
     def _online(self, target: Target) -> Plan | None:
         """The online rule with the tolerance that keeps this PSNR on 95 % of clips by its trials; None if none does.
@@ -119,8 +118,8 @@ class Solver:
             return None
         way = probed_way(self.profile.recordings[0])
         expected = min(float(self.steps), known.computed(tolerance) * math.sqrt(longer))
-        plan = self._plan(str(target), [], way, expected, tolerance=tolerance)
-        return _promising(plan, known.line.psnr(tolerance))
+        plan = self._plan(str(target), way, OnlineRule(tolerance), expected)
+        return replace(plan, psnr=known.line.psnr(tolerance))
 
     def _is_fast_enough(self, target: Target, computed: int) -> bool:
         if target.kind == "speedup":
@@ -140,22 +139,20 @@ class Solver:
             choice.rule.end,
             errors.mended,
         )
-        computed, way = choice.path.computed, errors.forecast
-        return self._plan(target, computed, way, expected, allowance=allowance, most=most, curves=curves)
+        how = PlannedSteps(list(choice.path.computed), allowance, most, curves)
+        return self._plan(target, errors.forecast, how, expected)
 
-    def _plan(self, target: str, computed: Sequence[int], way: Forecast, expected: float, **more: Any) -> Plan:
+    def _plan(self, target: str, forecast: Forecast, how: PlannedSteps | OnlineRule, expected: float) -> Plan:
         return Plan(
-            target=target,
-            model=self.profile.fingerprint.model,
-            steps=self.steps,
-            sigmas=[level.sigma for level in self.levels[:-1]],
-            computed=list(computed),
-            quantity=way.quantity,
-            abscissa=way.axis,
-            expected=expected,
+            target,
+            self.profile.fingerprint.model,
+            self.steps,
+            [level.sigma for level in self.levels[:-1]],
+            forecast,
+            how,
+            expected,
             speed_up=self.speed_up(expected),
             seconds=self.seconds(expected) if self.knows_seconds else None,
-            **more,
         )
 
     def _plain_runs(self, choices: dict[int, Choice]) -> list[PlainRun]:
@@ -179,23 +176,26 @@ class Solver:
         """
         for run in self._plain_runs(choices):
             speed_up = self.plain_speed_up(run.steps)
-            if plan.psnr is None or plan.psnr_low is None or plan.speed_up is None:
+            if plan.psnr is None or plan.speed_up is None:
                 continue
             if target.kind == "psnr":
-                margin = 1.0 if run.psnr.low > plan.psnr_low else NEARLY
+                margin = 1.0 if run.psnr.low > plan.psnr.low else NEARLY
                 better = run.psnr.low >= target.value and speed_up > margin * plan.speed_up
             else:
-                better = self._is_plain_fast_enough(target, run.steps) and run.psnr.mean > plan.psnr
+                better = self._is_plain_fast_enough(target, run.steps) and run.psnr.mean > plan.psnr.mean
             if better:
                 plan = self._shortened(plan, run)
         return plan
 
     def _shortened(self, plan: Plan, run: PlainRun) -> Plan:
-        speed_up, seconds = self.plain_speed_up(run.steps), None
-        if self.knows_seconds:
-            seconds = self._plain_seconds(run.steps)
-        plan = replace(_promising(plan, run.psnr), expected=float(run.steps), speed_up=speed_up, seconds=seconds)
-        return replace(plan, fewer=run.steps, fewer_computed=list(run.chosen))
+        return replace(
+            plan,
+            how=StepSubset(run.steps, list(run.chosen), plan.followed),
+            expected=float(run.steps),
+            psnr=run.psnr,
+            speed_up=self.plain_speed_up(run.steps),
+            seconds=self._plain_seconds(run.steps) if self.knows_seconds else None,
+        )
 
     def _is_plain_fast_enough(self, target: Target, steps: int) -> bool:
         if target.kind == "speedup":
@@ -211,10 +211,6 @@ class Solver:
             raise _too_fast(target, self.steps, fastest, self._plain_seconds(self.steps))
         plan = self.made(str(target), choices[least], 0.0, least, float(least))
         return self._shortened(plan, max(fits, key=lambda run: run.psnr.mean))
-
-
-def _promising(plan: Plan, psnr: Psnr) -> Plan:
-    return replace(plan, psnr=psnr.mean, psnr_low=psnr.low, psnr_high=psnr.high)
 
 
 def check_steps(steps: int) -> None:

@@ -11,10 +11,9 @@ import pytest
 import torch
 
 import unicp
-import unicp.calibration.calibrating as calibrating
 from tests import tiny_pipeline
-from unicp.calibration.calibrating import Calibration
-from unicp.calibration.running import Runs
+from unicp.calibration.calibrating import Calibration, CalibrationConfig
+from unicp.calibration.pipeline_runner import PipelineRunner
 from unicp.errors import InputError
 from unicp.models.loading import load_pipeline, sampler
 from unicp.planning.curves import window_factors
@@ -28,14 +27,8 @@ TOLERANCES = (0.02, 0.5)
 ARGUMENTS = {"height": 32, "width": 32, "num_frames": 5, "guidance_scale": 3.0, "max_sequence_length": 16}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _few_runs():
-    """As few runs as there are kinds of them: each takes a whole pipeline call."""
-    with pytest.MonkeyPatch.context() as patch:
-        few = {"PROBED": (0.5, 1.0), "TRIED": (0.5,), "FEWER": (0.5,), "PLACED": (0.5,), "ONLINE": TOLERANCES}
-        for name, shares in few.items():
-            patch.setattr(calibrating, name, shares)
-        yield
+# As few runs as there are kinds of them: each takes a whole pipeline call.
+CONFIG = CalibrationConfig(probes=(0.5, 1.0), trials=(0.5,), tolerances=TOLERANCES, fewer=(0.5,), chosen=(0.5,))
 
 
 @pytest.fixture(scope="module")
@@ -53,8 +46,8 @@ class Mute:
 
 
 def calibration(pipe, out: Path, say=lambda text: None, **changes) -> Calibration:
-    options = {"prompts": PROMPTS, "steps": STEPS, "arguments": ARGUMENTS, **changes}
-    return Calibration(pipe, out=out, say=say, **options)
+    options = {"prompts": PROMPTS, "steps": STEPS, "arguments": ARGUMENTS, "config": CONFIG, **changes}
+    return Calibration(pipe, out=out, on_progress=say, **options)
 
 
 @pytest.fixture(scope="module")
@@ -94,11 +87,11 @@ def test_a_target_runs_under_the_profile(calibrated, pipe):
     # With seconds that do not depend on the machine, and nothing that could do better than a plan.
     profile = dataclasses.replace(calibrated[0], seconds=Seconds(1.0, 0.0, 0.0), fewer=[], online=[])
     with unicp.enable(pipe, target="speedup>=1.2", profile=profile) as session:
-        Runs(pipe, ARGUMENTS, STEPS).run("a green cross", 5)
+        PipelineRunner(pipe, ARGUMENTS, STEPS).run("a green cross", 5)
     plan = session.plan
     assert plan is not None and plan.seconds is not None
     computed = sorted({entry.step for entry in session.trace.entries if entry.action == "full"})
-    assert computed == plan.computed and len(computed) < STEPS
+    assert computed == plan.full_steps and len(computed) < STEPS
 
 
 def test_a_target_met_by_the_online_rule_runs_as_the_preset_with_its_tolerance(calibrated, pipe):
@@ -107,7 +100,7 @@ def test_a_target_met_by_the_online_rule_runs_as_the_preset_with_its_tolerance(c
         for one in calibrated[0].online
     ]
     profile = dataclasses.replace(calibrated[0], fewer=[], online=trials)
-    runs = Runs(pipe, ARGUMENTS, STEPS)
+    runs = PipelineRunner(pipe, ARGUMENTS, STEPS)
     with unicp.enable(pipe, target="psnr>=35", profile=profile) as session:
         found = runs.run("a green cross", 5)
     assert session.plan is not None and session.plan.tolerance is not None
@@ -139,8 +132,8 @@ def test_a_stopped_calibration_goes_on_and_comes_to_the_same(calibrated, pipe, t
         calibration(pipe, out, stop_after(3), prompts=one).run()
     assert not out.exists()
     again = calibration(pipe, out, prompts=one)
-    known = dict(again.notes.known)
-    assert sum(key.startswith("probe") for key in known) == 2
+    known = dict(again.log.known)
+    assert sum(key[0] == "probe" for key in known) == 2
     finished = again.run()
     assert finished.recordings == profile.recordings[:1] and finished.probes == profile.probes[:2]
     assert len(finished.trials) == 2 and [one for one in finished.fewer if not one.computed] == profile.fewer[:1]
@@ -157,6 +150,11 @@ def test_nothing_is_left_on_the_pipeline(calibrated, pipe):
     assert "forward" not in vars(pipe.transformer)
     with unicp.enable(pipe):
         pass
+
+
+def test_the_cost_of_a_prompt_is_about_seventeen_plain_runs():
+    config = CalibrationConfig()
+    assert config.cost == pytest.approx(17.4, abs=0.05) and config.runs(11, True) == 1 + 11 + 3 + 10 + 5 + 3 + 4
 
 
 @pytest.mark.parametrize(

@@ -18,13 +18,12 @@ from tests.made_profiles import made
 
 import unicp
 from tests import tiny_pipeline
-from unicp.cli import common
+from unicp.cli import common, video
 from unicp.cli.common import Prepared
 from unicp.cli.inspect_model import _ranges
 from unicp.errors import InputError
-from unicp.files import load_trace
 from unicp.planning.profile import save_profile
-from unicp.reporting import video
+from unicp.records import load_trace
 
 PROMPT = "a red star moving left on a striped background"
 

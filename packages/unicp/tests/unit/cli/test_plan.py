@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from pathlib import Path
 
@@ -43,8 +44,8 @@ def test_a_plan_is_written_and_printed_for_machines(profile, tmp_path):
     assert result.exit_code == 0, result.output
     facts = json.loads(result.stdout)
     plan = load_plan(tmp_path / "plan.json")
-    assert facts["computed"] == plan.computed and facts["drawing"] == plan.drawing() and plan.steps == 24
-    assert facts["speed_up"] >= 1.5
+    assert facts["full_steps"] == plan.full_steps and facts["drawing"] == plan.drawing() and plan.steps == 24
+    assert facts["speed_up"] >= 1.5 and facts["how"]["kind"] == "schedule" and "curves" not in facts["how"]
 
 
 @pytest.mark.parametrize(
@@ -106,8 +107,8 @@ def calibrated(tmp_path_factory) -> tuple[Path, Path]:
     folder = tmp_path_factory.mktemp("calibrated")
     model = tiny_pipeline.save(folder / "tiny")
     with pytest.MonkeyPatch.context() as patch:
-        for name, shares in (("PROBED", (0.5, 1.0)), ("TRIED", (0.5,)), ("FEWER", (0.5,)), ("PLACED", (0.5,))):
-            patch.setattr(calibrating, name, shares)
+        few = calibrating.CalibrationConfig(probes=(0.5, 1.0), trials=(0.5,), fewer=(0.5,), chosen=(0.5,))
+        patch.setattr(calibrating, "Calibration", functools.partial(calibrating.Calibration, config=few))
         out = folder / "profile.json"
         options = ("--prompts", _prompts(folder), "--out", out, "--sampler", "euler")
         result = run("calibrate", model, *options, "--steps", 8)
@@ -127,7 +128,7 @@ def test_generate_meets_a_target_by_a_profile(calibrated, tmp_path):
     assert result.exit_code == 0, result.output
     facts = json.loads(result.stdout)
     assert facts["target"] == "speedup>=1.1" and facts["plan"]["steps"] == 8
-    assert facts["summary"]["actions"]["forecast"]["calls"] == 2 * (8 - len(facts["plan"]["computed"])) > 0
+    assert facts["summary"]["actions"]["forecast"]["calls"] == 2 * (8 - len(facts["plan"]["full_steps"])) > 0
 
 
 @pytest.mark.slow
@@ -141,7 +142,7 @@ def test_fewer_plain_steps_are_run_where_they_do_better(calibrated, tmp_path, co
     result = run("compare", PROMPT, *options, "--target", "speedup>=1.2", "--json")
     assert result.exit_code == 0, result.output
     facts = json.loads(result.stdout)
-    assert facts["plan"]["fewer"] == count and len(facts["plan"]["fewer_computed"]) == len(computed)
+    assert facts["plan"]["how"]["count"] == count and len(facts["plan"]["how"]["chosen"]) == len(computed)
     assert facts["summary"]["left_out"] == 2 * (8 - count)
     # And what is saved of the text's keys and values, which every session keeps from step to step.
     assert 8 / count <= facts["operations_saved"] < 1.1 * 8 / count

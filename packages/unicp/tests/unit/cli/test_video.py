@@ -11,10 +11,10 @@ import pytest
 from PIL import Image
 
 from unicp import disk
+from unicp.cli import video
+from unicp.cli.limits import SIDES
+from unicp.cli.video import side_by_side, write_or_keep, write_video
 from unicp.errors import InputError
-from unicp.reporting import video
-from unicp.reporting.limits import SIDES
-from unicp.reporting.video import side_by_side, write_or_keep, write_video
 
 
 def moving_square(frames: int = 4, height: int = 32, width: int = 48) -> np.ndarray:

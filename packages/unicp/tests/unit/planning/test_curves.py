@@ -8,15 +8,15 @@ from itertools import pairwise
 
 import pytest
 from tests.made_profiles import CURVATURE, STEPS, flow_levels, made
-from unicp.control.windows import Candidate
 
+from unicp.context import Forecast
 from unicp.numerics.noise_levels import NoiseLevel
 from unicp.planning.curves import counted, covers, forecast_errors, impact_curve, servable, step_weights, window_factors
 from unicp.planning.profile import Probe, Recording, WindowProbe
 from unicp.planning.solver import best_choices
 from unicp.policies.step_paths import path_loss
 
-WAY = Candidate("noise", "log_snr")
+WAY = Forecast("noise", "log_snr")
 
 
 def true_error(levels, before, last, served, curvature=CURVATURE):
@@ -53,20 +53,20 @@ def test_errors_between_recorded_levels_are_near(steps):
 
 def test_what_a_profile_does_not_hold_it_does_not_tell():
     profile = made()
-    assert forecast_errors(profile, profile.recordings, Candidate("clean", "sigma"), flow_levels()[:-1]) is None
+    assert forecast_errors(profile, profile.recordings, Forecast("clean", "sigma"), flow_levels()[:-1]) is None
 
 
 def test_other_abscissas_have_other_errors():
     profile, levels = made(), flow_levels()[:-1]
-    errors = [forecast_errors(profile, profile.recordings, Candidate("noise", a), levels) for a in ("sigma", "step")]
+    errors = [forecast_errors(profile, profile.recordings, Forecast("noise", a), levels) for a in ("sigma", "step")]
     values = [error(5, 6, 8) for error in errors if error is not None]
     assert len(values) == 2 and values[0] != values[1] and all(value > 0 for value in values)
 
 
 def test_a_level_at_which_an_error_would_blow_up_is_not_served():
     assert not servable(WAY, "flow", NoiseLevel(0.04, 0.96)) and servable(WAY, "flow", NoiseLevel(0.05, 0.95))
-    assert servable(Candidate("output", "sigma"), "flow", NoiseLevel(0.0, 1.0))
-    assert not servable(Candidate("clean", "sigma"), "flow", NoiseLevel(0.99, 0.01))
+    assert servable(Forecast("output", "sigma"), "flow", NoiseLevel(0.0, 1.0))
+    assert not servable(Forecast("clean", "sigma"), "flow", NoiseLevel(0.99, 0.01))
 
 
 def test_a_level_far_outside_the_recorded_ones_or_noisier_than_any_probe_is_not_covered():
@@ -201,7 +201,7 @@ def test_windows_of_mended_steps_are_compared_by_what_stays_too():
 def test_a_profile_of_mended_runs_is_planned_in_the_way_it_was_probed():
     levels = flow_levels()
     choices = best_choices(mended(), levels)
-    assert {choice.errors.candidate for choice in choices.values()} == {WAY}
+    assert {choice.errors.forecast for choice in choices.values()} == {WAY}
     # What stays of a window inside the run is what the parabola misses; the end of the run is never mended.
     schedule = choices[10].schedule(0.0, STEPS)
     assert schedule.change(6, 7, 9) == pytest.approx(schedule.weights[8] * remainder(levels, 6, 7, 9, 8), rel=1e-4)

@@ -26,7 +26,7 @@ def test_a_run_gets_the_plan_of_its_levels():
     assert own.plan is None
     guard = own(flow_levels(), 2, SHAPE)
     assert guard is not None and own.plan is not None
-    assert guard.schedule.computed == tuple(own.plan.computed)
+    assert guard.schedule.computed == tuple(own.plan.full_steps)
     other = own(flow_levels(20), 2, SHAPE)
     assert other is not None and other.schedule.steps == 20
 
@@ -65,7 +65,7 @@ def test_a_guess_does_not_mind_other_guidance_but_promises_less():
     guess, sure = planner(caution=6.0), planner()
     assert guess(flow_levels(), 1, SHAPE) is not None and sure(flow_levels(), 2, SHAPE) is not None
     assert guess.plan is not None and sure.plan is not None
-    assert len(guess.plan.computed) > len(sure.plan.computed) and sure.plan.seconds is not None
+    assert len(guess.plan.full_steps) > len(sure.plan.full_steps) and sure.plan.seconds is not None
 
 
 def test_seconds_of_a_shipped_profile_are_not_promised():
@@ -96,15 +96,17 @@ def shortened(target: str = "speedup>=2", **changes) -> tuple[RunPlanner, Plan]:
     """One whose run of `flow_levels` is to be set to six steps, and the plan that says so."""
     own = planner(target, fewer=FEWER, **changes)
     plan = own.shorten(flow_levels())
-    assert plan is not None and plan.fewer == 6
+    assert plan is not None and plan.subset is not None and plan.subset.count == 6
     return own, plan
 
 
 def test_a_shortened_run_is_computed():
     own, plan = shortened()
     course = own(flow_levels(6), 2, SHAPE, 1, plan)
-    assert isinstance(course, Guard) and [course.reason(step) for step in range(6)] == ["plan"] * 6
-    assert own.plan is not None and own.plan.fewer == 6
+    assert course is not None and course.schedule is not None
+    guard = Guard(course.schedule)
+    assert [guard.reason(step) for step in range(6)] == ["plan"] * 6
+    assert own.plan is not None and own.plan.subset is not None and plan.subset.count == 6
     assert own.shorten(flow_levels(12)) is None
 
 
@@ -138,7 +140,7 @@ def test_a_plan_is_followed_on_its_own_levels_only():
     plan = Solver(made(), flow_levels()).plan(parse_target("psnr>=35"))
     own = RunPlanner(plan, 0.0, lambda text: None)
     guard = own(flow_levels(), 1, SHAPE)
-    assert guard is not None and guard.schedule.computed == tuple(plan.computed)
+    assert guard is not None and guard.schedule.computed == tuple(plan.full_steps)
     with pytest.raises(InputError, match=f"a plan of {STEPS} steps"):
         own(flow_levels(20), 1, SHAPE)
 

@@ -17,9 +17,9 @@ from av.error import FFmpegError
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from unicp.cli.limits import PAIR_GAP, PAIR_HEAD, SIDES, check_clip, check_fps
 from unicp.errors import InputError, UniCPError
 from unicp.files import reason, replacing
-from unicp.reporting.limits import PAIR_GAP, PAIR_HEAD, SIDES, check_clip, check_fps
 
 Frames = NDArray[np.uint8]
 
@@ -34,7 +34,7 @@ def write_video(frames: Any, path: str | Path, fps: float) -> str:
 
     frames: (T, H, W, 3), bytes or floats in [0, 1]. Odd sizes get their last row or column twice, since H.264 has
     even sizes only. Returns the codec: "h264", "gif", or "mpeg4" where PyAV was built without an H.264 encoder.
-    Raises InputError for other shapes and endings, for what the format cannot hold (`unicp.reporting.limits`), and
+    Raises InputError for other shapes and endings, for what the format cannot hold (`unicp.cli.limits`), and
     where the path cannot be written.
     """
     pictures = _as_bytes(frames)

@@ -1,4 +1,4 @@
-"""The tape, and what a profile keeps of a run: against tensors."""
+"""The recorder, and what a profile keeps of a run: against tensors."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import torch
 from tests.fake_models import noise
 from tests.made_profiles import flow_levels, made
 from torch import Tensor, nn
-from unicp.control.windows import Candidate
 
-from unicp.calibration.recording import Tape, recording_of
+from unicp.calibration.call_recorder import CallRecorder, recording_of
+from unicp.context import Forecast
 from unicp.numerics.error_measures import relative_error
 from unicp.numerics.forecasting import extrapolate, from_quantity, to_quantity
 from unicp.planning.curves import forecast_errors
@@ -38,14 +38,14 @@ def run(model: Model, steps: int = 5, branches: int = 2) -> list[Tensor]:
     return found
 
 
-def test_a_tape_records_and_plays_the_first_steps():
+def test_a_recorder_records_and_plays_the_first_steps():
     model = Model()
-    tape = Tape(model, "hidden_states")
-    with tape.recording():
+    recorder = CallRecorder(model, "hidden_states")
+    with recorder.recording():
         first = run(model)
-    assert len(tape.calls) == 5 and all(len(step) == 2 for step in tape.calls) and len(tape.seconds) == 10
-    assert torch.equal(tape.calls[3][1][0], noise(31, *SHAPE))
-    with tape.playing(3):
+    assert len(recorder.calls) == 5 and all(len(step) == 2 for step in recorder.calls) and len(recorder.seconds) == 10
+    assert torch.equal(recorder.calls[3][1][0], noise(31, *SHAPE))
+    with recorder.playing(3):
         again = run(model)
     assert model.calls == 10 + 4
     assert all(torch.equal(a, b) for a, b in zip(first[:6], again[:6]))
@@ -55,21 +55,21 @@ def test_a_tape_records_and_plays_the_first_steps():
 
 def test_only_calls_that_were_not_played_take_seconds(monkeypatch):
     clock = itertools.count()
-    monkeypatch.setattr("unicp.calibration.recording.time.perf_counter", lambda: float(next(clock)))
+    monkeypatch.setattr("unicp.calibration.call_recorder.time.perf_counter", lambda: float(next(clock)))
     model = Model()
-    tape = Tape(model, "hidden_states")
-    with tape.recording():
+    recorder = CallRecorder(model, "hidden_states")
+    with recorder.recording():
         run(model)
-    assert tape.seconds == [1.0] * 10
+    assert recorder.seconds == [1.0] * 10
     for played, seconds in ((3, 4.0), (5, 0.0)):
-        with tape.playing(played):
+        with recorder.playing(played):
             run(model)
-        assert tape.played_on == seconds
+        assert recorder.played_on == seconds
 
 
-def test_a_tape_is_taken_off_after_an_error():
+def test_a_recorder_is_taken_off_after_an_error():
     model = Model()
-    with pytest.raises(RuntimeError), Tape(model, "hidden_states").recording():
+    with pytest.raises(RuntimeError), CallRecorder(model, "hidden_states").recording():
         raise RuntimeError
     assert "forward" not in vars(model)
 
@@ -81,7 +81,7 @@ def test_errors_from_a_recording_are_those_of_real_forecasts(quantity, abscissa)
     levels = flow_levels(steps)
     calls = [[(noise(100 + step, *SHAPE), noise(step, *SHAPE))] for step in range(steps)]
     recording = recording_of("a", calls, levels[:-1], "flow")
-    errors = forecast_errors(made(steps), [recording], Candidate(quantity, abscissa), levels[:-1])
+    errors = forecast_errors(made(steps), [recording], Forecast(quantity, abscissa), levels[:-1])
     assert errors is not None
     for before, last, served in ((3, 4, 5), (2, 5, 7), (4, 6, 8)):
         places = {"sigma": [v.sigma for v in levels], "log_snr": [v.log_snr for v in levels], "step": range(steps)}

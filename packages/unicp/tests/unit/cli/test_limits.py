@@ -6,9 +6,9 @@ import math
 
 import pytest
 
+from unicp.cli import limits
+from unicp.cli.limits import check_clip, check_fps
 from unicp.errors import InputError
-from unicp.reporting import limits
-from unicp.reporting.limits import check_clip, check_fps
 
 
 @pytest.mark.parametrize("fps", [0, -1, 1e-7, 0.0099, 1001, math.inf, math.nan])

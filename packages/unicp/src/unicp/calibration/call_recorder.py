@@ -22,13 +22,20 @@ POSITIONS = 4096  # per sample, as many and the same ones as UniCP measures erro
 QUANTITIES: tuple[QuantityKind, ...] = ("output", "noise", "clean")
 
 
-class Tape:
-    """Stands in for a transformer's `forward`: remembers the calls of a plain run, or plays its first steps again.
+class CallRecorder:
+    """Stands in for a transformer's `forward`: records the calls of a plain run, or plays its first steps again.
 
-    sample_name: of the argument that is the sample. calls: by step and branch, (sample, output) of the plain
-    run. seconds: of its calls, in order. A step is a run of calls with one timestep. Played outputs are those very
-    tensors, so that a run that differs from some step on costs only what comes after. played_on: seconds of the calls
-    that were computed after the played ones.
+    A step is a run of calls with one timestep. Played outputs are the recorded tensors themselves, so that a run that
+    differs from some step on costs only what comes after.
+
+    Args:
+        transformer: Whose `forward` is replaced within `recording` and `playing`.
+        sample_name: Name of the argument that is the sample.
+
+    Attributes:
+        calls: By step and branch, (sample, output) of the plain run.
+        seconds: Wall time of its calls, in order.
+        played_on: Wall time of the calls that were computed after the played ones, in seconds.
     """
 
     def __init__(self, transformer: Any, sample_name: str):
@@ -120,7 +127,14 @@ def recording_of(
     levels: Sequence[NoiseLevel],
     prediction: Prediction,
 ) -> Recording:
-    """What a profile keeps of a plain run: calls by step and branch, (sample, output), and a level for each step."""
+    """What a profile keeps of a plain run.
+
+    Args:
+        prompt: Of the run.
+        calls: By step and branch, (sample, output).
+        levels: Noise level of each step.
+        prediction: What the model's output is.
+    """
     branches = len(calls[0])
     power = [sum(float(_rms2(output)) for _, output in step) / branches for step in calls]
     products: dict[str, list[float]] = {}

@@ -40,7 +40,7 @@ def check_clip(ending: str, frames: int, height: int, width: int, fps: float | N
 
 
 def side_by_side_size(height: int, width: int) -> tuple[int, int]:
-    """Least height and width of two videos of this size beside each other, as `unicp.reporting.video` puts them."""
+    """Least height and width of two videos of this size beside each other, as `unicp.cli.video` puts them."""
     return height + PAIR_HEAD, 2 * width + PAIR_GAP
 
 

@@ -1,17 +1,17 @@
-"""Runs of a pipeline as a calibration needs them: the clip, its final latent, and the plain run's outputs on a tape."""
+"""Runs of a pipeline as a calibration needs them: the clip, its final latent, and the plain run's recorded calls."""
 
 from __future__ import annotations
 
 import inspect
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from unicp.calibration.recording import Tape
+from unicp.calibration.call_recorder import CallRecorder
 from unicp.errors import InputError
 from unicp.models.finder import ModelMap, map_model, transformers_of
 from unicp.models.noise import NoiseSchedule, read_schedule
@@ -21,17 +21,29 @@ from unicp.sampler.scheduler_state import can_repeat
 
 @dataclass
 class Outcome:
-    """What one run gave. frames: of the clip, (frames, height, width, 3) in [0, 1]; seconds: of the whole call."""
+    """What one run gave.
+
+    Attributes:
+        frames: Of the clip, (frames, height, width, 3) in [0, 1].
+        latent: The final one, as the pipeline has it.
+        seconds: Wall time of the whole call.
+    """
 
     frames: Tensor
     latent: Tensor
     seconds: float
 
 
-class Runs:
-    """A pipeline with the arguments it is called with. Raises InputError where it cannot be calibrated.
+class PipelineRunner:
+    """A pipeline with the arguments that it is called with.
 
-    arguments: of every call, without prompt, steps and generator.
+    Args:
+        pipe: The pipeline.
+        arguments: Of every call, without prompt, steps and generator.
+        steps: Length of a whole run.
+
+    Raises:
+        InputError: The pipeline cannot be calibrated.
     """
 
     def __init__(self, pipe: Any, arguments: Mapping[str, Any], steps: int):
@@ -58,7 +70,7 @@ class Runs:
 
     @property
     def mended(self) -> bool:
-        """Whether the scheduler's served steps are taken again."""
+        """Whether the sampler replays skipped steps."""
         return can_repeat(self.pipe.scheduler)
 
     @property
@@ -73,16 +85,12 @@ class Runs:
             raise _refusal("a run whose noise levels the scheduler does not tell", "use another scheduler")
         return levels
 
-    def run(
-        self, prompt: str, seed: int, steps: int | None = None, on_step: Callable[[], None] | None = None
-    ) -> Outcome:
-        """One call of the pipeline."""
+    def run(self, prompt: str, seed: int, steps: int | None = None) -> Outcome:
+        """One call of the pipeline. steps: `None` = those of a whole run."""
         last: dict[str, Tensor] = {}
 
         def keep(pipe: Any, index: int, timestep: Any, values: dict[str, Any]) -> dict[str, Any]:
             last["latent"] = values["latents"]
-            if on_step is not None:
-                on_step()
             return values
 
         arguments = {**self.arguments, "num_inference_steps": steps or self.steps, "callback_on_step_end": keep}
@@ -97,12 +105,12 @@ class Runs:
 
 @dataclass
 class Reference:
-    """The plain run of one prompt, with the tape that plays its first steps again."""
+    """The plain run of one prompt, with the recorder that plays its first steps again."""
 
     prompt: str
     seed: int
     outcome: Outcome
-    tape: Tape
+    recorder: CallRecorder
 
 
 def _refusal(found: str, do: str) -> InputError:

@@ -1,0 +1,157 @@
+"""What a calibration has found so far, beside its output file: one JSON line per finished run, so that it can go on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+from unicp.errors import FileFormatError, InputError
+from unicp.files import (
+    MisfitError,
+    NotNegative,
+    Positive,
+    Within,
+    append_line,
+    json_line,
+    json_ready,
+    parse_json,
+    read_as,
+    read_bytes,
+)
+from unicp.planning.profile import FewerSteps, OnlineTrial, Probe, Recording, Trial, WindowProbe
+
+SUFFIX = ".unfinished"
+AGAIN = "delete it to begin anew"
+
+# Kind of result, prompt, and what tells it from others of its kind, such as a step or a share.
+Key = tuple[str | float, ...]
+
+
+@dataclass(frozen=True)
+class PlainSeconds:
+    """Wall time of a plain run, in seconds: of a full step (median), and of all the rest."""
+
+    computed: Positive
+    rest: NotNegative
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a plain run shows: shape of its latent (batch first), calls a step, and its wall time."""
+
+    shape: list[Annotated[int, Within(1, 10**9)]]
+    branches: Annotated[int, Within(1, 1000)]
+    seconds: PlainSeconds
+
+
+# What a line holds, by the kind of its key.
+KINDS: dict[str, Any] = {
+    "about": dict[str, Any],
+    "facts": Facts,
+    "recording": Recording,
+    "probe": Probe,
+    "window": WindowProbe,
+    "trial": Trial,
+    "online": OnlineTrial,
+    "fewer": FewerSteps,
+    # Median seconds of a skipped step in a trial, and what UniCP cost in one as a share of its full steps.
+    "skipped": NotNegative,
+    "added": Annotated[float, Within(-1e30, 1e30)],
+}
+
+
+@dataclass(frozen=True)
+class _Line:
+    """One line of the file. value: of the kind that the key begins with."""
+
+    key: list[str | int | float]
+    value: Any
+
+
+@dataclass
+class CheckpointLog:
+    """Results by key, each on the disk the moment it is known.
+
+    Attributes:
+        path: The file.
+        about: What the results hold for; a log of something else is not gone on with.
+        known: The results.
+    """
+
+    path: Path
+    about: dict[str, Any]
+    known: dict[Key, Any] = field(default_factory=dict)
+
+    @classmethod
+    def open(cls, out: Path, about: dict[str, Any]) -> CheckpointLog:
+        """The log beside `out`, new or gone on with. A last line that was cut off is dropped.
+
+        Raises:
+            InputError: It is of another calibration or of an older version, or cannot be written.
+            FileFormatError: It is damaged.
+        """
+        log = cls(out.with_name(out.name + SUFFIX), json_ready(about))
+        path = log.path
+        raw = read_bytes(path) if path.exists() else b""
+        if not raw or (b"\n" not in raw and raw.startswith(b'{"key": ["about"]')):  # nothing was found out yet
+            log._append(("about",), log.about)
+            return log
+        if raw.startswith(b'{"key": "'):
+            raise InputError(f"to go on with {path}", "the notes of an older version of UniCP", AGAIN)
+        lines = raw.split(b"\n")
+        for number, line in enumerate(lines):
+            try:
+                key, value = _read(line, path)
+            except FileFormatError:
+                # Every whole line ends with a line break: only what stands behind the last one can be half a line.
+                if number == len(lines) - 1 and number > 0:
+                    break
+                raise
+            if number == 0 and (key != ("about",) or value != log.about):
+                old = value if key == ("about",) else {}
+                names = ", ".join(sorted(name for name, new in log.about.items() if new != old.get(name)))
+                raise InputError(f"to go on with {path}", f"another {names or 'calibration'}", AGAIN)
+            if number > 0:
+                log.known[key] = value
+        return log
+
+    def add(self, key: Key, value: Any) -> None:
+        """Keeps a result, of the kind that its key begins with.
+
+        Raises:
+            InputError: It cannot be written, or nobody could read it again.
+        """
+        self._append(key, value)
+        self.known[key] = value
+
+    def of(self, kind: str) -> list[Any]:
+        """All results of one kind, in the order in which they became known."""
+        return [value for key, value in self.known.items() if key[0] == kind]
+
+    def done(self) -> None:
+        """The output is written: the log is not needed any more."""
+        self.path.unlink(missing_ok=True)
+
+    def _append(self, key: Key, value: Any) -> None:
+        try:
+            line = json_line({"key": key, "value": value})
+            _read(line.encode(), self.path)
+        except (FileFormatError, TypeError, ValueError) as error:
+            found = getattr(error, "found", str(error))
+            raise InputError(f"to note {key!r:.60}", found, "see what made such a value") from error
+        append_line(self.path, line)
+
+
+def _read(line: bytes, path: Path) -> tuple[Key, Any]:
+    """Key and value of a line. Raises FileFormatError."""
+    asked = f"to go on with {path}"
+    raw = parse_json(line, asked, AGAIN)
+    try:
+        read = read_as(_Line, raw)
+        kind = KINDS.get(str(read.key[0]) if read.key else "")
+        if kind is None:
+            raise MisfitError("a key of no known kind")
+        return tuple(read.key), read_as(kind, read.value)
+    except MisfitError as error:
+        raise FileFormatError(asked, f"a damaged file ({error})", AGAIN) from error

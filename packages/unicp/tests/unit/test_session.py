@@ -21,7 +21,7 @@ from unicp.context import Action
 from unicp.errors import AttachmentError, SettingsError, UnsupportedModelError
 from unicp.numerics.operation_counts import OperationCounter
 from unicp.records import load_trace
-from unicp.session import Session, describe, disable, enable
+from unicp.session import Session, disable, enable
 from unicp.settings import Settings, preset
 
 STEPS = 7
@@ -232,10 +232,6 @@ def test_a_trace_survives_saving_and_loading(tmp_path):
     session.save_trace(tmp_path / "trace.json")
     assert load_trace(tmp_path / "trace.json") == session.trace
     assert Settings.from_dict(load_trace(tmp_path / "trace.json").settings) == session.settings
-
-
-def test_the_settings_can_be_shown():
-    assert '"tolerance": 0.15' in describe(preset("balanced", tolerance=0.15))
 
 
 LEVELS = ["model", "stack", "block", "unit"]

@@ -138,7 +138,7 @@ def test_an_attention_module_that_is_compiled_alone_is_sliced_and_one_without_a_
 
 @pytest.mark.slow
 @pytest.mark.parametrize("level", ["block", "unit"])
-def test_blocks_compiled_under_a_span_inside_them(level, note):
+def test_blocks_compiled_under_a_level_inside_them(level, note):
     graphs = Graphs()
     model: Any = tiny_models.build("wan")
     plain = denoise(model, "wan", steps=4)

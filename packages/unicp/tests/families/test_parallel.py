@@ -67,7 +67,7 @@ def test_two_processes_take_the_same_decisions(note: Note, tmp_path: Path):
 
 
 @pytest.mark.parametrize("level", ["stack", "block", "unit"])
-def test_spans_inside_a_parallel_model_are_refused_and_one_made_parallel_later_is_computed(level):
+def test_levels_inside_a_parallel_model_are_refused_and_one_made_parallel_later_is_computed(level):
     model = tiny_models.build("wan")
     with enable(model, preset("balanced", level=level, tolerance=0.5)) as session, torch.no_grad():
         model._parallel_config = SimpleNamespace()  # as `enable_parallelism` leaves it

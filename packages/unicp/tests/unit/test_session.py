@@ -341,7 +341,7 @@ def test_a_bare_transformer_may_be_given_its_scheduler():
 @pytest.mark.parametrize("name", ["wan", "latte"])
 @pytest.mark.parametrize("level", ["unit", "block"])
 @pytest.mark.parametrize("budget", [0, 5_000, 20_000, 40_000])
-def test_a_tight_byte_budget_takes_coarser_spans_and_is_never_exceeded(name, level, budget):
+def test_a_tight_byte_budget_takes_coarser_levels_and_is_never_exceeded(name, level, budget):
     settings = preset("balanced", level=level, tolerance=0.5, store_bytes=budget, text_keys_values=False)
     transformer = tiny_models.build(name)
     with enable(transformer, settings) as session:

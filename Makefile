@@ -26,7 +26,7 @@ TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARA
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help setup setup-dev demo test golden check format-check lint types format train train-latte train-film bench models versions targets \
+.PHONY: help setup setup-dev demo test quick golden check format-check lint types format train train-latte train-film bench models versions targets \
 	film peers seconds parts parts-others report few-steps impact overhead slices figures wheels wheels-check clean
 
 help: ## list the targets
@@ -41,6 +41,14 @@ demo: $(READY) ## make one video with and without UniCP, side by side, into demo
 
 test: check ## set up, check, and run the whole suite
 	$(TEST_ENV) $(BIN)/python -m pytest -n 2 $(PYTEST_ARGS)
+
+# What runs pipelines, processes or many cases stays out: `make test` has it.
+QUICK := packages/unicp/tests/unit tests/test_layering.py tests/test_ownership.py tests/test_ratchets.py
+QUICK_WITHOUT := $(addprefix --ignore=packages/unicp/tests/unit/,cli test_session.py planning/test_builtin.py models/test_families.py)
+
+quick: $(READY_DEV) ## run what takes under a minute on one core: units, the table of imports, runs as recorded of two models
+	$(TEST_ENV) $(BIN)/python -m pytest -q -m "not slow" $(QUICK) $(QUICK_WITHOUT) $(PYTEST_ARGS)
+	$(TEST_ENV) $(BIN)/python -m pytest -q -m "not slow" packages/unicp/tests/golden -k "wan or latte" $(PYTEST_ARGS)
 
 golden: $(READY_DEV) ## record anew what runs do, after a change that is meant to change it
 	$(TEST_ENV) PYTHONPATH=packages/unicp $(BIN)/python -m tests.golden.make

@@ -10,6 +10,7 @@ import pytest
 
 import unicp
 
+pytestmark = pytest.mark.usefixtures("registries_as_before")
 FUNCTIONS = [name for name in unicp.__all__ if inspect.isfunction(getattr(unicp, name))]
 DESCRIBED = [name for name in unicp.__all__ if ">>>" in (inspect.getdoc(getattr(unicp, name)) or "")]
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import re
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +14,6 @@ from tests.golden.paths import loop
 
 import unicp
 from tests import tiny_models
-from unicp.policies.base import policies
-from unicp.predictors.base import predictors
-from unicp.reducers.base import reducers
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "extending.md"
 PROGRAMS = {
@@ -25,12 +21,7 @@ PROGRAMS = {
 }
 
 
-@pytest.fixture(autouse=True)
-def _registries_as_before() -> Iterator[None]:
-    kept = [(one, dict(one._makers)) for one in (policies, predictors, reducers)]
-    yield
-    for one, makers in kept:
-        one._makers = makers
+pytestmark = pytest.mark.usefixtures("registries_as_before")
 
 
 def load(name: str, folder: Path) -> Any:

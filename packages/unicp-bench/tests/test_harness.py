@@ -219,7 +219,7 @@ def test_where_chosen_steps_do_better_than_serving_they_are_what_is_measured(har
     assert "set_timesteps" not in vars(harness.pipe.scheduler)
 
 
-def test_a_span_that_the_model_does_not_have_is_a_row_that_says_why(tmp_path):
+def test_a_level_that_the_model_does_not_have_is_a_row_that_says_why(tmp_path):
     own = Harness(models()["latte"], "default", 6)
     rows = measured(own, [with_preset("balanced", level="stack")], tmp_path / "rows.jsonl")
     assert "spatial and temporal blocks alternate" in rows["UniCP", "balanced level stack"].reason

@@ -41,6 +41,10 @@ def test_every_peer_has_a_sweep():
         ("fixed window 7", "fixed window", "7"),
         ("fewer steps 7", "fewer steps", "7"),
         ("target psnr>=35", "UniCP planned", "psnr>=35"),
+        ("policy:fixed_window", "policy:fixed_window", ""),
+        ('policy:error_window {"tolerance": 0.1}', "policy:error_window", '{"tolerance": 0.1}'),
+        ("predictor:reuse", "predictor:reuse", ""),
+        ('reducer:pca_slices {"slicing": {"tolerance": 0.1}}', "reducer:pca_slices", '{"slicing": {"tolerance": 0.1}}'),
     ],
 )
 def test_methods_by_name(text, family, setting):
@@ -67,6 +71,13 @@ def test_fewer_steps_take_fewer_steps():
         "fast {",
         "fast 3",
         "target psnr",
+        "policy:",
+        "policy:nobodys",
+        "colour:blue",
+        'policy:error_window {"speed": 1}',
+        "policy:error_window {",
+        "reducer:pca_slices [1]",
+        'predictor:line {"slicing": 3}',
     ],
 )
 def test_an_unknown_method_is_one_line(text):

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-# One entry per transformer and kind of span: [passed, failed]. One per combination: what came of it. One per row of the
+# One entry per transformer and level: [passed, failed]. One per combination: what came of it. One per row of the
 # table of pipelines: what it is and what came of it.
 _contract: dict[str, dict[str, list[int]]] = defaultdict(lambda: defaultdict(lambda: [0, 0]))
 _combined: dict[str, dict[str, str]] = defaultdict(dict)

@@ -196,11 +196,16 @@ def parse_method(text: str, known: list[Method]) -> Method:
     name, _, rest = text.removeprefix("UniCP ").partition(" ")
     if name == "target":
         return with_target(rest)
-    kind, colon, registered = name.partition(":")
+    kind, colon, registered = text.partition(":")
+    is_registered = bool(colon) and kind in REGISTRIES
+    if is_registered:
+        # A name may be of several words.
+        registered, brace, rest = registered.partition(" {")
+        rest = brace.strip() + rest
     try:
         changes = json.loads(rest) if rest else {}
-        if colon and kind in REGISTRIES:
-            return with_registered(kind, registered, {**changes}, rest)
+        if is_registered:
+            return with_registered(kind, registered, changes, rest)
         settings = Settings.from_dict({**preset(name).to_dict(), **changes})
     except (ValueError, TypeError, RecursionError) as error:
         if isinstance(error, InputError):

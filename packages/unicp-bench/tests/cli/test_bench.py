@@ -25,7 +25,7 @@ def folder(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def _in_a_folder_of_its_own(tmp_path, monkeypatch):
+def _in_a_folder_of_its_own(tmp_path, monkeypatch, registries_as_before):
     monkeypatch.chdir(tmp_path)
 
 
@@ -82,8 +82,8 @@ policies.add("NAME", EverySecond)
 
 def test_a_rule_of_ones_own_is_measured_beside_everything_else(folder, tmp_path):
     file, out = tmp_path / "rule.py", tmp_path / "rows.jsonl"
-    file.write_text(RULE.replace("NAME", "every_second"))
-    methods = ("policy:every_second", 'policy:every_second {"predictor": "reuse"}', "predictor:reuse", "balanced")
+    file.write_text(RULE.replace("NAME", "every second"))
+    methods = ("policy:every second", 'policy:every second {"predictor": "reuse"}', "predictor:reuse", "balanced")
     options = [word for method in methods for word in ("--method", method)]
     result = run("quick", "--model", folder, "--plugin", file, *options, "--out", out, *FAST)
     assert result.exit_code == 0, result.output
@@ -91,7 +91,7 @@ def test_a_rule_of_ones_own_is_measured_beside_everything_else(folder, tmp_path)
     rows = {row.name: row for row in read_rows(out)}
     assert set(rows) == {"plain", "UniCP balanced", *methods[:3]}
     # Two full steps first, for the line needs two; then every second one.
-    assert rows["policy:every_second"].work[3] < 0.1 < 0.9 < rows["policy:every_second"].work[4]
+    assert rows["policy:every second"].work[3] < 0.1 < 0.9 < rows["policy:every second"].work[4]
     assert rows[methods[1]].work[1] < 0.1
     assert "plugins" in rows[methods[0]].environment and "plugins" not in rows["UniCP balanced"].environment
     assert len({row.conditions for row in rows.values()}) == 1
@@ -122,13 +122,10 @@ def test_a_reducer_by_name_slices(folder, tmp_path):
     ids=["absent", "import", "error", "empty", "other name", "replaces"],
 )
 def test_a_plugin_that_cannot_be_used_is_one_line(folder, tmp_path, text, said):
-    file, own = tmp_path / "rule.py", policies["error_window"]
+    file = tmp_path / "rule.py"
     if text is not None:
         file.write_text(text)
-    try:
-        result = run("quick", "--model", folder, "--plugin", file, "--method", "policy:mine", *FAST)
-    finally:
-        policies.add("error_window", own, replace=True)
+    result = run("quick", "--model", folder, "--plugin", file, "--method", "policy:mine", *FAST)
     assert result.exit_code == 2 and said in result.stderr
     assert result.stderr.count("\n") == 1 and "asked: " in result.stderr
 

@@ -1,4 +1,4 @@
-"""What every family must hold under every kind of level. A new family is covered by being in `tiny_models.NAMES`."""
+"""What every family must hold at every level. A new family is covered by being in `tiny_models.NAMES`."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ KINDS: dict[str, Settings] = {
 
 
 def _kinds_of(name: str) -> list[str]:
-    """The kinds of level that a model allows: no stack where its row refuses it, no slicing where no unit can be."""
+    """The levels that a model allows: no stack where its row refuses it, no slicing where no unit can be."""
     found = map_model(tiny_models.shared(name))
     sliceable = any(unit.sliceable and unit.role != "cross" for unit in found.units)
     refused = {kind: bool(found.level_refusal(kind)) for kind in ("stack", "block")} | {"paper": not sliceable}
@@ -159,7 +159,7 @@ def follow(name: str, seeds: tuple[int, ...], context: bool = False) -> dict[int
 
 @every_case
 def test_no_branch_is_ever_served_from_another(name, kind):
-    # Where a branch's name comes from is the same for all kinds of level.
+    # Where a branch's name comes from is the same at all levels.
     context = kind in ("model", "unit") and hasattr(model(name), "cache_context")
     # Fixed windows, undamped: what is served does not depend on the other branch, so each must be as if alone.
     fixed = settings(kind, tolerance=1.0, full_every=2, damping=False)

@@ -113,7 +113,7 @@ def test_without_a_row_it_is_refused_with_the_call_that_helps():
 
 @pytest.mark.parametrize("level", ["model", "stack", "block", "unit"])
 @pytest.mark.usefixtures("registered")
-def test_every_kind_of_span_serves_it_and_tolerance_zero_is_exact(level: Any):
+def test_every_level_serves_it_and_tolerance_zero_is_exact(level: Any):
     model = build()
     plain = denoise(model)
     settings = unicp.preset("balanced", level=level, tolerance=0.5, weighting="uniform", store_factor=64.0)

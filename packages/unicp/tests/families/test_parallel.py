@@ -67,14 +67,14 @@ def test_two_processes_take_the_same_decisions(note: Note, tmp_path: Path):
 
 
 @pytest.mark.parametrize("level", ["stack", "block", "unit"])
-def test_spans_inside_a_parallel_model_are_refused_and_one_made_parallel_later_is_computed(level):
+def test_levels_inside_a_parallel_model_are_refused_and_one_made_parallel_later_is_computed(level):
     model = tiny_models.build("wan")
     with enable(model, preset("balanced", level=level, tolerance=0.5)) as session, torch.no_grad():
         model._parallel_config = SimpleNamespace()  # as `enable_parallelism` leaves it
         for step in range(6):
             model(**tiny_models.inputs("wan", timestep=900.0 - step))
     assert not session.trace.entries and "made parallel after UniCP was enabled" in session.trace.warnings[0]
-    with pytest.raises(UnsupportedModelError, match="parallel over processes, each of which would decide by its own"):
+    with pytest.raises(UnsupportedModelError, match="parallel over processes"):
         enable(model, preset("balanced", level=level))
     with pytest.raises(UnsupportedModelError, match="asked: sliced attention"):
         enable(model, preset("balanced", slicing=preset("paper").slicing))
@@ -86,7 +86,7 @@ def test_a_model_whose_parameters_are_gathered_at_every_call_is_refused(part, no
     dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
     try:
         fully_shard(model if part == "transformer" else model.blocks[0], mesh=init_device_mesh("cpu", (1,)))
-        with pytest.raises(UnsupportedModelError, match="found: a model under FSDP, whose processes gather parameters"):
+        with pytest.raises(UnsupportedModelError, match="under FSDP"):
             enable(model)
     finally:
         dist.destroy_process_group()

@@ -11,9 +11,8 @@ from typing import Any
 
 import diffusers
 import torch
-from torch import Tensor
-
 from tests.pipelines import parts
+from torch import Tensor
 
 
 @dataclass(frozen=True, eq=False)

@@ -21,7 +21,7 @@ from unicp.context import Action
 from unicp.errors import AttachmentError, SettingsError, UnsupportedModelError
 from unicp.numerics.operation_counts import OperationCounter
 from unicp.records import load_trace
-from unicp.session import Session, describe, disable, enable
+from unicp.session import Session, disable, enable
 from unicp.settings import Settings, preset
 
 STEPS = 7
@@ -234,10 +234,6 @@ def test_a_trace_survives_saving_and_loading(tmp_path):
     assert Settings.from_dict(load_trace(tmp_path / "trace.json").settings) == session.settings
 
 
-def test_the_settings_can_be_shown():
-    assert '"tolerance": 0.15' in describe(preset("balanced", tolerance=0.15))
-
-
 LEVELS = ["model", "stack", "block", "unit"]
 
 
@@ -345,7 +341,7 @@ def test_a_bare_transformer_may_be_given_its_scheduler():
 @pytest.mark.parametrize("name", ["wan", "latte"])
 @pytest.mark.parametrize("level", ["unit", "block"])
 @pytest.mark.parametrize("budget", [0, 5_000, 20_000, 40_000])
-def test_a_tight_byte_budget_takes_coarser_spans_and_is_never_exceeded(name, level, budget):
+def test_a_tight_byte_budget_takes_coarser_levels_and_is_never_exceeded(name, level, budget):
     settings = preset("balanced", level=level, tolerance=0.5, store_bytes=budget, text_keys_values=False)
     transformer = tiny_models.build(name)
     with enable(transformer, settings) as session:
@@ -380,7 +376,7 @@ def test_a_model_that_was_compiled_as_a_whole_is_refused_and_one_with_compiled_b
             self._orig_mod = module
 
     transformer = tiny_models.wan()
-    with pytest.raises(AttachmentError, match="compiled as a whole; do: compile its blocks instead"):
+    with pytest.raises(AttachmentError, match="compiled as a whole.*compile its blocks"):
         enable(Compiled(transformer), GENEROUS)
     for block in transformer.blocks:
         block._compiled_call_impl = block._call_impl

@@ -64,7 +64,7 @@ def _facts(found: ModelMap) -> dict[str, Any]:
         "noise_refusal": found.family.noise_refusal,
         "blocks": len(found.blocks),
         "parameters": sum(parameter.numel() for parameter in found.transformer.parameters()),
-        "spans": {name: {"available": not why_not, "why_not": why_not} for name, why_not in _levels(found).items()},
+        "levels": {name: {"available": not why_not, "why_not": why_not} for name, why_not in _levels(found).items()},
         "units": units,
     }
 
@@ -94,15 +94,15 @@ def _lines(name: str, found: ModelMap) -> list[str]:
 
     facts = _facts(found)
     title = f"{name}: {facts['class']}, {facts['blocks']} blocks, {facts['parameters'] / 1e6:.1f} M parameters"
-    spans = [
+    levels = [
         ("level", "skipped as one"),
-        *((span, f"no: {why}" if why else "yes") for span, why in _levels(found).items()),
+        *((level, f"no: {why}" if why else "yes") for level, why in _levels(found).items()),
         *(("block", f"not {row.attribute}: {row.refusal}") for row in found.family.block_lists if row.refusal),
     ]
     rows = [("units", "role", "heads", "width", "sliced", "text keys"), *_unit_rows(found.units)]
     refusal = found.family.noise_refusal
     noise = [f"noise level unknown: {refusal}; only the output is forecast"] if refusal else []
-    return ["", title, *noise, "", *align(spans), "", *align(rows, right=(2, 3))]
+    return ["", title, *noise, "", *align(levels), "", *align(rows, right=(2, 3))]
 
 
 def _unit_rows(units: tuple[Unit, ...]) -> list[tuple[str, ...]]:

@@ -18,13 +18,13 @@ from tests.fake_parts import at
 from torch import Tensor, nn
 
 from tests import tiny_models
-from unicp.attention.interceptor import AttentionCall, plain_call
 from unicp.attention.slicing import GROUPED, NOT_CAUGHT, PATIENCE, TOO_SHORT, Sliced, UnitSlicer
 from unicp.context import Action
 from unicp.models.finder import Unit, map_model
 from unicp.numerics.operation_counts import OperationCounter, attention_operations
 from unicp.policies.impact import step_tolerance
 from unicp.predictors.base import PredictorInfo, predictors
+from unicp.reducers.attention_call import AttentionCall, plain_call
 from unicp.reducers.base import AttentionReducer, Reduced, reducers
 from unicp.reducers.pca_slices import PcaSlices
 from unicp.runtime.cache_point import CachePoint, Outcome

@@ -97,7 +97,8 @@ def test_inspect(folder):
     assert "blocks.0-1.attn1" in result.stdout and "no: no attention" in result.stdout
     result = run("inspect", "--model", folder, "--json")
     facts = json.loads(result.stdout)["transformers"]["transformer"]
-    assert [span for span in facts["spans"] if facts["spans"][span]["available"]] == ["model", "stack", "block", "unit"]
+    assert list(facts["levels"]) == ["model", "stack", "block", "unit"]
+    assert all(level["available"] for level in facts["levels"].values())
     assert facts["units"][0] == {
         "name": "blocks.0.attn1",
         "block": 0,

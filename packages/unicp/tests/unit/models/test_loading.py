@@ -139,7 +139,7 @@ def test_a_model_of_one_number_of_frames_refuses_others():
     pipe = SimpleNamespace(transformer=SimpleNamespace(config={"video_length": 16}))
     for frames in (16, None):
         check_frames(pipe, frames)
-    with pytest.raises(InputError, match="asked: 9 frames; found: a model that can make 16 only"):
+    with pytest.raises(InputError, match="9 frames.*can make 16 only"):
         check_frames(pipe, 9)
     check_frames(SimpleNamespace(transformer=SimpleNamespace(config={})), 9)
 

@@ -131,7 +131,8 @@ def test_where_an_estimate_does_not_exist_nothing_is_predicted_nor_measured():
     assert predictor.is_defined(later, True, at(3, level=level("epsilon", 3)))
 
 
-@pytest.mark.parametrize("unknown", [0, 1, 2])
+# At the first step it would be known that there are none: see below.
+@pytest.mark.parametrize("unknown", [1, 2])
 def test_without_noise_levels_no_estimate_is_used(unknown: int):
     steps = [at(step, level=None if step == unknown else level("flow", step)) for step in range(3)]
     estimate, output = line(Forecast("noise", "step"), prediction="flow"), line(prediction="flow")
@@ -273,3 +274,19 @@ def test_guidance_in_one_batch_follows_one_share_and_other_prompts_their_own():
 )
 def test_copies_of_samples_in_a_batch(rows: list[int], copies: int):
     assert copies_in(torch.tensor(rows)[:, None].float()) == copies
+
+
+@pytest.mark.parametrize(("asked", "axis"), [("log_snr", "step"), ("sigma", "sigma"), ("step", "step")])
+def test_where_the_first_step_is_at_no_known_level_the_output_is_forecast_throughout(asked: Axis, axis: Axis):
+    """A loop may take steps that are none of its scheduler's."""
+    predictor = line(Forecast("noise", asked), prediction="flow")
+    *steps, now = (at(step, level=None) for step in range(3))
+    assert predictor.is_defined(steps, True, now) and predictor.refusal(steps, True, now) == ""
+    assert predictor.forecast(True) == Forecast("output", axis)
+    a, b = noise(1, *SHAPE), noise(2, *SHAPE)
+    points = [point(step, output, inputs=(noise(3, *SHAPE),)) for step, output in zip(steps, (a, b))]
+    # Timesteps fall by as much at each step.
+    torch.testing.assert_close(predictor.predict(points, now, (noise(4, *SHAPE),)), (2 * b - a,))
+    # A level that becomes known later changes nothing.
+    assert predictor.is_defined([at(3), at(4)], True, at(5))
+    assert predictor.forecast(True).quantity == "output"

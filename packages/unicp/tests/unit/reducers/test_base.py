@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from tests.fake_models import noise
 from torch import Tensor
 
-from unicp.attention.interceptor import AttentionCall, plain_call
 from unicp.errors import InputError
 from unicp.numerics.error_measures import coprime_stride
 from unicp.numerics.operation_counts import attention_operations
+from unicp.reducers.attention_call import AttentionCall, plain_call
 from unicp.reducers.base import ROWS, AttentionReducer, Reduced, full_operations, projected
 from unicp.settings import Slicing
 

@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from unicp.attention.interceptor import plain_call
 from unicp.errors import InputError
 from unicp.numerics.error_measures import coprime_stride, relative_error
+from unicp.reducers.attention_call import plain_call
 from unicp.reducers.bases import Bases, BasisKind, fit_bases
 from unicp.reducers.pca_slices import SlicedCall, sliced_attention
 

@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from tests.unit.reducers.test_bases import random_inputs
 from torch import Tensor
 
-from unicp.attention.interceptor import plain_call
 from unicp.errors import InputError
 from unicp.numerics.error_measures import relative_error
+from unicp.reducers.attention_call import plain_call
 from unicp.reducers.base import projected
 from unicp.reducers.bases import fit_bases
 from unicp.reducers.pca_slices import SlicedCall, sliced_attention

@@ -84,7 +84,7 @@ def test_a_skipped_call_is_told_with_how_it_was_filled():
     for step in range(2):
         point(at(step), (ONE,), lambda: (ONE,))
     outcome = point.decide(at(2), (ONE,))
-    assert (outcome.action, outcome.choice, outcome.forecast) == (
+    assert (outcome.action, outcome.predictor, outcome.forecast) == (
         Action.FORECAST,
         "output over step",
         Forecast("output", "step"),

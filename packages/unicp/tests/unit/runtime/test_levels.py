@@ -30,7 +30,7 @@ def settings(**changes: Any) -> Settings:
 
 def entries(session: Session) -> list[Any]:
     """Those of cache points."""
-    return [entry for entry in session.trace.entries if entry.reason != "outside spans"]
+    return [entry for entry in session.trace.entries if entry.reason != "outside"]
 
 
 def walk(transformer: Any, steps: int = STEPS, prompts: tuple[int, ...] = (0, 1)) -> list[Tensor]:

@@ -24,9 +24,11 @@ from unicp.policies.step_paths import StepPath, WindowLoss, best_paths, path_los
 
 FORECASTS = tuple(Forecast(q, a) for q in ("noise", "output", "clean") for a in ("log_snr", "sigma", "step"))
 # Impact was measured with errors of one way to forecast: another must be predicted to change the clip so many times
-# less to be taken (2 dB). With UniPC the output over the log-SNR was predicted to do a little better, and did worse.
+# less to be taken. Chosen as 2 dB (docs/planning.md): with UniPC the output over the log-SNR was predicted to do a
+# little better, and did worse.
 LEAD = 1.26
-# Reach of forecasts where so few steps are computed that those of `MAX_REACH` hardly come to the end of the run.
+# Reach of forecasts where so few steps are full that those of `MAX_REACH` hardly come to the end of the run. Chosen:
+# with a reach of 1 the last six steps were left to one window (docs/planning.md).
 FAR_REACH = 3.0
 
 

@@ -21,10 +21,10 @@ from unicp.policies.impact import between
 NEAREST = 4
 # How much each prompt of a calibration counts; prompts that are not in it count 1.
 Shares = Mapping[str, float]
-# A level this many recorded steps after the last one is still read off; farther ones are not covered. Chosen: where steps
-# are evenly wide the clean sample is one step on, so that longer runs are covered to their end.
+# A level this many recorded steps after the last one is still read off; farther ones are not covered. Chosen: where
+# steps are evenly wide the clean sample is one step on, so that longer runs are covered to their end.
 BEYOND = 1.0
-# Of a replayed step stays at least this share of its forecast's error. Chosen: what is less is rounding of the products.
+# Of a replayed step stays at least this share of its forecast's error. Chosen: what is less is rounding of products.
 LEAST_LEFT = 0.01
 
 

@@ -137,10 +137,10 @@ parts: $(READY_DEV) ## measure the parts of the method and the paper's claims, o
 	    --method 'balanced {"tolerance": 0.9}' --method 'balanced {"tolerance": 0.9, "weighting": "uniform"}' || exit 1; done
 	for sampler in default euler; do OMP_NUM_THREADS=1 $(BIN)/unicp bench presets --prompts 8 --seeds 1 --frames 9 --fast-metrics \
 	    --sampler $$sampler --out docs/results/damping.jsonl \
-	    --method 'balanced {"tolerance": 0.4}' --method 'balanced {"tolerance": 0.4, "damped": false}' \
-	    --method 'balanced {"tolerance": 1000, "max_window": 8}' --method 'balanced {"tolerance": 1000, "max_window": 8, "damped": false}' \
-	    --method 'balanced {"tolerance": 1000, "max_window": 8, "max_reach": 1.5}' --method 'balanced {"tolerance": 1000, "max_window": 8, "max_reach": 1.5, "damped": false}' \
-	    --method 'balanced {"tolerance": 1000, "max_window": 8, "max_reach": 2}' --method 'balanced {"tolerance": 1000, "max_window": 8, "max_reach": 2, "damped": false}' || exit 1; done
+	    --method 'balanced {"tolerance": 0.4}' --method 'balanced {"tolerance": 0.4, "damping": false}' \
+	    --method 'balanced {"tolerance": 1000, "max_window": 8}' --method 'balanced {"tolerance": 1000, "max_window": 8, "damping": false}' \
+	    --method 'balanced {"tolerance": 1000, "max_window": 8, "max_reach": 1.5}' --method 'balanced {"tolerance": 1000, "max_window": 8, "max_reach": 1.5, "damping": false}' \
+	    --method 'balanced {"tolerance": 1000, "max_window": 8, "max_reach": 2}' --method 'balanced {"tolerance": 1000, "max_window": 8, "max_reach": 2, "damping": false}' || exit 1; done
 	$(BIN)/python -m unicp_bench.report
 
 parts-others: $(READY_DEV) ## the same of Latte and the film, on a few prompts (continues)

@@ -25,19 +25,22 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from unicp.execution.attention_seam import Costs, SliceState, run_sliced
 
-from experiments.slice_speed import clock_of, seconds_of
+from experiments.slice_speed import STEP, clock_of, seconds_of, slicer_of
+from unicp.attention.slicing import UnitSlicer
 from unicp.errors import run_main
 from unicp.files import write_text
 from unicp.numerics.error_measures import coprime_stride, relative_error
 from unicp.numerics.operation_counts import linear_operations
+from unicp.reducers.attention_call import plain_call
+from unicp.reducers.base import ROWS, full_operations
 from unicp.reducers.bases import FIT_TOKENS, Bases, fit_bases
-from unicp.reducers.pca_slices import ROWS
+from unicp.reducers.pca_slices import PcaSlices
 from unicp.settings import Slicing
 from unicp_bench.harness import environment_of
 
 SHARES = (0.25, 0.5)
+BASIS = "kq_svd"
 CALLS = 4  # that bases and weights serve; with a fit in every call folding would have to pay for its weights each time
 TOKENS = (256, 512, 1024, 2048)
 # (heads, channels of a head) of the shipped glyphs and of Wan 1.3B.
@@ -63,16 +66,10 @@ class Module:
         query, key, value = (self.split(hidden, weight) for weight in (self.query, self.key, self.value))
         return self._joined(F.scaled_dot_product_attention(query, key, value), self.out)
 
-    def sliced(self, hidden: Tensor, state: SliceState, slicing: Slicing, width: int) -> Tensor:
+    def sliced(self, hidden: Tensor, slicer: UnitSlicer) -> Tensor:
         """As UniCP slices it."""
         query, key, value = (self.split(hidden, weight) for weight in (self.query, self.key, self.value))
-        attended, _ = run_sliced(
-            lambda: F.scaled_dot_product_attention(query, key, value),
-            state,
-            slicing,
-            (width,),
-            lambda errors, costs: width,
-        )
+        attended, _ = slicer.run(STEP, lambda: F.scaled_dot_product_attention(query, key, value))
         return self._joined(attended, self.out)
 
     def folded(self, hidden: Tensor, width: int, fold: Fold | None = None) -> tuple[Tensor, Fold]:
@@ -94,7 +91,7 @@ class Module:
         """Bases of this width, fitted on some tokens, and the weights made of them."""
         every = coprime_stride(hidden.shape[1], FIT_TOKENS)
         value = self.split(hidden[:, ::every], self.value)
-        bases = fit_bases(query[:, :, ::every], key[:, :, ::every], value, "kq_svd").narrowed(width)
+        bases = fit_bases(query[:, :, ::every], key[:, :, ::every], value, BASIS).narrowed(width)
         narrow = (bases.value.mT @ self.value.unflatten(0, (self.heads, -1))).flatten(0, 1)
         out = torch.einsum("ohd,hdr->ohr", self.out.unflatten(1, (self.heads, -1)), bases.value).flatten(1)
         mean = bases.value_mean[:, None]
@@ -119,10 +116,12 @@ class Fold:
 def operations(tokens: int, heads: int, channels: int, width: int, calls: int) -> tuple[int, float, float]:
     """Operations of a call of the plain, the sliced and the folded module, all that it takes counted."""
     model = heads * channels
-    costs = Costs(torch.empty(1, heads, tokens, channels), torch.empty(1, heads, tokens, channels))
+    inputs = torch.empty(1, heads, tokens, channels, device="meta")
+    call, reducer = plain_call(inputs, inputs, inputs), PcaSlices(Slicing(basis=BASIS))
     linear = linear_operations(tokens, model, model)
-    full = 4 * linear + costs.full
-    sliced = 4 * linear + costs.attend(width) + costs.probe([width]) + costs.fit / calls
+    full = 4 * linear + full_operations(call)
+    sliced = 4 * linear + reducer.operations(call, width) + reducer.probe_operations(call, [width], None)
+    sliced += reducer.fit_operations(call, None) / calls
     narrow = linear_operations(tokens, model, heads * width)
     change = linear_operations(heads * tokens, channels, width)
     averages = linear_operations(heads * min(ROWS, tokens), tokens, model)
@@ -139,13 +138,13 @@ def measure(tokens: int, heads: int, channels: int, share: float, repeats: int) 
     generator, model = torch.Generator().manual_seed(0), heads * channels
     query, key, value, out = (torch.randn(model, model, generator=generator) / math.sqrt(model) for _ in range(4))
     module, hidden = Module(heads, query, key, value, out), torch.randn(1, tokens, model, generator=generator)
-    slicing = Slicing(widths=(share,), min_saving=-1e6, tolerance=1e6, basis="kq_svd", refresh=CALLS)
+    slicing = Slicing(widths=(share,), min_saving=-1e6, tolerance=1e6, basis=BASIS, refresh=CALLS)
     width, calls = slicing.widths_for(channels)[0], slicing.refresh
-    state, device = SliceState(), hidden.device
+    slicer, device = slicer_of(heads, channels, slicing), hidden.device
 
     def sliced() -> None:
         for _ in range(calls):
-            module.sliced(hidden, state, slicing, width)
+            module.sliced(hidden, slicer)
 
     def folded() -> None:
         weights = None

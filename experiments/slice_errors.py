@@ -25,17 +25,18 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from unicp.execution.attention_seam import Seam
 
 from experiments.command import harness_of, measuring_parser
 from experiments.head_widths import choose_widths, predicted_errors, sliced_by_head
 from experiments.step_count import StepCount
+from unicp.attention.interceptor import AttentionInterceptor
 from unicp.errors import run_main
 from unicp.files import write_text
 from unicp.models.finder import ModelMap, Unit, map_model
 from unicp.numerics.error_measures import coprime_stride, relative_error
+from unicp.reducers.base import projected
 from unicp.reducers.bases import FIT_TOKENS, Bases, BasisKind, fit_bases
-from unicp.reducers.pca_slices import projected, sliced_attention
+from unicp.reducers.pca_slices import sliced_attention
 from unicp_bench.harness import Harness
 from unicp_bench.suites import STEPS
 from unicp_testbeds.prompts import prompts_of
@@ -86,23 +87,23 @@ class Capture:
         """Hooks on every unit; gives their handles."""
         handles = []
         for unit in self.units:
-            seam: list[Seam] = []
-            handles.append(unit.module.register_forward_pre_hook(self._enter(unit, seam)))
-            handles.append(unit.module.register_forward_hook(self._leave(seam)))
+            inside: list[AttentionInterceptor] = []
+            handles.append(unit.module.register_forward_pre_hook(self._enter(unit, inside)))
+            handles.append(unit.module.register_forward_hook(self._leave(inside)))
         return handles
 
-    def _enter(self, unit: Unit, seam: list[Seam]) -> Callable[..., None]:
+    def _enter(self, unit: Unit, inside: list[AttentionInterceptor]) -> Callable[..., None]:
         def hook(module: Any, args: Any) -> None:
             if self.now.step in self.steps:
-                seam.append(Seam(self._keep(unit)))
-                seam[-1].__enter__()
+                inside.append(AttentionInterceptor(self._keep(unit)))
+                inside[-1].__enter__()
 
         return hook
 
-    def _leave(self, seam: list[Seam]) -> Callable[..., None]:
+    def _leave(self, inside: list[AttentionInterceptor]) -> Callable[..., None]:
         def hook(module: Any, args: Any, output: Any) -> None:
-            if seam:
-                seam.pop().__exit__(None, None, None)
+            if inside:
+                inside.pop().__exit__(None, None, None)
 
         return hook
 

@@ -5,10 +5,11 @@
 
 Random queries, keys and values: seconds depend on shapes alone. "kernel" is the attention call alone, on tensors of the
 reduced width: what no slice can beat. "attention" is that call with its projections and its lift; "all" adds what
-`Slicing` does around it, bases that serve four calls and the trial rows in each. Full and sliced calls alternate; each
-repeat gives one ratio: the median, and of "all" the range. With one thread on a CPU times are those that the thread
-ran, so that other jobs on the machine add nothing but what they take from its caches. "operations" is the gain of "all"
-in operations. Whether UniCP slices a call is decided by `Costs.share`, which counts small matrices more.
+UniCP does around it, bases that serve `Slicing.refresh` calls and the trial rows in each. Full and sliced calls
+alternate; each repeat gives one ratio: the median, and of "all" the range. With one thread on a CPU times are those
+that the thread ran, so that other jobs on the machine add nothing but what they take from its caches. "operations" is
+the gain of "all" in operations. Whether UniCP slices a call is decided by `PcaSlices.share`, which counts small
+matrices more.
 """
 
 from __future__ import annotations
@@ -24,18 +25,23 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from unicp.execution.attention_seam import Costs, SliceState, run_sliced
 
+from unicp.attention.slicing import UnitSlicer
+from unicp.context import StepContext
 from unicp.errors import run_main
 from unicp.files import write_text
+from unicp.models.finder import Unit
+from unicp.reducers.attention_call import plain_call
+from unicp.reducers.base import full_operations
 from unicp.reducers.bases import fit_bases
-from unicp.reducers.pca_slices import sliced_attention
-from unicp.settings import Slicing
+from unicp.reducers.pca_slices import PcaSlices, sliced_attention
+from unicp.settings import Settings, Slicing
 from unicp_bench.harness import environment_of
 
 SHARES = (0.25, 0.5, 0.75)
 TOKENS = (512, 1024, 2048, 4096, 8192)
 HEADS = 2
+STEP = StepContext(run=0, step=1, branch="call0", timestep=500.0, samples=1)
 
 
 @dataclass(frozen=True)
@@ -59,7 +65,7 @@ def measure(
     for share in shares:
         slicing = Slicing(widths=(share,), min_saving=-1e6, tolerance=1e6)
         width = slicing.widths_for(shape.width)[0]
-        bases, state = fit_bases(query, key, value, slicing.basis), SliceState()
+        bases, slicer = fit_bases(query, key, value, slicing.basis), slicer_of(shape.heads, shape.width, slicing)
         parts = tuple(x[..., :width].contiguous() for x in (query, key, value))
 
         def full() -> Any:
@@ -71,9 +77,9 @@ def measure(
         def sliced(bases: Any = bases, width: int = width) -> Any:
             return sliced_attention(query, key, value, bases, width)
 
-        def everything(state: SliceState = state, slicing: Slicing = slicing, width: int = width) -> None:
+        def everything(slicer: UnitSlicer = slicer, slicing: Slicing = slicing) -> None:
             for _ in range(slicing.refresh):
-                run_sliced(full, state, slicing, (width,), lambda errors, costs: width)
+                slicer.run(STEP, full)
 
         gains: dict[str, list[float]] = {"kernel": [], "attention": [], "all": []}
         fulls = []
@@ -88,8 +94,9 @@ def measure(
                 fulls.append(before)
                 for name, seconds in found.items():
                     gains[name].append(before / seconds)
-        costs = Costs(query, key, slicing.basis)
-        spent = costs.attend(width) + costs.probe([width]) + costs.fit / slicing.refresh
+        call, reducer = plain_call(query, key, value), PcaSlices(slicing)
+        spent = reducer.operations(call, width) + reducer.probe_operations(call, [width], None)
+        spent += reducer.fit_operations(call, None) / slicing.refresh
         rows.append(
             {
                 **vars(shape),
@@ -101,10 +108,16 @@ def measure(
                 "all": statistics.median(gains["all"]),
                 "lowest": min(gains["all"]),
                 "highest": max(gains["all"]),
-                "operations": costs.full / spent,
+                "operations": full_operations(call) / spent,
             }
         )
     return rows
+
+
+def slicer_of(heads: int, width: int, slicing: Slicing) -> UnitSlicer:
+    """What UniCP slices the attention of a unit with, of which no output projection is known."""
+    unit = Unit("attention", torch.nn.Identity(), "self", 0, heads, width, True, "", False)
+    return UnitSlicer(unit, Settings(weighting="uniform", slicing=slicing))
 
 
 def seconds_of(call: Callable[[], Any], device: torch.device) -> float:

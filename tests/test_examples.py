@@ -16,9 +16,9 @@ DESCRIBED = [name for name in unicp.__all__ if ">>>" in (inspect.getdoc(getattr(
 
 def examples(thing: Any, name: str) -> list[doctest.DocTest]:
     """The examples of one public thing."""
-    parser = doctest.DocTestParser()
-    text = inspect.getdoc(thing) or ""
-    return [parser.get_doctest(text, {}, name, None, 0)] if ">>>" in text else []
+    parser, text = doctest.DocTestParser(), inspect.getdoc(thing) or ""
+    known = {one: getattr(unicp, one) for one in unicp.__all__}
+    return [parser.get_doctest(text, known, name, None, 0)] if ">>>" in text else []
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)

@@ -162,7 +162,7 @@ def pooled(width: float, tolerance: float = 10.0) -> unicp.Settings:
 
 def test_pooled_keys_attend_to_means_of_neighbours(tmp_path: Path):
     module = load("pooled_keys.py", tmp_path)
-    from unicp.attention.interceptor import plain_call
+    from unicp.reducers.attention_call import plain_call
 
     query, key, value = (torch.randn(2, 3, tokens, 16, generator=torch.manual_seed(0)) for tokens in (5, 8, 8))
     call = plain_call(query, key, value)

@@ -1,6 +1,6 @@
 """Which part may import which: the tables, and the test that every import in the three packages keeps to them.
 
-Data flows one way (docs/method.md, section 4). The rule that pays most: `control` knows no torch, so decisions are
+Data flows one way (docs/method.md, section 4). The rule that pays most: `policies` know no torch, so decisions are
 tested with floats alone, and `reporting` works from a trace file on a machine without torch.
 """
 
@@ -45,6 +45,9 @@ def row(unicp: str = "", third_party: str = "", only_in: dict[str, str] | None =
 
 TABLE: dict[str, Row] = {
     "errors": row(),
+    # Its level of noise is a number of `numerics`, which loads no torch for it.
+    "context": row("numerics"),
+    "registry": row("errors"),
     "settings": row("errors context", "pydantic typing_extensions"),
     "disk": row("errors"),
     # Checked JSON; and the names of `disk`, so that whoever has to do with files knows one module.
@@ -52,22 +55,34 @@ TABLE: dict[str, Row] = {
     "records": row("errors files"),
     "numerics": row("errors", "torch"),
     "models": row("errors settings records files numerics", "torch", {"models/loading.py": "diffusers"}),
+    # What may be exchanged. Policies know no torch: decisions are tested with floats alone.
     # numpy: the schedules of a run of hundreds of steps are solved over arrays; by loops they took minutes.
-    "control": row("errors settings records", "", {"control/step_paths.py": "numpy"}),
+    "policies": row("errors context registry settings", "", {"policies/step_paths.py": "numpy"}),
+    "predictors": row("errors context registry settings numerics", "torch"),
+    "reducers": row("errors context registry settings numerics", "torch"),
+    # Where the model and its sampler are met.
+    "attention": row(
+        "errors context settings numerics models policies reducers", "torch", {"attention/backends.py": "diffusers"}
+    ),
+    "sampler": row("errors context settings numerics models", "torch"),
+    "runtime": row(
+        "errors context settings records numerics models policies predictors reducers attention sampler", "torch"
+    ),
+    # The only part that puts hooks into diffusers.
+    "hooks": row("errors context settings models attention runtime", "torch", {"hooks/diffusers.py": "diffusers"}),
     # No torch: a plan can be made, printed and drawn where there is none.
     "planning": row("errors context settings records files numerics policies", "pydantic"),
-    "execution": row(
-        "errors settings records numerics models control",
-        "torch",
-        {"execution/attachment.py": "diffusers", "execution/attention_backends.py": "diffusers"},
-    ),
     "reporting": row("errors context records files"),
     # Entry points, by name: what they lead to is imported by no import statement.
     "plugins": row(),
     "promise": row("errors settings models planning"),
-    "session": row("errors settings records files models control execution planning promise reporting", "torch"),
+    "session": row(
+        "errors context settings records files models policies predictors reducers sampler runtime hooks planning "
+        "promise reporting",
+        "torch",
+    ),
     "calibration": row(
-        "unicp errors settings records files numerics models control execution planning", "torch"
+        "unicp errors context settings records files numerics models policies sampler runtime planning", "torch"
     ),
     "cli": row(
         "unicp errors settings records files numerics models reporting session planning promise calibration plugins",
@@ -75,15 +90,15 @@ TABLE: dict[str, Row] = {
         {"cli/common.py": "diffusers transformers"},  # their progress bars and log levels
     ),
     # unicp/__init__.py: the public names, loaded when asked for.
-    API: row("errors settings records files models planning reporting session"),
+    API: row("errors context settings records files models policies predictors reducers planning reporting session"),
 }
 
 # What the other packages, and the studies in experiments/, may import of unicp (its parts) and of anybody else.
 DISTRIBUTIONS: dict[str, Row] = {
     "unicp_testbeds": row("errors files", "torch diffusers transformers tokenizers safetensors PIL av numpy"),
     "unicp_bench": row(
-        "unicp errors settings records files numerics models control execution reporting session planning "
-        "promise cli",
+        "unicp errors context registry settings records files numerics models policies predictors reducers "
+        "sampler runtime reporting session planning promise cli plugins",
         "torch diffusers typer unicp_testbeds",
         # Rivals and metrics, each in the one file that works without it.
         {
@@ -94,7 +109,7 @@ DISTRIBUTIONS: dict[str, Row] = {
         },
     ),
     "experiments": row(
-        "unicp errors settings files numerics models execution session",
+        "unicp errors context settings files numerics models reducers attention session",
         "torch unicp_bench unicp_testbeds",
         {"figures.py": "matplotlib"},
     ),
@@ -216,11 +231,11 @@ def test_nothing_may_import_the_command_line_and_the_table_has_no_cycle():
 @pytest.mark.parametrize(
     ("file", "text", "edge"),
     [
-        ("control/rule.py", "import torch\n", "control -> torch"),
-        ("control/rule.py", "def f():\n    from torch import nn\n", "control -> torch"),
-        ("control/rule.py", "from ..execution import store\n", "control -> unicp.execution"),
-        ("control/rule.py", "from .. import execution\n", "control -> unicp.execution"),
-        ("control/rule.py", "import importlib\nimportlib.import_module('numpy')\n", "control -> numpy"),
+        ("policies/rule.py", "import torch\n", "policies -> torch"),
+        ("policies/rule.py", "def f():\n    from torch import nn\n", "policies -> torch"),
+        ("policies/rule.py", "from ..runtime import store\n", "policies -> unicp.runtime"),
+        ("policies/rule.py", "from .. import runtime\n", "policies -> unicp.runtime"),
+        ("policies/rule.py", "import importlib\nimportlib.import_module('numpy')\n", "policies -> numpy"),
         (
             "models/row.py",
             "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import diffusers\n",
@@ -228,8 +243,11 @@ def test_nothing_may_import_the_command_line_and_the_table_has_no_cycle():
         ),
         ("session.py", "from unicp.cli.main import app\n", "session -> unicp.cli"),
         ("session.py", "from unicp import enable\n", "session -> unicp"),
-        ("cli/main.py", "from unicp.runtime.store import OutputStore\n", "cli -> unicp.execution"),
+        ("cli/main.py", "from unicp.runtime.store import OutputStore\n", "cli -> unicp.runtime"),
         ("reporting/tables.py", "import matplotlib.pyplot as plt\n", "reporting -> matplotlib"),
+        ("reducers/own.py", "from unicp.attention import slicing\n", "reducers -> unicp.attention"),
+        ("runtime/own.py", "from diffusers import hooks\n", "runtime -> diffusers"),
+        ("session.py", "from unicp_bench import rows\n", "session -> unicp_bench"),
         ("cli/main.py", "def f():\n    from unicp_bench.cli.bench import bench\n", "cli -> unicp_bench"),
         (
             "models/loading.py",
@@ -240,7 +258,7 @@ def test_nothing_may_import_the_command_line_and_the_table_has_no_cycle():
     ],
 )
 def test_a_planted_bad_import_is_found(tmp_path: Path, file: str, text: str, edge: str):
-    for name in ("execution", "errors"):
+    for name in ("runtime", "errors"):
         (tmp_path / "src/unicp" / name).mkdir(parents=True)
     path = tmp_path / "src/unicp" / file
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -254,7 +272,7 @@ def test_a_planted_bad_import_is_found(tmp_path: Path, file: str, text: str, edg
 @pytest.mark.parametrize(
     ("file", "text"),
     [
-        ("control/rule.py", "import math\nfrom unicp.records import Action\nfrom .shift import FULL\n"),
+        ("policies/rule.py", "import math\nfrom unicp.context import Action\nfrom .weight_shift import FULL\n"),
         ("models/loading.py", "import diffusers\n"),
         ("cli/video.py", "import av\n"),
         ("cli/extra.py", "import unicp\nfrom unicp import enable\n"),
@@ -285,7 +303,19 @@ def test_importing_the_package_loads_nothing_heavy():
     assert loaded_after("import unicp", HEAVY) == []
 
 
-@pytest.mark.parametrize("part", ["settings", "records", "control.controller", "planning.solver"])
+@pytest.mark.parametrize(
+    "part",
+    [
+        "settings",
+        "records",
+        "context",
+        "registry",
+        "policies",
+        "policies.error_window",
+        "planning.solver",
+        "planning.plan",
+    ],
+)
 def test_what_needs_no_tensors_loads_no_torch(part: str):
     assert loaded_after(f"import unicp.{part}", HEAVY) == []
 

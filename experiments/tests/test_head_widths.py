@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.unit.numerics.test_principal_axes import random_inputs
+from tests.unit.reducers.test_bases import random_inputs
 
 from experiments.head_widths import GROUPS, choose_widths, predicted_errors, sliced_by_head
 from unicp.errors import InputError

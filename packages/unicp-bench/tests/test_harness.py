@@ -184,7 +184,7 @@ def test_every_peer_runs_or_says_why_and_leaves_the_pipeline_bit_equal(harness, 
 
 def test_our_own_rows_come_with_what_was_done_at_each_step(harness, tmp_path):
     rows = measured(harness, [with_preset("balanced", full_every=2)], tmp_path / "rows.jsonl")
-    row = rows["UniCP", "balanced every 2"]
+    row = rows["UniCP", "balanced full_every 2"]
     assert len(row.work) == STEPS
     assert row.work[0] == 1.0 and 0.0 in row.work
 
@@ -217,7 +217,7 @@ def test_where_chosen_steps_do_better_than_serving_they_are_what_is_measured(har
 def test_a_span_that_the_model_does_not_have_is_a_row_that_says_why(tmp_path):
     own = Harness(models()["latte"], "default", 6)
     rows = measured(own, [with_preset("balanced", level="stack")], tmp_path / "rows.jsonl")
-    assert "spatial and temporal blocks alternate" in rows["UniCP", "balanced span stack"].reason
+    assert "spatial and temporal blocks alternate" in rows["UniCP", "balanced level stack"].reason
 
 
 def test_tensors_without_memory_count_nothing():

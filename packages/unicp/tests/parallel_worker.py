@@ -56,12 +56,12 @@ def work(how: str) -> dict[str, Any]:
     with enable(model, preset("balanced", tolerance=0.5, weighting="uniform")) as session:
         output = tiny_models.denoise(model, name, steps=9)
     refused = {}
-    for span in ("block", "unit", "sliced"):
-        slicing = {"slicing": preset("paper").slicing} if span == "sliced" else {"level": span}
+    for level in ("block", "unit", "sliced"):
+        slicing = {"slicing": preset("paper").slicing} if level == "sliced" else {"level": level}
         try:
             enable(model, preset("balanced", **slicing))
         except UnsupportedModelError as error:
-            refused[span] = error.found
+            refused[level] = error.found
     return {
         "parallel_is_right": bool(torch.allclose(alone, plain, rtol=1e-3, atol=1e-4)),
         "exact": exact,

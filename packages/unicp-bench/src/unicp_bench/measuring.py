@@ -45,6 +45,7 @@ def measure_case(
     say: Say,
     keep: Keeper | None = None,
     plain_every: int = PLAIN_EVERY,
+    plugins: str = "",
 ) -> None:
     """All methods on one prompt and seed that have no row in `out` yet, or whose clip is not kept; the plain run first.
 
@@ -53,6 +54,7 @@ def measure_case(
     plain_every: the plain run is made again before so many methods each, for its seconds. A clip that is another one
     then is told: a method was taken off and left something behind. With 1 every row has a plain run of its own right
     before it and is marked as paired; otherwise none is, since a machine's speed changes between the two.
+    plugins: noted in the rows of methods that run one, in their environment.
     """
     rows = {row.key: row for row in read_rows(out)}
     start, end = (harness.conditions, model, harness.sampler), (case.prompt, case.seed)
@@ -78,6 +80,8 @@ def measure_case(
                 say(f"warning: the plain run is another one now; one of these left something behind: {before}")
             reference = replace(reference, seconds=again.seconds, model_seconds=again.model_seconds)
         row, clip = _measure(harness, suite, model, method, case, reference, fidelity)
+        if method.is_plugged and plugins:
+            row = replace(row, environment=row.environment | {"plugins": plugins})
         row = replace(row, paired=plain_every == 1 and row.measured)
         if keep is not None and clip is not None:
             keep(row, clip)

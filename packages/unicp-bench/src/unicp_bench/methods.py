@@ -10,7 +10,7 @@ import json
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,10 @@ from unicp.errors import InputError, UnsupportedModelError
 from unicp.models.loading import sampler
 from unicp.planning.targets import parse_target
 from unicp.settings import Settings, preset
+from unicp_bench.plugins import REGISTRIES
 from unicp_bench.rows import PLAIN, PLANNED
+
+SLICE_WIDTHS = (0.25, 0.5, 0.75)  # shares of a head that reducers by name are tried at
 
 
 class CannotRunError(Exception):
@@ -48,13 +51,17 @@ Attach = Callable[[Bench], Any]  # gives a context manager
 
 @dataclass(frozen=True)
 class Method:
-    """One method at one setting. steps: None = as many as the reference. prepare: a calibration, once per model."""
+    """One method at one setting. steps: None = as many as the reference. prepare: a calibration, once per model.
+
+    is_plugged: whether it runs a policy, predictor or reducer that is named, which a plug-in may have registered.
+    """
 
     family: str
     setting: str
     attach: Attach
     steps: int | None = None
     prepare: Callable[[Bench], None] | None = None
+    is_plugged: bool = False
 
     @property
     def name(self) -> str:
@@ -141,10 +148,41 @@ def other_sampler(name: str, steps: int) -> Method:
     return Method(f"fewer steps, {name}", str(steps), attach, steps)
 
 
+def with_registered(kind: str, name: str, changes: dict[str, Any], rest: str = "") -> Method:
+    """Preset "balanced" with a policy, predictor or reducer by its name, as a family of its own.
+
+    Args:
+        kind: "policy", "predictor" or "reducer". A reducer runs with slices on, within the usual tolerance.
+        name: As it was registered.
+        changes: Other settings, by name; what is said of slicing is changed in it.
+        rest: How the changes are written in the setting of the method.
+
+    Raises:
+        InputError: There is none of this name.
+        SettingsError: A change that cannot be made.
+    """
+    registry = REGISTRIES[kind]
+    if name not in registry:
+        do = f"name one of them, or give the module that registers it with --plugin (unicp.register_{kind})"
+        raise InputError(f"method '{kind}:{name}'", f"the {kind} names {', '.join(registry)}", do)
+    values = preset("balanced").to_dict()
+    slicing = values["slicing"]
+    if kind == "reducer":
+        slicing |= {"widths": SLICE_WIDTHS, "reducer": name}
+    else:
+        values[kind] = name
+    changed = changes.get("slicing")
+    settings = Settings.from_dict(
+        {**values, **changes, "slicing": {**slicing, **changed} if isinstance(changed, dict) else changed or slicing}
+    )
+    return replace(unicp_method(rest, settings, f"{kind}:{name}"), is_plugged=True)
+
+
 def parse_method(text: str, known: list[Method]) -> Method:
     """A method by its name.
 
-    Also "fixed window N", "fewer steps N", "target psnr>=35", a preset, or 'PRESET {"tolerance": 0.1, …}'.
+    Also "fixed window N", "fewer steps N", "target psnr>=35", a preset, or 'PRESET {"tolerance": 0.1, …}'; and what is
+    registered, "policy:NAME", "predictor:NAME" or "reducer:NAME", with changes behind it as for a preset.
     """
     for method in known:
         if method.name == text:
@@ -156,10 +194,15 @@ def parse_method(text: str, known: list[Method]) -> Method:
     name, _, rest = text.removeprefix("UniCP ").partition(" ")
     if name == "target":
         return with_target(rest)
+    kind, colon, registered = name.partition(":")
     try:
         changes = json.loads(rest) if rest else {}
+        if colon and kind in REGISTRIES:
+            return with_registered(kind, registered, {**changes}, rest)
         settings = Settings.from_dict({**preset(name).to_dict(), **changes})
     except (ValueError, TypeError, RecursionError) as error:
+        if isinstance(error, InputError):
+            raise
         found = f"no such method ({error})"
         raise InputError(f"method {text!r}", found, 'name a preset, "fixed window 2" or "fewer steps 12"') from None
     return unicp_method(f"{name} {rest}".strip(), settings)

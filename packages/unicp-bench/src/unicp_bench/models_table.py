@@ -18,7 +18,7 @@ from unicp.models.family_form import Family
 from unicp.models.family_rows import AUDIO, IMAGE, REFUSED, VIDEO
 
 RESULTS, DOCUMENT = Path("docs/results/models.json"), Path("docs/models.md")
-SPANS = ("model", "stack", "block", "unit")
+LEVELS = ("model", "stack", "block", "unit")
 # The contract's settings that slice, as they are named there.
 SLICED = "paper"
 Results = Mapping[str, Any]
@@ -97,13 +97,13 @@ def document(results: Results) -> str:
 
 
 def _table(rows: Sequence[Family], contract: Mapping[str, Any]) -> str:
-    head = "| transformer | " + " | ".join(SPANS) + " | sliced | forecast |\n" + "|---" * (len(SPANS) + 3) + "|"
+    head = "| transformer | " + " | ".join(LEVELS) + " | sliced | forecast |\n" + "|---" * (len(LEVELS) + 3) + "|"
     return "\n".join([head, *(_row(row, contract.get(row.transformer, {})) for row in rows)])
 
 
 def _row(row: Family, kinds: Mapping[str, Any]) -> str:
     refused = {"stack": bool(row.stack_refusal), "block": all(blocks.refusal for blocks in row.block_lists)}
-    cells = [_cell(kinds.get(span), refused.get(span, False)) for span in SPANS]
+    cells = [_cell(kinds.get(level), refused.get(level, False)) for level in LEVELS]
     cells.append(_cell(kinds.get(SLICED), not _sliceable(row)))
     cells.append("output" if row.noise_refusal else "all")
     return f"| `{row.transformer}` | {' | '.join(cells)} |"
@@ -156,7 +156,7 @@ def _versions(versions: Mapping[str, Mapping[str, Any]]) -> str:
     lines = [
         "## Versions of diffusers",
         "",
-        "Tolerance 0 is bit-equal in each model and kind of span (`make versions`).",
+        "Tolerance 0 is bit-equal in each model and level (`make versions`).",
         "",
     ]
     lines += ["| diffusers | models that pass | that fail | that it does not have |", "|---|---|---|---|"]

@@ -69,8 +69,8 @@ def _attach(order: int, share: float) -> Callable[[Bench], Any]:
             full_steps=bench.notes[key],
             predictor="line" if order else "reuse",
             damping=False,
-            quantities=("output",),
-            abscissas=("sigma",),
+            quantity="output",
+            axis="sigma",
             max_window=bench.steps,
             text_keys_values=False,
         )

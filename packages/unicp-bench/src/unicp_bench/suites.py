@@ -185,17 +185,14 @@ def _ablation() -> Suite:
         methods.append(with_preset("balanced", weighting=weighting))
     methods += [with_preset("balanced", predictor="reuse"), with_preset("balanced", damping=False)]
     for quantity in ("output", "clean", "noise"):
-        for abscissa in ("sigma", "log_snr", "step"):
-            if (quantity, abscissa) != ("noise", "log_snr"):
-                changed = dataclasses.replace(base, quantities=(quantity,), abscissas=(abscissa,))
-                methods.append(unicp_method(f"balanced, {quantity} over {abscissa}", changed))
-    chosen = dataclasses.replace(base, quantities=("output", "noise", "clean"), abscissas=("sigma", "log_snr"))
-    methods.append(unicp_method("balanced, best quantity at each window", chosen))
+        for axis in ("sigma", "log_snr", "step"):
+            if (quantity, axis) != ("noise", "log_snr"):
+                changed = dataclasses.replace(base, quantity=quantity, axis=axis)
+                methods.append(unicp_method(f"balanced, {quantity} over {axis}", changed))
     for level in ("stack", "block", "unit"):
         # With the usual limit on what is stored a finer level gives way to a coarser one.
         finer = dataclasses.replace(base, level=level, store_factor=1000.0)
         methods.append(unicp_method(f"balanced, level {level}", finer))
-    methods.append(with_preset("balanced", guidance=True))
     methods += _slicing_ablation(base)
     return Suite(tuple(methods), "each part of the method on and off", prompts=8, seeds=1)
 

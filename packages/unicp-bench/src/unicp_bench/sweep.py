@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from unicp.errors import InputError
 from unicp_bench.clip_metrics import FAST, measure_clip
 from unicp_bench.conditions import code, differences, file_hash, fingerprint, hash_of
 from unicp_bench.harness import Case, Clip, Harness
@@ -26,7 +27,7 @@ class Sweep:
     """What is to be measured. prompts: texts; prompt i of them starts from noise of seed 1000 s + i, s below `seeds`.
 
     metrics: "all" or "fast" (those that cost milliseconds). clips: a folder to keep every clip in, or None.
-    profile: of the model, for targets; None = the one that is shipped.
+    profile: of the model, for targets; None = the one that is shipped. plugins: what plug-ins hold, in a few digits.
     """
 
     suite: str
@@ -43,6 +44,7 @@ class Sweep:
     clips: Path | None = None
     profile: Path | None = None
     plain_every: int = PLAIN_EVERY
+    plugins: str = ""
 
 
 def run(sweep: Sweep, say: Callable[[str], None]) -> str:
@@ -63,6 +65,7 @@ def run(sweep: Sweep, say: Callable[[str], None]) -> str:
         }
     )
     _tell_of_others(sweep, harness, say)
+    _refuse_other_plugins(sweep, harness)
     # Fewer steps than the reference are meant.
     methods = [method for method in sweep.methods if method.steps is None or method.steps < sweep.steps]
     fidelity = Fidelity(sweep.metrics)
@@ -71,7 +74,17 @@ def run(sweep: Sweep, say: Callable[[str], None]) -> str:
         for seed in range(sweep.seeds):
             case = Case(prompt, 1000 * seed + index)
             measure_case(
-                harness, sweep.suite, sweep.model, methods, case, sweep.out, fidelity, say, keep, sweep.plain_every
+                harness,
+                sweep.suite,
+                sweep.model,
+                methods,
+                case,
+                sweep.out,
+                fidelity,
+                say,
+                keep,
+                sweep.plain_every,
+                sweep.plugins,
             )
     return harness.conditions
 
@@ -82,6 +95,16 @@ def _tell_of_others(sweep: Sweep, harness: Harness, say: Callable[[str], None]) 
     if others:
         what = sorted({name for row in others for name in differences(row.environment, harness.environment)})
         say(f"note: {len(others)} rows in {sweep.out} are of another sweep and left alone: other {', '.join(what)}")
+
+
+def _refuse_other_plugins(sweep: Sweep, harness: Harness) -> None:
+    """Raises InputError where the rows of a method are those of a plug-in as it was before it was changed."""
+    plugged = {(method.family, method.setting) for method in sweep.methods if method.is_plugged}
+    for row in read_rows(sweep.out):
+        is_mine = (row.model, row.conditions) == (sweep.model, harness.conditions)
+        if is_mine and (row.method, row.setting) in plugged and row.environment.get("plugins", "") != sweep.plugins:
+            found = f"rows of it in {sweep.out} that were measured with another version of the plug-in"
+            raise InputError(f"to measure {row.name}", found, "delete these rows, or name another file with --out")
 
 
 class Fidelity:

@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from tests import tiny_pipeline
 from unicp.cli.main import app
+from unicp.policies import policies
 from unicp_bench import measuring
 from unicp_bench.cli import bench
 from unicp_bench.rows import read_rows
@@ -60,6 +61,82 @@ def test_prompts_of_ones_own(folder, tmp_path):
     result = run("quick", "--model", folder, *options, "--steps", "6")
     assert result.exit_code == 0, result.output
     assert {row.prompt for row in read_rows(out)} == {"a cat", "a dog"}
+
+
+RULE = """
+from unicp.context import Decision
+from unicp.policies import CachePolicy, policies
+
+
+class EverySecond(CachePolicy):
+    def __init__(self, settings):
+        self.tolerance = settings.tolerance
+
+    def decide(self, step, seen):
+        return Decision(step.step % 2 == 1, "odd" if step.step % 2 else "even", self.tolerance)
+
+
+policies.add("NAME", EverySecond)
+"""
+
+
+def test_a_rule_of_ones_own_is_measured_beside_everything_else(folder, tmp_path):
+    file, out = tmp_path / "rule.py", tmp_path / "rows.jsonl"
+    file.write_text(RULE.replace("NAME", "every_second"))
+    methods = ("policy:every_second", 'policy:every_second {"predictor": "reuse"}', "predictor:reuse", "balanced")
+    options = [word for method in methods for word in ("--method", method)]
+    result = run("quick", "--model", folder, "--plugin", file, *options, "--out", out, *FAST)
+    assert result.exit_code == 0, result.output
+    assert all(f"| {name.removeprefix('UniCP ')} | 1 |" in result.stdout for name in methods[:3])
+    rows = {row.name: row for row in read_rows(out)}
+    assert set(rows) == {"plain", "UniCP balanced", *methods[:3]}
+    # Two full steps first, for the line needs two; then every second one.
+    assert rows["policy:every_second"].work[3] < 0.1 < 0.9 < rows["policy:every_second"].work[4]
+    assert rows[methods[1]].work[1] < 0.1
+    assert "plugins" in rows[methods[0]].environment and "plugins" not in rows["UniCP balanced"].environment
+    assert len({row.conditions for row in rows.values()}) == 1
+    file.write_text(file.read_text() + "# changed\n")
+    changed = run("quick", "--model", folder, "--plugin", file, *options, "--out", out, *FAST)
+    assert changed.exit_code == 2 and "another version" in changed.stderr
+
+
+def test_a_reducer_by_name_slices(folder, tmp_path):
+    out = tmp_path / "rows.jsonl"
+    method = 'reducer:pca_slices {"first": 99, "slicing": {"tolerance": 1000, "min_saving": -1e6}}'
+    result = run("quick", "--model", folder, "--method", method, "--out", out, *FAST)
+    assert result.exit_code == 0, result.output
+    (row,) = (row for row in read_rows(out) if row.method == "reducer:pca_slices")
+    assert row.measured and row.fidelity["psnr"] < 100
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (None, "cannot be imported"),
+        ("import nothing_of_this_name", "nothing_of_this_name"),
+        ("1 / 0", "ZeroDivisionError"),
+        ("", "policy names"),
+        (RULE.replace("NAME", "other"), "policy names"),
+        (RULE.replace('"NAME", EverySecond', '"error_window", EverySecond, replace=True'), "another name"),
+    ],
+    ids=["absent", "import", "error", "empty", "other name", "replaces"],
+)
+def test_a_plugin_that_cannot_be_used_is_one_line(folder, tmp_path, text, said):
+    file, own = tmp_path / "rule.py", policies["error_window"]
+    if text is not None:
+        file.write_text(text)
+    try:
+        result = run("quick", "--model", folder, "--plugin", file, "--method", "policy:mine", *FAST)
+    finally:
+        policies.add("error_window", own, replace=True)
+    assert result.exit_code == 2 and said in result.stderr
+    assert result.stderr.count("\n") == 1 and "asked: " in result.stderr
+
+
+def test_a_plugin_that_is_a_module_may_be_given_twice(folder):
+    given = ("--plugin", "unicp.policies", "--plugin", "unicp.predictors")
+    result = run("quick", "--model", folder, *given, "--method", "policy:nobodys", *FAST)
+    assert result.exit_code == 2 and "error_window" in result.stderr
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,6 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from unicp.attention.interceptor import AttentionCall as AttentionCall
     from unicp.context import Decision as Decision
     from unicp.context import Observation as Observation
     from unicp.context import RunInfo as RunInfo
@@ -31,6 +30,7 @@ if TYPE_CHECKING:
     from unicp.predictors.base import register_predictor as register_predictor
     from unicp.records import Trace as Trace
     from unicp.records import load_trace as load_trace
+    from unicp.reducers.attention_call import AttentionCall as AttentionCall
     from unicp.reducers.base import AttentionReducer as AttentionReducer
     from unicp.reducers.base import Reduced as Reduced
     from unicp.reducers.base import register_reducer as register_reducer
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
-    "AttentionCall": "attention.interceptor",
+    "AttentionCall": "reducers.attention_call",
     "AttentionReducer": "reducers.base",
     "BlockListRow": "models.families",
     "CachePolicy": "policies.base",

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from tests import tiny_models
-from unicp.records import Action
+from unicp.context import Action
 from unicp.session import Session, enable
 from unicp.settings import preset
 

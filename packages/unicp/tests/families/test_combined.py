@@ -118,7 +118,7 @@ def test_what_was_stored_under_one_lora_is_not_served_under_another():
         model.add_adapter(lora(2), adapter_name="two")
     model.set_adapters("one")
     arguments = tiny_models.inputs("wan")
-    fixed = preset("balanced", tolerance=1.0, predictor="reuse", quantities=("output",), full_every=9, first=1)
+    fixed = preset("balanced", tolerance=1.0, predictor="reuse", quantity="output", full_every=9, first=1)
 
     def call(step: int) -> Tensor:
         with torch.no_grad():

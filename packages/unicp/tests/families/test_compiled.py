@@ -43,19 +43,19 @@ def test_compiled_blocks(name, note):
     compiled = graphs.made
     check(model, name)
     assert graphs.made == compiled > 0, "UniCP made blocks compile again"
-    for span in ("block", "unit"):
+    for level in ("block", "unit"):
         with pytest.raises(
             UnsupportedModelError,
             match='compiled blocks, inside which nothing can be served; do: use level "model", with slicing or without',
         ):
-            enable(model, preset("balanced", level=span))
+            enable(model, preset("balanced", level=level))
     later: Any = tiny_models.build(name)
     with enable(later, EXACT):
         later.compile_repeated_blocks(backend=graphs, fullgraph=True)
         assert torch.equal(denoise(later, name), plain)
     assert graphs.made == compiled, "blocks compiled after `enable` were compiled one by one"
     what = "`compile_repeated_blocks`, before or after `enable`"
-    note(what, name, "works with span model: no graph break, no recompilation; other spans are refused")
+    note(what, name, "works with level model: no graph break, no recompilation; other levels are refused")
 
 
 def widths_of(session: Any) -> set[tuple[str, int | None]]:
@@ -90,7 +90,7 @@ def test_slices_in_compiled_blocks(name, backend, note):
         torch.testing.assert_close(denoise(eager, name), sliced, rtol=1e-3, atol=1e-4)
     assert torch.equal(denoise(model, name), plain)
     assert (dict(model.named_modules()), set(vars(map_model(model).sliced_units[0].module))) == before
-    note("slices in compiled blocks", name, "works with span model: one graph more for each kind of block, no break")
+    note("slices in compiled blocks", name, "works with level model: one graph more for each kind of block, no break")
 
 
 @pytest.mark.slow
@@ -137,18 +137,18 @@ def test_an_attention_module_that_is_compiled_alone_is_sliced_and_one_without_a_
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("span", ["block", "unit"])
-def test_blocks_compiled_under_a_span_inside_them(span, note):
+@pytest.mark.parametrize("level", ["block", "unit"])
+def test_blocks_compiled_under_a_span_inside_them(level, note):
     graphs = Graphs()
     model: Any = tiny_models.build("wan")
     plain = denoise(model, "wan", steps=4)
-    with enable(model, preset("balanced", level=span, tolerance=0.5, store_factor=64.0)) as session:
+    with enable(model, preset("balanced", level=level, tolerance=0.5, store_factor=64.0)) as session:
         model.compile_repeated_blocks(backend=graphs, fullgraph=True)
         output = denoise(model, "wan", steps=4)
     assert graphs.made == 1 and torch.equal(output, plain)
-    for line in (f"no {span} was reached", "nothing inside them is served or kept"):
+    for line in (f"no {level} was reached", "nothing inside them is served or kept"):
         assert any(line in warning for warning in session.trace.warnings)
-    what = "`compile_repeated_blocks` after `enable` with span block or unit"
+    what = "`compile_repeated_blocks` after `enable` with level block or unit"
     note(what, "wan", "computed, with a warning: nothing is served; no graph break, no recompilation")
 
 

@@ -1,4 +1,4 @@
-"""What every family must hold under every kind of span. A new family is covered by being in `tiny_models.NAMES`."""
+"""What every family must hold under every kind of level. A new family is covered by being in `tiny_models.NAMES`."""
 
 from __future__ import annotations
 
@@ -12,16 +12,17 @@ import torch
 from torch import Tensor, nn
 
 from tests import tiny_models
+from unicp.context import Action
 from unicp.models.finder import map_model
 from unicp.models.noise import read_schedule
-from unicp.records import Action, Trace
+from unicp.records import Trace
 from unicp.session import Session, enable
 from unicp.settings import Settings, preset
 
 STEPS = 7
 # Random weights that answer to the step more than most, so that errors are larger.
 WILD = ("z_image", "chroma", "ace_step")
-# Room for every unit, so that no coarser span takes over.
+# Room for every unit, so that no coarser level takes over.
 KINDS: dict[str, Settings] = {
     "model": preset("balanced", store_factor=64.0),
     "stack": preset("balanced", level="stack", store_factor=64.0),
@@ -37,7 +38,7 @@ KINDS: dict[str, Settings] = {
 
 
 def _kinds_of(name: str) -> list[str]:
-    """The kinds of span that a model allows: no stack where its row refuses it, no slicing where no unit can be."""
+    """The kinds of level that a model allows: no stack where its row refuses it, no slicing where no unit can be."""
     found = map_model(tiny_models.shared(name))
     sliceable = any(unit.sliceable and unit.role != "cross" for unit in found.units)
     refused = {kind: bool(found.level_refusal(kind)) for kind in ("stack", "block")} | {"paper": not sliceable}
@@ -113,7 +114,7 @@ def tensors_held(session: Session) -> list[str]:
                 if key not in left_out:
                     yield from walk(one, f"{path}.{key}")
 
-    return list(walk(session._runners, "session"))
+    return list(walk(session._engines, "session"))
 
 
 @pytest.mark.parametrize("name", tiny_models.ABSENT)
@@ -158,7 +159,7 @@ def follow(name: str, seeds: tuple[int, ...], context: bool = False) -> dict[int
 
 @every_case
 def test_no_branch_is_ever_served_from_another(name, kind):
-    # Where a branch's name comes from is the same for all kinds of span.
+    # Where a branch's name comes from is the same for all kinds of level.
     context = kind in ("model", "unit") and hasattr(model(name), "cache_context")
     # Fixed windows, undamped: what is served does not depend on the other branch, so each must be as if alone.
     fixed = settings(kind, tolerance=1.0, full_every=2, damping=False)
@@ -177,7 +178,7 @@ def test_no_branch_is_ever_served_from_another(name, kind):
 
 @every_name
 def test_exact_reuse_gives_each_branch_its_own_last_output(name):
-    reuse = settings("model", tolerance=1.0, predictor="reuse", quantities=("output",), full_every=3, first=2)
+    reuse = settings("model", tolerance=1.0, predictor="reuse", quantity="output", full_every=3, first=2)
     with enable(model(name), reuse) as session:
         outputs = follow(name, (0, 1))
     for seed in (0, 1):

@@ -27,7 +27,7 @@ CASES = [
     ("skip-layer guidance", "flux"),
     ("perturbed-attention guidance", "latte"),
 ]
-SPANS = ("model", "stack", "block", "unit")
+LEVELS = ("model", "stack", "block", "unit")
 ROLES = ("self", "spatial", "temporal", "joint", "cross", "feed_forward")
 every_case = pytest.mark.parametrize(("kind", "name"), CASES)
 
@@ -69,9 +69,9 @@ def run(model: Any, name: str, guide: Any, only: str = "") -> dict[str, list[Ten
     return outputs
 
 
-def settings(span: Any, **changes: Any) -> Settings:
-    roles = {"roles": ROLES} if span == "unit" else {}
-    return preset("balanced", level=span, store_factor=64.0, **roles, **changes)
+def settings(level: Any, **changes: Any) -> Settings:
+    roles = {"roles": ROLES} if level == "unit" else {}
+    return preset("balanced", level=level, store_factor=64.0, **roles, **changes)
 
 
 def same(one: dict[str, list[Tensor]], other: dict[str, list[Tensor]]) -> bool:
@@ -79,8 +79,8 @@ def same(one: dict[str, list[Tensor]], other: dict[str, list[Tensor]]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(a, b) for a, b in pairs)
 
 
-def spans_of(name: str) -> tuple[str, ...]:
-    return tuple(span for span in SPANS if span != "stack" or name not in ("flux", "latte"))
+def levels_of(name: str) -> tuple[str, ...]:
+    return tuple(level for level in LEVELS if level != "stack" or name not in ("flux", "latte"))
 
 
 @every_case
@@ -89,33 +89,33 @@ def test_a_third_call_is_exact_isolated_and_served(kind, name, note):
     plain = run(model, name, guider(kind, 0.0, 1.0))
     assert {len(outputs) for outputs in plain.values()} == {STEPS} and len(plain) == 3
     assert not torch.equal(plain["pred_cond"][0], plain["pred_cond_skip"][0])
-    for span in spans_of(name):
-        with enable(model, settings(span, tolerance=0.0)):
-            assert same(run(model, name, guider(kind, 0.0, 1.0)), plain), span
+    for level in levels_of(name):
+        with enable(model, settings(level, tolerance=0.0)):
+            assert same(run(model, name, guider(kind, 0.0, 1.0)), plain), level
         # Fixed windows: what is served does not depend on the other calls, so each must be as if it were alone.
-        fixed = settings(span, tolerance=1.0, full_every=2, damping=False)
+        fixed = settings(level, tolerance=1.0, full_every=2, damping=False)
         with enable(model, fixed) as session:
             together = run(model, name, guider(kind, 0.0, 1.0))
         assert served(session) and {entry.run for entry in session.trace.entries} == {0}
         for only in plain:
             with enable(model, fixed):
                 alone = run(model, name, guider(kind, 0.0, 1.0), only)
-            assert all(map(torch.equal, together[only], alone[only])), (span, only)
+            assert all(map(torch.equal, together[only], alone[only])), (level, only)
     assert same(run(model, name, guider(kind, 0.0, 1.0)), plain)
     note(f"{kind} (a third call)", name)
 
 
-@pytest.mark.parametrize("span", ["model", "block"])
+@pytest.mark.parametrize("level", ["model", "block"])
 @pytest.mark.parametrize("window", [(0.0, 0.5), (0.25, 0.75)], ids=["stops", "within"])
-def test_a_third_call_that_comes_and_goes(window, span):
+def test_a_third_call_that_comes_and_goes(window, level):
     model = tiny_models.build("wan")
     plain = run(model, "wan", guider("skip-layer guidance", *window))
     assert len(plain["pred_cond_skip"]) == 5
-    with enable(model, settings(span, tolerance=0.0)):
+    with enable(model, settings(level, tolerance=0.0)):
         assert same(run(model, "wan", guider("skip-layer guidance", *window)), plain)
-    with enable(model, settings(span, tolerance=0.5, weighting="uniform")) as session:
+    with enable(model, settings(level, tolerance=0.5, weighting="uniform")) as session:
         output = run(model, "wan", guider("skip-layer guidance", *window))
-    actions = {(e.step, e.branch): e.action for e in session.trace.entries if e.unit != "model" or span == "model"}
+    actions = {(e.step, e.branch): e.action for e in session.trace.entries if e.unit != "model" or level == "model"}
     after = [action for (step, _), action in actions.items() if step >= window[1] * STEPS]
     assert "forecast" in after, "nothing was served once the third call was gone"
     for kind, outputs in plain.items():
@@ -150,14 +150,14 @@ def ltx2(model: Any, kinds: tuple[str, ...], last: str, only: str = "") -> dict[
 
 
 @pytest.mark.skipif("ltx2" not in tiny_models.NAMES, reason="this diffusers has no LTX-2")
-@pytest.mark.parametrize("span", ["model", "block"])
-def test_the_calls_of_ltx2(span, note):
+@pytest.mark.parametrize("level", ["model", "block"])
+def test_the_calls_of_ltx2(level, note):
     model = build_ltx2()
     plain = ltx2(model, ("cond", "stg", "apart"), "apart")
     assert not torch.equal(plain["cond"][0], plain["stg"][0]) and not torch.equal(plain["stg"][0], plain["apart"][0])
-    with enable(model, settings(span, tolerance=0.0)):
+    with enable(model, settings(level, tolerance=0.0)):
         assert same(ltx2(model, ("cond", "stg", "apart"), "apart"), plain)
-    fixed = settings(span, tolerance=1.0, full_every=2, damping=False)
+    fixed = settings(level, tolerance=1.0, full_every=2, damping=False)
     with enable(model, fixed) as session:
         together = ltx2(model, ("cond", "stg", "apart"), "apart")
     assert served(session) and {entry.run for entry in session.trace.entries} == {0}
@@ -173,7 +173,7 @@ def test_a_perturbed_call_is_not_served_to_a_separated_one_in_its_place():
     # Both have the text and the sample of the call with the prompt: only their arguments tell them apart.
     model = build_ltx2()
     plain = ltx2(model, ("cond", "stg"), "apart")
-    reuse = settings("model", tolerance=1.0, predictor="reuse", quantities=("output",), full_every=9, first=1)
+    reuse = settings("model", tolerance=1.0, predictor="reuse", quantity="output", full_every=9, first=1)
     with enable(model, reuse) as session:
         output = ltx2(model, ("cond", "stg"), "apart")
     assert served(session)

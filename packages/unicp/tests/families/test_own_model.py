@@ -111,13 +111,13 @@ def test_without_a_row_it_is_refused_with_the_call_that_helps():
     assert caught.value.found == "MyDiT" and "unicp.register" in caught.value.do
 
 
-@pytest.mark.parametrize("span", ["model", "stack", "block", "unit"])
+@pytest.mark.parametrize("level", ["model", "stack", "block", "unit"])
 @pytest.mark.usefixtures("registered")
-def test_every_kind_of_span_serves_it_and_tolerance_zero_is_exact(span: Any):
+def test_every_kind_of_span_serves_it_and_tolerance_zero_is_exact(level: Any):
     model = build()
     plain = denoise(model)
-    settings = unicp.preset("balanced", level=span, tolerance=0.5, weighting="uniform", store_factor=64.0)
-    with unicp.enable(model, unicp.preset("balanced", level=span, tolerance=0.0)):
+    settings = unicp.preset("balanced", level=level, tolerance=0.5, weighting="uniform", store_factor=64.0)
+    with unicp.enable(model, unicp.preset("balanced", level=level, tolerance=0.0)):
         assert torch.equal(denoise(model), plain)
     with unicp.enable(model, settings) as session:
         output = denoise(model)
@@ -131,7 +131,7 @@ def test_it_is_sliced_and_a_new_row_replaces_the_old_one():
     # Its few tokens are too few for slices to save anything.
     slicing = unicp.Slicing(widths=(8,), tolerance=9.0, min_saving=-1e6)
     with unicp.enable(build(), unicp.preset("paper", slicing=slicing)) as session:
-        denoise(session._runners[0].map.transformer)  # type: ignore[arg-type]
+        denoise(session._engines[0].map.transformer)  # type: ignore[arg-type]
     assert any(entry.width == 8 for entry in session.trace.entries)
     reason = "not today"
     unicp.register(unicp.Family("MyDiT", refusal=reason))

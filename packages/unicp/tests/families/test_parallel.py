@@ -63,19 +63,19 @@ def test_two_processes_take_the_same_decisions(note: Note, tmp_path: Path):
         assert "forecast" in result["actions"] and len(result["actions"]) == 18, how
         assert set(result["refused"]) == {"block", "unit", "sliced"}, how
         name = "wan" if how == "context" else "flux"
-        note(KINDS[how], name, "works with span model; other spans and slicing are refused")
+        note(KINDS[how], name, "works with level model; other levels and slicing are refused")
 
 
-@pytest.mark.parametrize("span", ["stack", "block", "unit"])
-def test_spans_inside_a_parallel_model_are_refused_and_one_made_parallel_later_is_computed(span):
+@pytest.mark.parametrize("level", ["stack", "block", "unit"])
+def test_spans_inside_a_parallel_model_are_refused_and_one_made_parallel_later_is_computed(level):
     model = tiny_models.build("wan")
-    with enable(model, preset("balanced", level=span, tolerance=0.5)) as session, torch.no_grad():
+    with enable(model, preset("balanced", level=level, tolerance=0.5)) as session, torch.no_grad():
         model._parallel_config = SimpleNamespace()  # as `enable_parallelism` leaves it
         for step in range(6):
             model(**tiny_models.inputs("wan", timestep=900.0 - step))
     assert not session.trace.entries and "made parallel after UniCP was enabled" in session.trace.warnings[0]
     with pytest.raises(UnsupportedModelError, match="parallel over processes, each of which would decide by its own"):
-        enable(model, preset("balanced", level=span))
+        enable(model, preset("balanced", level=level))
     with pytest.raises(UnsupportedModelError, match="asked: sliced attention"):
         enable(model, preset("balanced", slicing=preset("paper").slicing))
 

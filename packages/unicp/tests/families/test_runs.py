@@ -13,9 +13,9 @@ from tests.families.helpers import EXACT, GENEROUS, NAMES, Note, denoise, served
 from torch import Tensor, nn
 
 from tests import tiny_models, tiny_pipeline
+from unicp.context import Action
 from unicp.hooks.diffusers import attached_engine
 from unicp.models.finder import transformers_of
-from unicp.records import Action
 from unicp.session import Session, enable
 from unicp.settings import preset
 

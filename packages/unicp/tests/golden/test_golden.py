@@ -17,7 +17,7 @@ import torch
 from tests.golden import paths, table
 from tests.golden.case import Case, digest, packed, play, unpacked
 from tests.golden.compare import differences, is_same_machine
-from tests.golden.words import COMPUTED
+from tests.golden.words import COMPUTED, WORDS, today
 
 import unicp
 
@@ -100,14 +100,27 @@ def test_a_saved_profile_is_read_and_planned_with():
 
 @pytest.fixture
 def record() -> dict[str, Any]:
+    """A recorded run as it is found today: in today's words."""
     found = copy.deepcopy(recorded("families/unit, order 1/wan"))
     for part in ("columns", "floats"):
-        found[part] = {name: unpacked(column) for name, column in found[part].items()}
+        columns = {name: unpacked(column) for name, column in found[part].items()}
+        found[part] = {name: [today(name, value) for value in values] for name, values in columns.items()}
+    found["counts"] = {str(today("counts", name)): count for name, count in found["counts"].items()}
     return found
 
 
 def test_a_record_is_no_different_from_itself(record: dict[str, Any]):
     assert differences(recorded(record["key"]), record) == []
+
+
+def test_a_word_of_the_record_is_read_as_today_s_and_not_the_other_way_round(record: dict[str, Any]):
+    # Nothing to try where the files were made anew, so that no word has another name.
+    for column, words in WORDS.items():
+        for before, now in words.items():
+            assert now in record["columns"][column] and before not in record["columns"][column]
+            record["columns"][column] = [before if value == now else value for value in record["columns"][column]]
+            (text,) = differences(recorded(record["key"]), record)
+            assert text.startswith("trace: ") and f"{column}={now}" in text and f"{column}={before}" in text
 
 
 def test_another_action_is_shown_with_where_it_is(record: dict[str, Any]):

@@ -8,7 +8,7 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +18,15 @@ import torch
 from tests.pipelines.cross_video import ltx
 from tests.pipelines.joint_video import easy_animate
 from tests.pipelines.rows import LATENT, Row, Unbuilt
-from tests.pipelines.table import BROKEN, BY_NAME, ROWS, UNBUILT
+from tests.pipelines.table import BROKEN, ROWS, UNBUILT
 from torch import Tensor
 
 from tests.pipelines import parts
+from unicp.context import Action
 from unicp.models.families import family_named
 from unicp.models.family_rows import VIDEO
 from unicp.models.finder import transformers_of
-from unicp.records import Action, Entry
+from unicp.records import Entry
 from unicp.session import enable
 from unicp.settings import preset
 
@@ -183,20 +184,6 @@ def test_calls_with_tokens_at_several_noise_levels_are_computed_and_the_rest_is_
     assert len(several) > 3 and len({entry.run for entry in several}) == len(several)
     assert not any(Action(entry.action).skipped for entry in several)
     assert any(Action(entry.action).skipped for entry in entries) and bool(torch.isfinite(output[0]).all())
-
-
-def test_guidance_differences_are_of_batches_of_one_size_only():
-    row = BY_NAME["sd3_skipped_layers"]
-    pipe, sizes = row.build(), []
-
-    def see(module: Any, args: Any, kwargs: Any, output: Any) -> None:
-        sizes.append((len(kwargs["hidden_states"]), len(output[0])))
-
-    pipe.transformer.register_forward_hook(see, with_kwargs=True)
-    with enable(pipe, replace(GENEROUS, guidance=True)) as session:
-        row.call(pipe)
-    assert sizes == [(2, 2), (1, 1)] * row.steps
-    assert {e.reason for e in session.trace.entries if e.branch == "call1" and e.action == "full"} == {"together"}
 
 
 @pytest.mark.parametrize("pipeline", UNBUILT, ids=lambda one: one.pipeline)

@@ -16,10 +16,10 @@ from tests.pipelines.table import BY_NAME
 from tests.pipelines.test_pipelines import EXACT, GENEROUS, same, watched
 from torch import Tensor
 
+from unicp.context import Action
 from unicp.models.noise import read_schedule
 from unicp.numerics.forecasting import to_quantity
 from unicp.numerics.noise_levels import is_invertible
-from unicp.records import Action
 from unicp.session import enable
 
 _FLOW = {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "flow_shift": 3.0}

@@ -14,14 +14,14 @@ from hypothesis import strategies as st
 from tests.fake_models import FakeTransformer, noise
 from torch import Tensor
 
-from unicp.records import Action
+from unicp.context import Action
 from unicp.session import enable
 from unicp.settings import preset
 
 TEXTS = [noise(seed, 1, 2, 3) for seed in range(3)]
 SETTINGS = {
     "model": preset("balanced", tolerance=1e9, store_factor=1e6),
-    "reuse": preset("balanced", tolerance=1e9, predictor="reuse", first=1, quantities=("output",), max_window=5),
+    "reuse": preset("balanced", tolerance=1e9, predictor="reuse", first=1, quantity="output", max_window=5),
     "exact": preset("balanced", tolerance=0.0),
 }
 
@@ -79,7 +79,7 @@ def play(sequence: list[Call], kind: str) -> tuple[list[tuple[Call, Tensor, Tens
     transformer = FakeTransformer(answer)
     found = []
     with enable(transformer, SETTINGS[kind]) as session:
-        runner = session._runners[0]
+        engine = session._engines[0]
         for place, call in enumerate(sequence):
             text, fails = TEXTS[call.text], call.fails
             sample = noise(place if call.other else 0, call.batch, call.size, 3) * 0.97**place
@@ -89,7 +89,7 @@ def play(sequence: list[Call], kind: str) -> tuple[list[tuple[Call, Tensor, Tens
             forward: Callable[..., Any] = type(transformer).forward.__get__(transformer)
             arguments = {"hidden_states": sample, "timestep": torch.tensor([call.timestep])}
             try:
-                output = runner.call(forward, (), arguments | {"encoder_hidden_states": text}, context)[0]
+                output = engine.call(forward, (), arguments | {"encoder_hidden_states": text}, context)[0]
             except Failure:
                 continue
             found.append((call, output, expected(sample, text)))

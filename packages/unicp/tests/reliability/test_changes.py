@@ -13,8 +13,9 @@ from torch import Tensor
 
 import unicp
 from tests import tiny_models
+from unicp.context import Action
 from unicp.errors import AttachmentError, UnsupportedModelError
-from unicp.records import Action
+from unicp.runtime.cache_point import CachePoint
 from unicp.session import enable
 from unicp.settings import Slicing, preset
 
@@ -122,23 +123,23 @@ PAUSES = {
 @pytest.mark.parametrize("make", [flow, unipc])
 def test_what_a_branch_said_before_a_pause_is_not_moved_to_a_later_sample(pause, make, monkeypatch):
     """A stored output belongs to the sample it was computed from, or to the one that was put in its place."""
-    from unicp.execution.model_span import ModelSpan
+    moved: list[tuple[int, int]] = []
+    own = CachePoint.move
 
-    moved: list[tuple[float, int]] = []
-    own = ModelSpan.move
+    def watched(self: Any, sample: Tensor, there: Tensor, prediction: Any) -> None:
+        branches = {name: branch for name, branch in self._branches.items() if branch.steps}
+        before = {name: self._store.get(("model", name))[-1][0].clone() for name in branches}
+        own(self, sample, there, prediction)
+        for name, branch in branches.items():
+            if not torch.equal(self._store.get(("model", name))[-1][0], before[name]):
+                moved.append((branch.steps[-1].step, self._at[1]))
 
-    def watched(self: Any, sample: Tensor, there: Tensor) -> None:
-        before = {name: self.store.get(("model", name))[-1][0].clone() for name in self.branches}
-        own(self, sample, there)
-        for name, branch in self.branches.items():
-            if not torch.equal(self.store.get(("model", name))[-1][0], before[name]):
-                moved.append((branch.window.points[-1]["step"], self._step[1]))
-
-    monkeypatch.setattr(ModelSpan, "move", watched)
+    monkeypatch.setattr(CachePoint, "move", watched)
     model: Any = tiny_models.wan()
     with enable(model, preset("fast")) as session:
         output = paused(model, PAUSES[pause], make())
     assert torch.isfinite(output).all() and any(Action(entry.action).skipped for entry in session.trace.entries)
+    assert moved or pause != "off 6 to 9"
     assert all(newest == step for newest, step in moved)
 
 

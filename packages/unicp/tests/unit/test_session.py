@@ -17,9 +17,10 @@ from torch import Tensor, nn
 
 import unicp
 from tests import tiny_models
+from unicp.context import Action
 from unicp.errors import AttachmentError, SettingsError, UnsupportedModelError
 from unicp.numerics.operation_counts import OperationCounter
-from unicp.records import Action, load_trace
+from unicp.records import load_trace
 from unicp.session import Session, describe, disable, enable
 from unicp.settings import Settings, preset
 
@@ -66,10 +67,10 @@ def served(session: Session) -> int:
     return sum(Action(entry.action).skipped for entry in session.trace.entries)
 
 
-@pytest.mark.parametrize("span", ["model", "block", "unit"])
+@pytest.mark.parametrize("level", ["model", "block", "unit"])
 @pytest.mark.parametrize("names", [("wan", "wan"), ("latte", "cogvideox")])
-def test_two_sessions_side_by_side_do_not_disturb_each_other(names, span):
-    settings = Settings(**GENEROUS.__dict__ | {"level": span, "store_factor": 64.0})
+def test_two_sessions_side_by_side_do_not_disturb_each_other(names, level):
+    settings = Settings(**GENEROUS.__dict__ | {"level": level, "store_factor": 64.0})
     alone = []
     for seed, name in enumerate(names):
         with enable(transformer := tiny_models.build(name), settings):
@@ -237,13 +238,13 @@ def test_the_settings_can_be_shown():
     assert '"tolerance": 0.15' in describe(preset("balanced", tolerance=0.15))
 
 
-SPANS = ["model", "stack", "block", "unit"]
+LEVELS = ["model", "stack", "block", "unit"]
 
 
 @pytest.mark.parametrize("kept", [False, True])
-@pytest.mark.parametrize("span", SPANS)
-def test_full_operations_of_a_run_are_those_of_the_plain_model(span, kept):
-    settings = preset("balanced", tolerance=0.5, level=span, store_factor=64.0, text_keys_values=kept)
+@pytest.mark.parametrize("level", LEVELS)
+def test_full_operations_of_a_run_are_those_of_the_plain_model(level, kept):
+    settings = preset("balanced", tolerance=0.5, level=level, store_factor=64.0, text_keys_values=kept)
     transformer = tiny_models.wan()
     with OperationCounter() as plain, torch.no_grad():
         transformer(**tiny_models.inputs("wan"))
@@ -256,10 +257,10 @@ def test_full_operations_of_a_run_are_those_of_the_plain_model(span, kept):
 
 @pytest.mark.parametrize("kept", [False, True])
 @pytest.mark.parametrize("name", ["wan", "latte"])
-@pytest.mark.parametrize("span", ["model", "block", "unit"])
-def test_operations_written_down_are_those_really_executed(name, span, kept):
+@pytest.mark.parametrize("level", ["model", "block", "unit"])
+def test_operations_written_down_are_those_really_executed(name, level, kept):
     roles = ("self", "spatial", "temporal", "cross", "feed_forward")
-    settings = preset("balanced", tolerance=0.5, level=span, roles=roles, store_factor=64.0, text_keys_values=kept)
+    settings = preset("balanced", tolerance=0.5, level=level, roles=roles, store_factor=64.0, text_keys_values=kept)
     transformer = tiny_models.build(name)
     with enable(transformer, settings) as session, OperationCounter() as executed:
         Loop(transformer, name).run()
@@ -278,11 +279,11 @@ def test_what_stored_text_keys_save_is_taken_off_the_unit_that_would_have_projec
 
 
 @pytest.mark.parametrize("name", ["wan", "cogvideox"])
-@pytest.mark.parametrize("span", ["model", "unit"])
-def test_a_sliced_run_writes_down_fewer_operations_at_its_width(span, name):
+@pytest.mark.parametrize("level", ["model", "unit"])
+def test_a_sliced_run_writes_down_fewer_operations_at_its_width(level, name):
     slicing = unicp.Slicing(widths=(8,), tolerance=9.0, min_saving=-1e6)
     transformer = tiny_models.build(name)
-    settings = preset("balanced", tolerance=1e-9, level=span, store_factor=64.0, slicing=slicing)
+    settings = preset("balanced", tolerance=1e-9, level=level, store_factor=64.0, slicing=slicing)
     with enable(transformer, settings) as session:
         Loop(transformer, name).run()
     assert session.trace.counts["not_sliced"] == 0
@@ -291,15 +292,15 @@ def test_a_sliced_run_writes_down_fewer_operations_at_its_width(span, name):
     assert all(entry.width == 8 for entry in sliced)
 
 
-@pytest.mark.parametrize("span", ["model", "unit"])
-def test_attention_that_is_not_caught_is_said_to_run_at_full_width(span, monkeypatch):
+@pytest.mark.parametrize("level", ["model", "unit"])
+def test_attention_that_is_not_caught_is_said_to_run_at_full_width(level, monkeypatch):
     def own(query, key, value, **_):
         return torch.softmax(query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5, -1) @ value
 
     monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", own)
     transformer = tiny_models.cogvideox()
     slicing = unicp.Slicing(widths=(8,), tolerance=9.0, min_saving=0.0)
-    settings = preset("balanced", tolerance=1e-9, level=span, store_factor=64.0, slicing=slicing)
+    settings = preset("balanced", tolerance=1e-9, level=level, store_factor=64.0, slicing=slicing)
     with enable(transformer, settings) as session:
         Loop(transformer, "cogvideox").run()
     assert any("cannot be sliced" in warning for warning in session.trace.warnings)
@@ -342,10 +343,10 @@ def test_a_bare_transformer_may_be_given_its_scheduler():
 
 
 @pytest.mark.parametrize("name", ["wan", "latte"])
-@pytest.mark.parametrize("span", ["unit", "block"])
+@pytest.mark.parametrize("level", ["unit", "block"])
 @pytest.mark.parametrize("budget", [0, 5_000, 20_000, 40_000])
-def test_a_tight_byte_budget_takes_coarser_spans_and_is_never_exceeded(name, span, budget):
-    settings = preset("balanced", level=span, tolerance=0.5, store_bytes=budget, text_keys_values=False)
+def test_a_tight_byte_budget_takes_coarser_spans_and_is_never_exceeded(name, level, budget):
+    settings = preset("balanced", level=level, tolerance=0.5, store_bytes=budget, text_keys_values=False)
     transformer = tiny_models.build(name)
     with enable(transformer, settings) as session:
         for _ in range(2):

@@ -31,7 +31,20 @@ PromptsFileOption = Annotated[
 ]
 MethodOption = Annotated[
     list[str] | None,
-    typer.Option("--method", metavar="NAME", help="Only this one (repeat for more): a name of the suite or a preset."),
+    typer.Option(
+        "--method",
+        metavar="NAME",
+        help="Only this one (repeat for more): a name of the suite, a preset, or policy:NAME.",
+    ),
+]
+PluginOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--plugin",
+        metavar="MODULE_OR_FILE",
+        help="Import this first (repeat for more): what it registers is a method, policy:NAME, predictor:NAME, "
+        "reducer:NAME.",
+    ),
 ]
 RowsOption = Annotated[
     Path | None, typer.Option(metavar="FILE", help="Rows, as JSON lines [default: build/bench/SUITE-MODEL.jsonl].")
@@ -51,6 +64,7 @@ def bench(
     split: SplitOption = "table",
     prompts_file: PromptsFileOption = None,
     method: MethodOption = None,
+    plugin: PluginOption = None,
     out: RowsOption = None,
     clips: ClipsOption = None,
     profile: options.ProfileOption = None,
@@ -67,15 +81,29 @@ def bench(
       unicp bench peers --sampler euler --out peers.jsonl
       unicp bench presets --method balanced --method "fewer steps 15" --prompts 2 --seeds 1
       unicp bench presets --method 'balanced {"tolerance": 0.1}' --split tuning --prompts 4
+      unicp bench quick --plugin my_rule.py --method balanced --method policy:my_rule
     """
     if suite == "overhead":
-        given = (sampler != "default", steps != 30, prompts, seeds, frames, prompts_file, method, clips, profile)
+        given = (
+            sampler != "default",
+            steps != 30,
+            prompts,
+            seeds,
+            frames,
+            prompts_file,
+            method,
+            plugin,
+            clips,
+            profile,
+        )
         return _overhead(out, model == "glyphs" and split == "table" and not fast_metrics and not any(given))
     _check(prompts, seeds, steps, frames, sampler)
 
     from unicp_bench import suites, sweep
     from unicp_bench.methods import parse_method
+    from unicp_bench.plugins import load_plugins
 
+    plugins = load_plugins(plugin or ())
     chosen = suites.suite(suite)
     folder = suites.models().get(model, Path(model))
     check_model(folder)
@@ -97,6 +125,7 @@ def bench(
         clips=clips,
         profile=profile,
         plain_every=chosen.plain_every,
+        plugins=plugins,
     )
     check_appendable(plan.out)
     _run(plan, chosen.about)

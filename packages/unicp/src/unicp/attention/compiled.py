@@ -7,8 +7,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from unicp.attention.interceptor import AttentionCall, CompiledInterceptor
+from unicp.attention.interceptor import CompiledInterceptor
 from unicp.models.finder import ModelMap, Unit
+from unicp.reducers.attention_call import AttentionCall
 
 
 def is_compiled(module: nn.Module) -> bool:

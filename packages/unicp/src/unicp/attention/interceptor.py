@@ -21,35 +21,11 @@ from torch.overrides import TorchFunctionMode, handle_torch_function
 from torch.utils._device import DeviceContext
 
 from unicp.numerics.operation_counts import OperationCounter
+from unicp.reducers.attention_call import SDPA, AttentionCall
 
 _ARGUMENTS = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
 _PLAIN = ("query", "key", "value", "attn_mask", "scale")
 FLEX = "flex"
-SDPA = ""  # the backend of a module that calls scaled_dot_product_attention itself
-
-
-@dataclass(frozen=True)
-class AttentionCall:
-    """One attention call, whoever computes it.
-
-    query: (B, H, S, d), key and value: (B, H, S2, d). mask: as scaled_dot_product_attention takes it. scale: None = one
-    over the root of d. kernel: (query, key, value, scale) -> (B, H, S, value channels), with this call's mask.
-    backend: name in diffusers' dispatcher; "" = scaled_dot_product_attention. is_perturbed: somebody else stands in
-    front of the call too, so that it gives something else than attention.
-    """
-
-    query: Tensor
-    key: Tensor
-    value: Tensor
-    mask: Tensor | None
-    scale: float | None
-    kernel: Callable[[Tensor, Tensor, Tensor, float | None], Tensor]
-    backend: str = SDPA
-    is_perturbed: bool = False
-
-    def full(self) -> Tensor:
-        """What the module asked for, bit for bit."""
-        return self.kernel(self.query, self.key, self.value, self.scale)
 
 
 def call_of(backend: str, function: Callable[..., Tensor], named: dict[str, Any]) -> AttentionCall:
@@ -71,14 +47,6 @@ def call_of(backend: str, function: Callable[..., Tensor], named: dict[str, Any]
         mask = mask[:, None, None, :]  # diffusers takes one row of keys for each sample
     query, key, value = (part.transpose(1, 2) for part in (query, key, value))
     return AttentionCall(query, key, value, mask, scale, compute_turned, backend, is_perturbed())
-
-
-def plain_call(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None, scale: float | None = None
-) -> AttentionCall:
-    """The call of torch's attention with these inputs, (B, H, S, d)."""
-    named = {"query": query, "key": key, "value": value, "attn_mask": mask, "scale": scale}
-    return call_of(SDPA, F.scaled_dot_product_attention, named)
 
 
 def is_perturbed() -> bool:

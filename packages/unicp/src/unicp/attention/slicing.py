@@ -14,12 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unicp.attention.interceptor import SDPA, AttentionCall, AttentionInterceptor, call_of
+from unicp.attention.interceptor import AttentionInterceptor, call_of
 from unicp.context import StepContext
 from unicp.errors import UniCPError
 from unicp.models.finder import Unit
 from unicp.policies.impact import step_tolerance
 from unicp.policies.weight_shift import SLICED, Option, cheapest_within_tolerance
+from unicp.reducers.attention_call import SDPA, AttentionCall
 from unicp.reducers.base import AttentionReducer, full_operations, reducers
 from unicp.settings import Settings
 

@@ -14,7 +14,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from unicp.context import Action, Forecast, StepContext
+from unicp.context import Action, Axis, Forecast, StepContext
 from unicp.numerics.forecasting import Rise, copies_in, extrapolate, from_quantity, share_of_rise, to_quantity
 from unicp.numerics.noise_levels import SKIP_FLOOR, is_invertible
 from unicp.predictors.base import Point, Predictor, PredictorInfo, Tensors, predictors
@@ -41,7 +41,7 @@ class LinePredictor(Predictor):
         # By branch, one for each output: what the last full step said of the line, and the share that lines follow.
         self._rises: dict[str, list[Rise]] = {}
         self._shares: dict[str, list[Tensor]] = {}
-        self._is_aligned = True
+        self._is_aligned, self._is_settled = True, False
 
     def forecast(self, aligned: bool) -> Forecast:
         """What is carried forward: the output itself where no sample belongs to it (a learned variance, say)."""
@@ -59,7 +59,14 @@ class LinePredictor(Predictor):
         """Whether it can be turned back at all: how the forecast does there tells how it will where it is used."""
         return self._is_invertible(steps, aligned, step, 0.0)
 
+    def _settle(self, first: StepContext) -> None:
+        """Where the run's first step is at no level that the scheduler knows, the output is forecast throughout."""
+        if not self._is_settled and first.level is None:
+            self._forecast = Forecast("output", _plain_axis(self._forecast.axis))
+        self._is_settled = True
+
     def _is_invertible(self, steps: Sequence[StepContext], aligned: bool, step: StepContext, floor: float) -> bool:
+        self._settle(steps[0])
         quantity, prediction = self.forecast(aligned).quantity, self._info.prediction
         if any(one.at(self._forecast.axis) is None for one in (*steps, step)):
             return False
@@ -141,10 +148,15 @@ class LinePredictor(Predictor):
         self._shares.pop(branch, None)
 
 
+def _plain_axis(axis: Axis) -> Axis:
+    """An axis that is known without noise levels."""
+    return "step" if axis == "log_snr" else axis
+
+
 def _line(points: int, settings: Settings, info: PredictorInfo) -> LinePredictor:
     # Without noise levels there is no log-SNR, and no estimate but the output.
     is_known = info.prediction is not None
-    axis = settings.axis if is_known or settings.axis != "log_snr" else "step"
+    axis = settings.axis if is_known else _plain_axis(settings.axis)
     quantity = settings.quantity if is_known and info.point == "model" else "output"
     damping = settings.damping and info.point == "model"
     return LinePredictor(Forecast(quantity, axis), points, damping, info)

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unicp.attention.interceptor import AttentionCall
 from unicp.errors import InputError
 from unicp.numerics.error_measures import coprime_stride, relative_error
 from unicp.numerics.operation_counts import attention_operations
+from unicp.reducers.attention_call import AttentionCall
 from unicp.reducers.attention_rows import attention_of_rows
 from unicp.registry import Registry
 from unicp.settings import Slicing

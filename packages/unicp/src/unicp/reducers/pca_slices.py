@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from unicp.attention.interceptor import AttentionCall, plain_call
 from unicp.errors import InputError
 from unicp.numerics.operation_counts import linear_operations, slice_fit_operations
+from unicp.reducers.attention_call import AttentionCall, plain_call
 from unicp.reducers.attention_rows import mask_of_rows
 from unicp.reducers.base import ROWS, AttentionReducer, Reduced, full_operations, reducers
 from unicp.reducers.bases import FIT_ROWS, FIT_TOKENS, Bases, fit_bases

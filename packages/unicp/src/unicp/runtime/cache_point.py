@@ -319,7 +319,7 @@ class CachePoint:
     def _not_ready(self, branch: _Branch, step: StepContext) -> str:
         if len(branch.steps) < self.predictor.points:
             return "learning"
-        return self.predictor.refusal(branch.steps, branch.aligned[0], step)
+        return self.predictor.refusal(branch.steps[-self.predictor.points :], branch.aligned[0], step)
 
     def _measure(
         self, step: StepContext, branch: _Branch, inputs: Tensors, values: Tensors, outputs: Tensors
@@ -331,7 +331,7 @@ class CachePoint:
         """
         if len(branch.steps) < self.predictor.points:
             return None
-        if not self.predictor.is_defined(branch.steps, branch.aligned[0], step):
+        if not self.predictor.is_defined(branch.steps[-self.predictor.points :], branch.aligned[0], step):
             return None
         points = self._points(step.branch, PROBE)
         spread = tuple(strided_sample(tensor, PROBE) for tensor in inputs if self._keeps_inputs)
@@ -352,7 +352,8 @@ class CachePoint:
                 tensors = tuple(strided_sample(tensor, probe) for tensor in tensors)
             outputs, rest = tensors[: len(branch.aligned)], iter(tensors[len(branch.aligned) :])
             points.append(Point(step, outputs, tuple(next(rest) if one else None for one in branch.aligned)))
-        return points
+        # Another predictor may have needed more of them.
+        return points[-self.predictor.points :]
 
 
 def per_sample(errors: list[float], samples: int) -> list[float]:

@@ -14,10 +14,10 @@ from typing import Any
 
 from torch import Tensor
 
-from unicp.attention.interceptor import AttentionCall
 from unicp.attention.slicing import NOT_CAUGHT, Sliced, UnitSlicer
 from unicp.context import Action, Decision
 from unicp.models.finder import Block, ModelMap, Unit
+from unicp.reducers.attention_call import AttentionCall
 from unicp.runtime.block_streams import BlockCall
 from unicp.runtime.cache_point import NON_FINITE, CachePoint, Measured, Outcome
 from unicp.runtime.recorder import MODEL, STACK

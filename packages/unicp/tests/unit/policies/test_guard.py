@@ -14,9 +14,9 @@ from unicp.policies.step_paths import WARM_UP, WindowLoss, best_paths
 STEPS = 16
 
 
-def announced(before: int, last: int, served: int) -> float:
+def announced(before: int, last: int, skipped: int) -> float:
     """The remainder of a straight line of curvature 0.02."""
-    return 0.01 * (served - last) * (served - before)
+    return 0.01 * (skipped - last) * (skipped - before)
 
 
 def schedule(count: int = 9, allowance: float | None = None, most: int = STEPS, weights=None) -> Schedule:
@@ -27,7 +27,7 @@ def schedule(count: int = 9, allowance: float | None = None, most: int = STEPS, 
 
 
 def run(guard: Guard, times, branches=("cond", "uncond")) -> dict[int, str]:
-    """Why each step is computed, "" if served, in a run whose errors are `times(step)` as large as announced."""
+    """Why each step is computed, "" if skipped, in a run whose errors are `times(step)` as large as announced."""
     points: list[int] = []
     whys = {}
     for step in range(STEPS):
@@ -121,15 +121,15 @@ def test_an_error_that_is_no_number_has_the_rest_computed(error):
 def test_a_step_computed_against_the_plan_is_taken_into_account():
     plan = schedule(8)
     guard = Guard(plan)
-    served = next(step for step in range(STEPS) if step not in plan.computed)
-    for step in range(served):
+    skipped = next(step for step in range(STEPS) if step not in plan.computed)
+    for step in range(skipped):
         assert guard.reason(step)
         guard.computed(step, "cond", 0.0 if step >= 2 else None)
-    assert guard.reason(served) == ""
-    guard.computed(served, "cond", 0.0)  # computed all the same: a forecast that was not finite, say
-    assert {served, *range(served)} <= set(guard._points) | {served}
-    guard.reason(served + 1)
-    assert guard._points[-1] == served
+    assert guard.reason(skipped) == ""
+    guard.computed(skipped, "cond", 0.0)  # computed all the same: a forecast that was not finite, say
+    assert {skipped, *range(skipped)} <= set(guard._points) | {skipped}
+    guard.reason(skipped + 1)
+    assert guard._points[-1] == skipped
 
 
 def test_the_answer_is_the_same_for_all_calls_of_a_step():

@@ -8,23 +8,24 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from unicp.context import StepContext
 from unicp.numerics.noise_levels import NoiseLevel
 from unicp.policies.impact import (
     IMPACT,
     LATE,
     NARROWEST,
     impact,
+    later_weight,
     step_tolerance,
-    unmended_count,
     usual_width,
 )
-from unicp.records import Moment
 
 CURVE = ((0.0, 1.0), (0.5, 2.0), (1.0, 6.0))
 
 
-def moment(sigma: float | None, timestep: float = 500.0, width: float | None = None) -> Moment:
-    return Moment(0, 3, "cond", timestep, 1, sigma, 10, width)
+def at(sigma: float | None, timestep: float = 500.0, width: float | None = None) -> StepContext:
+    level = None if sigma is None else NoiseLevel(1.0 - sigma, sigma)
+    return StepContext(0, 3, "cond", timestep, 1, level, 10, width)
 
 
 @pytest.mark.parametrize(
@@ -37,8 +38,8 @@ def test_impact_is_linear_between_points_and_flat_outside(sigma, expected):
 @pytest.mark.parametrize(
     ("tolerance", "count"), [(0.0, 2.0), (0.01, 2.0), (0.1, 2.0), (0.2, 1.5), (0.4, 1.0), (10.0, 1.0)]
 )
-def test_errors_that_are_not_mended_count_twice_where_little_is_allowed_and_once_where_much_is(tolerance, count):
-    assert unmended_count(tolerance) == pytest.approx(count)
+def test_errors_that_no_replay_undoes_count_twice_where_little_is_allowed_and_once_where_much_is(tolerance, count):
+    assert later_weight(tolerance) == pytest.approx(count)
 
 
 def test_a_curve_of_one_point_is_constant():
@@ -58,52 +59,50 @@ def test_the_built_in_curve_is_in_order_of_noise():
 
 @given(st.floats(0, 10), st.floats(0, 1))
 def test_uniform_weighting_is_the_tolerance_itself(tolerance, sigma):
-    assert step_tolerance(tolerance, "uniform", moment(sigma)) == tolerance
+    assert step_tolerance(tolerance, "uniform", at(sigma)) == tolerance
 
 
 @pytest.mark.parametrize("sigma", [0.0, 0.3, 0.5, 0.9, 1.0])
 def test_impact_weighting_divides_by_the_impact_of_the_noise_level(sigma):
-    assert step_tolerance(0.1, "impact", moment(sigma)) * impact(sigma) == pytest.approx(0.1)
+    assert step_tolerance(0.1, "impact", at(sigma)) * impact(sigma) == pytest.approx(0.1)
 
 
 @pytest.mark.parametrize("sigma", [0.3, 0.9])
 def test_impact_counts_to_a_power(sigma):
-    allowed = step_tolerance(0.1, "impact", moment(sigma), power=1.5)
+    allowed = step_tolerance(0.1, "impact", at(sigma), power=1.5)
     assert allowed * impact(sigma) * math.sqrt(impact(sigma)) == pytest.approx(0.1)
-    assert step_tolerance(0.1, "uniform", moment(sigma), power=1.5) == 0.1
+    assert step_tolerance(0.1, "uniform", at(sigma), power=1.5) == 0.1
 
 
 def test_an_early_error_may_be_smaller_than_a_late_one():
-    assert step_tolerance(0.1, "impact", moment(1.0)) < step_tolerance(0.1, "impact", moment(0.2))
+    assert step_tolerance(0.1, "impact", at(1.0)) < step_tolerance(0.1, "impact", at(0.2))
 
 
 @pytest.mark.parametrize("weighting", ["uniform", "impact"])
 def test_tolerance_zero_stays_zero(weighting):
-    assert step_tolerance(0.0, weighting, moment(0.5)) == 0.0
+    assert step_tolerance(0.0, weighting, at(0.5)) == 0.0
 
 
 def test_an_unknown_noise_level_is_taken_from_the_timestep():
-    assert step_tolerance(0.1, "impact", moment(None, 900.0)) == pytest.approx(
-        step_tolerance(0.1, "impact", moment(0.9))
-    )
+    assert step_tolerance(0.1, "impact", at(None, 900.0)) == pytest.approx(step_tolerance(0.1, "impact", at(0.9)))
 
 
 @pytest.mark.parametrize("timestep", [-5.0, 4000.0])
 def test_a_timestep_outside_the_usual_range_still_gives_a_tolerance(timestep):
-    assert step_tolerance(0.1, "impact", moment(None, timestep)) > 0
+    assert step_tolerance(0.1, "impact", at(None, timestep)) > 0
 
 
 @pytest.mark.parametrize("sigma", [0.0, 0.1, 0.29])
 def test_a_late_step_twice_as_wide_as_usual_may_err_half_as_much(sigma):
-    usual = step_tolerance(0.1, "impact", moment(sigma))
-    assert step_tolerance(0.1, "impact", moment(sigma, width=usual_width(sigma))) == pytest.approx(usual)
-    assert step_tolerance(0.1, "impact", moment(sigma, width=2 * usual_width(sigma))) == pytest.approx(usual / 2)
-    assert step_tolerance(0.1, "uniform", moment(sigma, width=2 * usual_width(sigma))) == 0.1
+    usual = step_tolerance(0.1, "impact", at(sigma))
+    assert step_tolerance(0.1, "impact", at(sigma, width=usual_width(sigma))) == pytest.approx(usual)
+    assert step_tolerance(0.1, "impact", at(sigma, width=2 * usual_width(sigma))) == pytest.approx(usual / 2)
+    assert step_tolerance(0.1, "uniform", at(sigma, width=2 * usual_width(sigma))) == 0.1
 
 
 @pytest.mark.parametrize("sigma", [LATE + 0.01, 0.9])
 def test_before_that_widths_do_not_count(sigma):
-    assert step_tolerance(0.1, "impact", moment(sigma, width=5.0)) == step_tolerance(0.1, "impact", moment(sigma))
+    assert step_tolerance(0.1, "impact", at(sigma, width=5.0)) == step_tolerance(0.1, "impact", at(sigma))
 
 
 def test_the_usual_widths_are_those_of_flow_matching_with_a_shift_of_three():
@@ -118,5 +117,5 @@ def test_the_usual_widths_are_those_of_flow_matching_with_a_shift_of_three():
 
 
 def test_a_step_that_goes_nowhere_has_a_finite_tolerance():
-    allowed = step_tolerance(0.1, "impact", moment(0.2, width=0.0))
-    assert allowed == step_tolerance(0.1, "impact", moment(0.2, width=NARROWEST)) < math.inf
+    allowed = step_tolerance(0.1, "impact", at(0.2, width=0.0))
+    assert allowed == step_tolerance(0.1, "impact", at(0.2, width=NARROWEST)) < math.inf

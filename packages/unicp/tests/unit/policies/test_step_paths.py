@@ -51,8 +51,8 @@ def test_every_budget_is_solved_as_brute_force_solves_it(numbers, required, wind
     table = table_of(numbers)
 
     @one_by_one
-    def loss(before, last, served):
-        return table[before, last, served]
+    def loss(before, last, skipped):
+        return table[before, last, skipped]
 
     best: dict[int, float] = {}
     for computed in every_schedule(STEPS, WARM_UP, required):
@@ -71,8 +71,8 @@ def test_every_budget_is_solved_as_brute_force_solves_it(numbers, required, wind
 def test_a_known_answer():
     # Serving costs 1 for the first step of a window and 10 for each further one, but nothing at all at step 5.
     @one_by_one
-    def loss(before, last, served):
-        return 0.0 if served == 5 else 1.0 if served == last + 1 else 10.0
+    def loss(before, last, skipped):
+        return 0.0 if skipped == 5 else 1.0 if skipped == last + 1 else 10.0
 
     found = best_paths(7, loss, max_reach=9.0)
     assert found[7].computed == tuple(range(7)) and found[7].loss == 0
@@ -83,7 +83,7 @@ def test_a_known_answer():
 
 def test_changes_add_within_a_window_and_windows_as_powers():
     @one_by_one
-    def loss(before, last, served):
+    def loss(before, last, skipped):
         return 1.0
 
     # Served: 3 and 4, then 6.
@@ -96,7 +96,7 @@ def test_changes_add_within_a_window_and_windows_as_powers():
 
 def test_the_last_window_counts_more_where_nothing_mends_it():
     @one_by_one
-    def loss(before, last, served):
+    def loss(before, last, skipped):
         return 1.0
 
     dear_end = WindowLoss(1.0, end=5.0)
@@ -109,7 +109,7 @@ def test_the_last_window_counts_more_where_nothing_mends_it():
 
 def test_windows_of_several_steps_may_count_more_than_single_ones():
     @one_by_one
-    def loss(before, last, served):
+    def loss(before, last, skipped):
         return 1.0
 
     dear_rows = WindowLoss(2.0, row=3.0)
@@ -123,7 +123,7 @@ def test_windows_of_several_steps_may_count_more_than_single_ones():
 def test_a_path_goes_on_from_where_a_run_is():
     found = best_paths(9, one_by_one(lambda b, a, c: float(a - b)), start=(0, 1, 2, 5), required={7})
     assert min(found) == 5 and found[5].computed == (0, 1, 2, 5, 7)
-    assert found[5].loss == 3 + 2  # step 6 from 2 and 5, step 8 from 5 and 7; what was served before 5 is not counted
+    assert found[5].loss == 3 + 2  # step 6 from 2 and 5, step 8 from 5 and 7; what was skipped before 5 is not counted
 
 
 def test_a_short_run_is_computed():
@@ -147,7 +147,7 @@ def test_a_window_is_asked_about_as_a_whole_with_the_step_that_is_computed_after
     # Served: 3 and 4 between 2 and 5, then 7 and 8 at the end of a run of nine steps.
     assert path_loss((0, 1, 2, 5, 6), 9, loss) == 3 + 3
     assert asked == [(1, 2, 5), (5, 6, 9)]
-    assert one_by_one(lambda before, last, served: 10 * before + served)(3, 4, 7) == 30 + 5 + 30 + 6
+    assert one_by_one(lambda before, last, skipped: 10 * before + skipped)(3, 4, 7) == 30 + 5 + 30 + 6
 
 
 def paths_by_loops(steps, change, max_reach, rule, max_window=8):
@@ -157,10 +157,10 @@ def paths_by_loops(steps, change, max_reach, rule, max_window=8):
         longer = {}
         for (before, last), path in layer.items():
             for following in range(last + 1, steps + 1):
-                served = following - last - 1
-                if served > min(max_window, max_reach * (last - before)):
+                skipped = following - last - 1
+                if skipped > min(max_window, max_reach * (last - before)):
                     break
-                told = rule(change(before, last, following), served, following == steps) if served else 0.0
+                told = rule(change(before, last, following), skipped, following == steps) if skipped else 0.0
                 if not told < math.inf:
                     break
                 loss, count = path.loss + told, len(path.computed)
@@ -182,8 +182,8 @@ def test_arrays_find_the_very_paths_that_loops_find(path, steps, reach):
     weights = step_weights(profile, probed_way(profile.recordings[0]), levels)
 
     @one_by_one
-    def change(before, last, served):
-        return math.inf if math.isinf(weights[served]) else weights[served] * errors(before, last, served)
+    def change(before, last, skipped):
+        return math.inf if math.isinf(weights[skipped]) else weights[skipped] * errors(before, last, skipped)
 
     rule = WindowLoss(profile.power, 1.3, 1.7)
     found = best_paths(steps, change, max_reach=reach, rule=rule)

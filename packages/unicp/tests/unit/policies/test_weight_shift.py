@@ -8,27 +8,26 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from unicp.policies.weight_shift import FULL, Option, cheapest_within_tolerance
-from unicp.records import Action
+from unicp.policies.weight_shift import COMPUTED, FULL, SKIP, SLICED, Option, cheapest_within_tolerance
 
 
 def sliced(width: int, cost: float, error: float, tolerance: float = 0.1) -> Option:
-    return Option(Action.SLICE, cost, error, tolerance, width)
+    return Option(SLICED, cost, error, tolerance, width)
 
 
 def test_nothing_to_choose_from_is_a_full_computation():
     assert cheapest_within_tolerance([]) is FULL
-    assert (FULL.action, FULL.error) == (Action.FULL, 0.0)
+    assert (FULL.action, FULL.error) == (COMPUTED, 0.0)
 
 
 def test_the_cheapest_within_its_tolerance_is_taken():
-    free = Option(Action.FORECAST, 0.0, 0.3, 0.2)
+    free = Option(SKIP, 0.0, 0.3, 0.2)
     options = [free, sliced(8, 0.3, 0.11), sliced(16, 0.5, 0.09), sliced(24, 0.7, 0.01)]
     assert cheapest_within_tolerance(options).width == 16
 
 
-def test_serving_goes_before_slicing():
-    free = Option(Action.REUSE, 0.0, 0.1, 0.1)
+def test_skipping_goes_before_slicing():
+    free = Option(SKIP, 0.0, 0.1, 0.1)
     assert cheapest_within_tolerance([sliced(8, 0.3, 0.0), free]) is free
 
 
@@ -51,7 +50,7 @@ def test_an_option_dearer_than_computing_is_never_chosen():
 
 options = st.builds(
     Option,
-    st.just(Action.SLICE),
+    st.just(SLICED),
     st.floats(0, 2),
     st.floats(allow_nan=True),
     st.floats(0, 10),

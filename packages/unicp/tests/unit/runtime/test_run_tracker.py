@@ -59,9 +59,9 @@ class Calls:
             self.tracker = RunTracker(self.run, **self.known, last_index=self.tracker.last_index)
             going = self.tracker.goes_on(call, context, weights)
         assert going is not None
-        moment = self.tracker.take(call, going)
-        self.found.append((moment.run, moment.step, moment.branch, fresh))
-        return moment, fresh
+        place = self.tracker.take(call, going)
+        self.found.append((place.run, place.step, place.branch, fresh))
+        return place, fresh
 
     @property
     def runs(self) -> list[int]:
@@ -207,8 +207,8 @@ def test_a_timestep_per_token_counts_as_its_largest():
     for value in (900.0, 800.0):
         timestep = torch.full((2, 6), value)
         timestep[:, :3] = 0
-        moment, _ = call(timestep, COND)
-        assert moment.timestep == value
+        place, _ = call(timestep, COND)
+        assert place.timestep == value
     assert [(run, step) for run, step, _, _ in call.found] == [(0, 0), (0, 1)]
 
 
@@ -221,24 +221,24 @@ def test_step_and_steps_come_from_the_schedule():
     scheduler: Any = flow_scheduler(5)
     call = Calls(schedule=read_schedule(scheduler))
     # The first two steps are left out, as image-to-image pipelines do.
-    moments = [call(timestep)[0] for timestep in scheduler.timesteps[2:]]
-    assert [moment.step for moment in moments] == [2, 3, 4]
-    assert [moment.steps for moment in moments] == [5, 5, 5]
-    assert [moment.sigma for moment in moments] == pytest.approx([0.6, 0.4, 0.2])
+    places = [call(timestep)[0] for timestep in scheduler.timesteps[2:]]
+    assert [place.step for place in places] == [2, 3, 4]
+    assert [place.steps for place in places] == [5, 5, 5]
+    assert [place.sigma for place in places] == pytest.approx([0.6, 0.4, 0.2])
     angles = [NoiseLevel(1 - sigma, sigma).angle for sigma in (0.6, 0.4, 0.2, 0.0)]
-    assert [moment.width for moment in moments] == pytest.approx([5 * (a - b) for a, b in zip(angles, angles[1:])])
+    assert [place.width for place in places] == pytest.approx([5 * (a - b) for a, b in zip(angles, angles[1:])])
 
 
 def test_without_a_schedule_steps_are_counted_and_levels_unknown():
     call = Calls()
-    moments = [call(timestep)[0] for timestep in (900, 700, 100)]
-    assert [(moment.step, moment.steps, moment.sigma) for moment in moments] == [(i, None, None) for i in range(3)]
-    assert [moment.width for moment in moments] == [None] * 3
+    places = [call(timestep)[0] for timestep in (900, 700, 100)]
+    assert [(place.step, place.steps, place.sigma) for place in places] == [(i, None, None) for i in range(3)]
+    assert [place.width for place in places] == [None] * 3
 
 
 def test_step_index_of_the_context_is_believed():
-    moment, _ = Calls()(900, COND, CacheContext("cond", step_index=7, num_inference_steps=12))
-    assert (moment.step, moment.steps) == (7, 12)
+    place, _ = Calls()(900, COND, CacheContext("cond", step_index=7, num_inference_steps=12))
+    assert (place.step, place.steps) == (7, 12)
 
 
 def test_samples_are_the_batch_size():
@@ -247,7 +247,7 @@ def test_samples_are_the_batch_size():
 
 def test_timesteps_that_rise_are_turned_round_first():
     call = Calls(timestep_scale=-1.0, timestep_shift=1000.0)
-    moments = [call(timestep)[0] for timestep in (0.0, 0.0, 250.0, torch.tensor([600.0]), 0.0)]
+    places = [call(timestep)[0] for timestep in (0.0, 0.0, 250.0, torch.tensor([600.0]), 0.0)]
     assert call.found == [
         (0, 0, "call0", True),
         (0, 0, "call1", False),
@@ -255,7 +255,7 @@ def test_timesteps_that_rise_are_turned_round_first():
         (0, 2, "call0", False),
         (1, 0, "call0", True),
     ]
-    assert [moment.timestep for moment in moments] == [1000.0, 1000.0, 750.0, 400.0, 1000.0]
+    assert [place.timestep for place in places] == [1000.0, 1000.0, 750.0, 400.0, 1000.0]
 
 
 def test_a_call_with_tokens_at_several_noise_levels_is_a_run_of_its_own():
@@ -330,7 +330,7 @@ def test_of_several_timesteps_the_noisiest_counts_also_where_they_rise():
     # Given rows are at 1, which is clean.
     rising = Calls(timestep_scale=-1000.0, timestep_shift=1000.0)
     found = [rising(torch.tensor([level, 1.0]), COND)[0] for level in (0.0, 0.3, 0.6)]
-    assert [moment.step for moment in found] == [0, 1, 2] and found[1].timestep == pytest.approx(700.0)
+    assert [place.step for place in found] == [0, 1, 2] and found[1].timestep == pytest.approx(700.0)
 
 
 def test_a_loop_that_never_changes_the_timestep_does_not_gather_branches_for_ever():

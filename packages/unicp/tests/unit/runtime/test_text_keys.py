@@ -27,48 +27,50 @@ class Projection(nn.Linear):
         return super().forward(input)
 
 
-def served(keys: TextKeys, projection: Projection, text: torch.Tensor, branch: str, may_serve: bool) -> torch.Tensor:
-    return keys.call(branch, may_serve, "to_k", projection, (text,), {})[0]
+def projected(
+    keys: TextKeys, projection: Projection, text: torch.Tensor, branch: str, is_unchanged: bool
+) -> torch.Tensor:
+    return keys.call(branch, is_unchanged, "to_k", projection, (text,), {})[0]
 
 
 def test_unchanged_text_is_projected_once():
     keys, projection, text = TextKeys(), Projection(), noise(0, 1, 3, 4)
-    first = served(keys, projection, text, "cond", False)
-    again = served(keys, projection, text, "cond", True)
+    first = projected(keys, projection, text, "cond", False)
+    again = projected(keys, projection, text, "cond", True)
     assert torch.equal(first, again)
     assert projection.calls == 1
 
 
 def test_text_not_known_unchanged_is_projected_again():
     keys, projection = TextKeys(), Projection()
-    served(keys, projection, noise(0, 1, 3, 4), "cond", False)
+    projected(keys, projection, noise(0, 1, 3, 4), "cond", False)
     other = noise(1, 1, 3, 4)
-    assert torch.equal(served(keys, projection, other, "cond", False), nn.Linear.forward(projection, other))
+    assert torch.equal(projected(keys, projection, other, "cond", False), nn.Linear.forward(projection, other))
     assert projection.calls == 2
 
 
 def test_branches_have_their_own_keys():
     keys, projection = TextKeys(), Projection()
     texts = {"cond": noise(0, 1, 3, 4), "uncond": noise(1, 1, 3, 4)}
-    first = {branch: served(keys, projection, text, branch, False) for branch, text in texts.items()}
+    first = {branch: projected(keys, projection, text, branch, False) for branch, text in texts.items()}
     for branch, text in texts.items():
-        assert torch.equal(served(keys, projection, text, branch, True), first[branch])
+        assert torch.equal(projected(keys, projection, text, branch, True), first[branch])
     assert not torch.equal(first["cond"], first["uncond"])
 
 
 def test_a_changed_shape_is_projected_again():
     keys, projection = TextKeys(), Projection()
-    served(keys, projection, noise(0, 1, 3, 4), "cond", False)
-    assert served(keys, projection, noise(0, 2, 3, 4), "cond", True).shape[0] == 2
+    projected(keys, projection, noise(0, 1, 3, 4), "cond", False)
+    assert projected(keys, projection, noise(0, 2, 3, 4), "cond", True).shape[0] == 2
 
 
 @pytest.mark.parametrize("inference", [False, True])
 def test_keys_that_somebody_wrote_into_are_projected_again(inference):
     with torch.inference_mode(inference), torch.no_grad():
         keys, projection, text = TextKeys(), Projection(), noise(0, 1, 3, 4)
-        true = served(keys, projection, text, "cond", False).clone()
-        served(keys, projection, text, "cond", True).mul_(3)
-        assert torch.equal(served(keys, projection, text, "cond", True), true)
+        true = projected(keys, projection, text, "cond", False).clone()
+        projected(keys, projection, text, "cond", True).mul_(3)
+        assert torch.equal(projected(keys, projection, text, "cond", True), true)
         assert keys.bytes == 48
 
 

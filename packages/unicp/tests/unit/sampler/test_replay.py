@@ -1,4 +1,4 @@
-"""What served outputs did to a sampler is taken back at the next computed step, and nothing else of it is touched."""
+"""What skipped steps did to a sampler is undone at the next full step, and nothing else of it is touched."""
 
 from __future__ import annotations
 
@@ -6,30 +6,36 @@ import copy
 import inspect
 import pickle
 from collections import Counter, deque
+from typing import Any
 
 import pytest
 import torch
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+from diffusers.schedulers.scheduling_ddim_cogvideox import CogVideoXDDIMScheduler
 from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepScheduler
-from unicp.control.windows import Candidate
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.fake_parts import at
 
 import unicp
 from tests import tiny_models
+from unicp.context import Forecast, StepContext
 from unicp.models.noise import read_schedule
-from unicp.numerics.forecasting import from_quantity, output_at
-from unicp.sampler import replay as sampler_replay
-from unicp.sampler.replay import can_repeat
+from unicp.numerics.forecasting import from_quantity, output_at, to_quantity
+from unicp.sampler import replay as module
+from unicp.sampler.replay import SamplerReplay, can_repeat
 from unicp_testbeds.components import build_scheduler
 
 
-def SamplerReplay(counts: Counter, on_move=None) -> sampler_replay.SamplerReplay:
-    return sampler_replay.SamplerReplay(lambda key: counts.update([key]), on_move)
+def replaying(schedule, counts: Counter | None = None, on_move=None) -> SamplerReplay:
+    counts = Counter() if counts is None else counts
+    return SamplerReplay(read_schedule(schedule), lambda key: counts.update([key]), on_move)
 
 
 STEPS = 9
-NOISE = Candidate("noise", "log_snr")
+NOISE = Forecast("noise", "log_snr")
 
 
 class Watched(UniPCMultistepScheduler):
@@ -66,8 +72,8 @@ def denoise(model, schedule, steps=STEPS, stop=None):
 
 
 def settings(**changes) -> unicp.Settings:
-    # Steps 3, 4 and 6 are served: those after them that are computed are 5 and 7. Nothing is taken again over sigma.
-    return unicp.preset("balanced", full_steps=(0, 1, 2, 5, 7, 8), abscissas=("sigma",), **changes)
+    # Steps 3, 4 and 6 are skipped, the full ones after them are 5 and 7. Nothing is taken again over sigma.
+    return unicp.preset("balanced", full_steps=(0, 1, 2, 5, 7, 8), axis="sigma", **changes)
 
 
 def test_where_nothing_can_be_taken_again_the_corrector_is_left_out():
@@ -93,7 +99,7 @@ def test_the_scheduler_gets_its_own_list_back_and_the_plain_run_its_bits(stop, q
     own = schedule.disable_corrector = [4]
     plain = denoise(model, schedule)
     before = set(vars(schedule))
-    chosen = unicp.preset("balanced", full_steps=(0, 1, 2, 5, 7, 8), quantities=(quantity,))
+    chosen = unicp.preset("balanced", full_steps=(0, 1, 2, 5, 7, 8), quantity=quantity)
     with unicp.enable(model, chosen, scheduler=schedule):
         denoise(model, schedule, stop=stop)
     assert schedule.disable_corrector is own and own == [4]
@@ -108,9 +114,9 @@ def test_tolerance_zero_leaves_the_corrector_on():
     assert session.trace.counts["corrector_held"] == session.trace.counts["replayed"] == 0
 
 
-def test_served_steps_are_taken_again():
+def test_skipped_steps_are_taken_again():
     model, schedule = tiny_models.wan(), scheduler()
-    # Served: 4, then 6 and 7. Computed after them: 5 and 8.
+    # Skipped: 4, then 6 and 7. In full after them: 5 and 8.
     chosen = unicp.preset("balanced", full_steps=(0, 1, 2, 3, 5, 8))
     with unicp.enable(model, chosen, scheduler=schedule) as session:
         denoise(model, schedule)
@@ -155,28 +161,33 @@ def heard(name: str):
     return made
 
 
-def walk(schedule, served=(), replay=None, until=8, way=NOISE, between=None, **kwargs) -> torch.Tensor:
-    """The sample after steps whose noise estimates are `noise_at`, and lines through the last two where served.
+def place(schedule, index: int, branch: str = "cond") -> StepContext:
+    """A step of the scheduler's own."""
+    time = float(schedule.timesteps[index])
+    return at(index, branch, len(schedule.timesteps), timestep=time, level=read_schedule(schedule).level(time))
+
+
+def walk(
+    schedule, skipped=(), replay=None, until=8, forecast=NOISE, between=None, noise_of=noise_at, **kwargs
+) -> torch.Tensor:
+    """The sample after steps whose noise estimates are `noise_of`, and lines through the last two where skipped.
 
     between: (step, sample) -> the sample that the step is given.
     """
-    levels, known = read_schedule(schedule), []
+    prediction, known = read_schedule(schedule).prediction, []
     sample = torch.tensor([[0.5, -1.0]], dtype=torch.float64)
     for index, time in enumerate(schedule.timesteps[: until + 1]):
-        level = levels.level(float(time))
-        position = {"step": float(index), "sigma": level.sigma, "log_snr": level.log_snr}
+        step = place(schedule, index)
         sample = sample if between is None else between(index, sample)
-        noise = noise_at(level)
-        if index in served:
+        noise = noise_of(step.level)
+        if index in skipped:
             (x0, y0), (x1, y1) = known[-2:]
-            noise = y1 + (level.log_snr - x1) / (x1 - x0) * (y1 - y0)
-            if replay is not None:
-                replay.served(levels, position, float(time), way)
+            noise = y1 + (step.level.log_snr - x1) / (x1 - x0) * (y1 - y0)
         else:
-            known.append((level.log_snr, noise))
-            if replay is not None:
-                replay.computed(levels, position, float(time))
-        output = from_quantity("noise", levels.prediction, sample, noise, level) if level.signal else noise
+            known.append((step.level.log_snr, noise))
+        if replay is not None:
+            replay.called(step, index in skipped, forecast if index in skipped else None)
+        output = from_quantity("noise", prediction, sample, noise, step.level) if step.level.signal else noise
         given = (output, time, sample), {"return_dict": False, **kwargs}
         if replay is None:
             sample = schedule.step(*given[0], **given[1])[0].double()
@@ -185,15 +196,15 @@ def walk(schedule, served=(), replay=None, until=8, way=NOISE, between=None, **k
     return sample
 
 
-@pytest.mark.parametrize("served", [{4}, {7}, {4, 5, 6, 7}, {6, 7}])
+@pytest.mark.parametrize("skipped", [{4}, {7}, {4, 5, 6, 7}, {6, 7}])
 @pytest.mark.parametrize("name", ["euler", "ddim", "unipc", "dpm"])
-def test_nothing_of_a_forecast_stays_where_the_truth_lies_on_a_parabola(name, served):
-    # The computed step after the window begins where the plain run has it, and remembers what that remembers.
-    until, counts = max(served) + 1, Counter()
+def test_nothing_of_a_forecast_stays_where_the_truth_lies_on_a_parabola(name, skipped):
+    # The full step after the window begins where the plain run has it, and remembers what that remembers.
+    until, counts = max(skipped) + 1, Counter()
     plain, left, replayed = heard(name), heard(name), heard(name)
     walk(plain, until=until)
-    walk(left, served, until=until)
-    walk(replayed, served, SamplerReplay(counts), until)
+    walk(left, skipped, until=until)
+    walk(replayed, skipped, replaying(replayed, counts), until)
     (true, memory), (other, _), (again, mended) = (one.steps[-1] for one in (plain, left, replayed))
     torch.testing.assert_close(again, true, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(mended, memory, rtol=1e-4, atol=1e-4)
@@ -201,10 +212,73 @@ def test_nothing_of_a_forecast_stays_where_the_truth_lies_on_a_parabola(name, se
     assert (counts["replayed"], counts["corrector_held"]) == (1, 0)
 
 
+def repeatable() -> dict[str, Any]:
+    """All samplers that can be repeated, for all kinds of models that they are made for."""
+    trained, kinds = {"beta_schedule": "scaled_linear"}, ("epsilon", "v_prediction", "sample")
+    flow = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 3.0}
+    made: dict[str, Any] = {
+        "euler": FlowMatchEulerDiscreteScheduler(shift=3.0),
+        "unipc": UniPCMultistepScheduler.from_config(build_scheduler().config),
+        "unipc, order 3": UniPCMultistepScheduler(**flow, solver_order=3),
+        "dpm": DPMSolverMultistepScheduler(**flow),
+        "dpm, order 3": DPMSolverMultistepScheduler(**flow, solver_order=3),
+        "cogvideox": CogVideoXDDIMScheduler(prediction_type="v_prediction", rescale_betas_zero_snr=True),
+    }
+    for kind in kinds:
+        own = {**trained, "prediction_type": kind}
+        made |= {
+            f"unipc, {kind}": UniPCMultistepScheduler(**own),
+            f"dpm, {kind}": DPMSolverMultistepScheduler(**own),
+            f"dpm without ++, {kind}": DPMSolverMultistepScheduler(
+                **own, algorithm_type="dpmsolver", final_sigmas_type="sigma_min"
+            ),
+            f"ddim, {kind}": DDIMScheduler(**own, clip_sample=False),
+            f"cogvideox, {kind}": CogVideoXDDIMScheduler(prediction_type=kind),
+        }
+    return made
+
+
+REPEATABLE = repeatable()
+
+
+@pytest.mark.parametrize("name", REPEATABLE)
+@given(
+    skipped=st.sets(st.integers(3, 10), min_size=1),
+    bend=st.floats(0.005, 0.05),
+    slope=st.floats(-0.2, 0.2),
+)
+def test_a_replayed_run_ends_where_the_plain_one_does(name, skipped, bend, slope):
+    """Whatever steps are skipped, of a model whose noise estimate is a parabola over log-SNR whatever the sample."""
+
+    def noise_of(level):
+        return torch.tensor([[1.0, -2.0]], dtype=torch.float64) * (
+            1.0 + slope * level.log_snr + bend * level.log_snr**2
+        )
+
+    def stays(prediction, sample, output, moved, level):
+        """What such a model would have said at another sample."""
+        return from_quantity("noise", prediction, moved, to_quantity("noise", prediction, sample, output, level), level)
+
+    def schedule():
+        made = copy.deepcopy(REPEATABLE[name])
+        made.set_timesteps(12)
+        return made
+
+    one, other, counts = schedule(), schedule(), Counter()
+    plain = walk(one, until=11, noise_of=noise_of)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "output_at", stays)
+        found = walk(other, skipped, replaying(other, counts), 11, noise_of=noise_of)
+    torch.testing.assert_close(found, plain, rtol=1e-6, atol=1e-6)
+    windows = sum(step - 1 not in skipped for step in skipped)
+    assert (counts["replayed"], counts["corrector_held"]) == (windows, 0)
+
+
 @pytest.mark.parametrize("name", ["euler", "unipc"])
 def test_the_output_follows_the_sample_and_what_forecasts_go_on_from_is_told(name):
     told = []
-    schedule, replay = heard(name), SamplerReplay(Counter(), lambda sample, moved: told.append((sample, moved)))
+    schedule = heard(name)
+    replay = replaying(schedule, on_move=lambda sample, moved: told.append((sample, moved)))
     walk(schedule, {4, 5}, replay, 6)
     levels, time = read_schedule(schedule), float(schedule.timesteps[6])
     ((sample, moved),) = told
@@ -215,45 +289,45 @@ def test_the_output_follows_the_sample_and_what_forecasts_go_on_from_is_told(nam
 
 
 @pytest.mark.parametrize("name", ["euler", "unipc"])
-@pytest.mark.parametrize("way", [Candidate("noise", "sigma"), Candidate("output", "step"), None])
-def test_what_was_not_forecast_over_log_snr_is_not_taken_again(name, way):
-    counts = Counter()
-    walk(sampler_of(name), {5}, SamplerReplay(counts), 6, way)
+@pytest.mark.parametrize("forecast", [Forecast("noise", "sigma"), Forecast("output", "step"), None])
+def test_what_was_not_forecast_over_log_snr_is_not_taken_again(name, forecast):
+    counts, schedule = Counter(), sampler_of(name)
+    walk(schedule, {5}, replaying(schedule, counts), 6, forecast)
     assert counts["replayed"] == 0
     assert counts["corrector_held"] == int(name == "unipc")
 
 
 def test_outputs_forecast_as_they_are_are_taken_again_too():
     # So are those that have a learned variance beside them, of which the sampler is not told.
-    counts = Counter()
-    walk(sampler_of("ddim"), {5}, SamplerReplay(counts), 6, Candidate("output", "log_snr"))
+    counts, schedule = Counter(), sampler_of("ddim")
+    walk(schedule, {5}, replaying(schedule, counts), 6, Forecast("output", "log_snr"))
     assert counts["replayed"] == 1
 
 
 @pytest.mark.parametrize(("step", "replayed"), [(4, 1), (5, 0), (6, 0), (7, 1)])
 def test_a_sample_that_was_changed_between_steps_is_not_overwritten(step, replayed):
-    # Steps 5 is served, 6 computed: what begins at step 4, or after the window, has no part in it.
+    # Step 5 is skipped, 6 is full: what begins at step 4, or after the window, has no part in it.
     def change(index, sample):
         return sample + 3.0 if index == step else sample
 
-    counts = Counter()
-    served = walk(sampler_of("euler"), {5}, SamplerReplay(counts), 6, between=change)
+    counts, schedule = Counter(), sampler_of("euler")
+    found = walk(schedule, {5}, replaying(schedule, counts), 6, between=change)
     assert counts["replayed"] == replayed
     if not replayed:
-        assert torch.equal(served, walk(sampler_of("euler"), {5}, None, 6, between=change))
+        assert torch.equal(found, walk(sampler_of("euler"), {5}, None, 6, between=change))
 
 
-def test_steps_with_fresh_noise_are_not_taken_again():
-    counts = Counter()
-    walk(sampler_of("ddim"), {5}, SamplerReplay(counts), 6, eta=0.0)
-    assert counts["replayed"] == 1
-    walk(sampler_of("ddim"), {5}, SamplerReplay(counts), 6, eta=0.5)
-    assert counts["replayed"] == 1
+@pytest.mark.parametrize(("eta", "replayed"), [(0.0, 1), (0.5, 0)])
+def test_steps_with_fresh_noise_are_not_taken_again(eta, replayed):
+    counts, schedule = Counter(), sampler_of("ddim")
+    walk(schedule, {5}, replaying(schedule, counts), 6, eta=eta)
+    assert counts["replayed"] == replayed
 
 
 def test_what_is_held_is_counted():
-    replay = SamplerReplay(Counter())
-    walk(sampler_of("euler"), {5}, replay)
+    schedule = sampler_of("euler")
+    replay = replaying(schedule)
+    walk(schedule, {5}, replay)
     # Of three steps the outputs and the noise estimates, and the newest sample: two float64 numbers each.
     assert replay.bytes == 7 * 16
 
@@ -271,66 +345,64 @@ def test_an_error_while_steps_are_taken_again_leaves_the_scheduler_as_it_was():
     schedule = Failing(shift=3.0)
     schedule.set_timesteps(12)
     with pytest.raises(RuntimeError, match="no memory"):
-        walk(schedule, {5}, SamplerReplay(Counter()), 6)
+        walk(schedule, {5}, replaying(schedule), 6)
     assert schedule.step_index == 6
 
 
 def test_how_much_of_a_rise_came_true_is_told_of_what_the_sampler_was_given():
-    replay, schedule = SamplerReplay(Counter()), sampler_of("euler")
+    schedule = sampler_of("euler")
+    replay = replaying(schedule)
     walk(schedule, (), replay, 3)
-    assert replay.share(Candidate("clean", "log_snr")) is None
-    assert 0.0 <= float(replay.share(Candidate("output", "sigma"))) <= 1.0
+    assert replay.guided_share(Forecast("clean", "log_snr")) is None
+    assert 0.0 <= float(replay.guided_share(Forecast("output", "sigma"))) <= 1.0
     levels = [read_schedule(schedule).level(float(time)) for time in schedule.timesteps[1:4]]
     (x0, y0), (x1, y1), (x2, y2) = ((level.log_snr, noise_at(level)) for level in levels)
     rise = (x2 - x1) / (x1 - x0) * (y1 - y0)
     wanted = min(1.0, max(0.0, float(((y2 - y1) * rise).sum() / (rise * rise).sum())))
-    assert replay.share(NOISE).tolist() == pytest.approx([wanted], rel=1e-5)
-    walk(sampler_of("euler"), (), fresh := SamplerReplay(Counter()), 1)
-    assert fresh.share(NOISE) is None
+    assert replay.guided_share(NOISE).tolist() == pytest.approx([wanted], rel=1e-5)
+    schedule = sampler_of("euler")
+    walk(schedule, (), fresh := replaying(schedule), 1)
+    assert fresh.guided_share(NOISE) is None
 
 
-def test_a_step_in_which_only_some_branches_were_served_is_no_truth():
-    def walked(mixed: bool) -> tuple[torch.Tensor, Counter]:
-        counts = Counter()
-        replay, schedule = SamplerReplay(counts), sampler_of("unipc")
-        levels = read_schedule(schedule)
-        sample = torch.tensor([[0.5, -1.0]], dtype=torch.float64)
-        for index, time in enumerate(schedule.timesteps[:8]):
-            level = levels.level(float(time))
-            place = levels, {"step": float(index), "sigma": level.sigma, "log_snr": level.log_snr}, float(time)
-            if index == 5:
-                replay.served(*place, NOISE, "cond")
-            for branch in ("uncond",) if index == 5 and mixed else () if index == 5 else ("cond", "uncond"):
-                replay.computed(*place, branch)
-            output = from_quantity("noise", levels.prediction, sample, noise_at(level), level)
-            sample = replay.step(schedule, schedule.step, (output, time, sample), {"return_dict": False})[0].double()
-        return sample, counts
+def stepped(schedule, replay, calls) -> list[torch.Tensor]:
+    """The samples that steps make. calls: (step) -> the branches that are skipped in it, and those that are full."""
+    prediction, sample, made = read_schedule(schedule).prediction, torch.tensor([[0.5, -1.0]], dtype=torch.float64), []
+    for index, time in enumerate(schedule.timesteps[:9]):
+        skipped, full = calls(index)
+        for branch in (*skipped, *full):
+            replay.called(place(schedule, index, branch), branch in skipped, NOISE if branch in skipped else None)
+        level = place(schedule, index).level
+        output = from_quantity("noise", prediction, sample, noise_at(level), level) if level.signal else noise_at(level)
+        sample = replay.step(schedule, schedule.step, (output, time, sample), {"return_dict": False})[0].double()
+        made.append(sample)
+    return made
 
+
+@pytest.mark.parametrize("full", [("uncond",), ()])
+def test_a_step_in_which_only_some_branches_were_skipped_is_no_truth(full):
     # Mixed, or of other branches than the steps around it: nothing can be taken again, and no corrector takes it for
     # curvature.
-    for mixed in (True, False):
-        _, counts = walked(mixed)
-        assert (counts["replayed"], counts["corrector_held"]) == (0, 1)
+    counts, schedule = Counter(), sampler_of("unipc")
+    both = ((), ("cond", "uncond"))
+    stepped(schedule, replaying(schedule, counts), lambda step: (("cond",), full) if step == 5 else both)
+    assert (counts["replayed"], counts["corrector_held"]) == (0, 1)
 
 
 def test_steps_of_other_branches_are_not_made_one_parabola():
-    counts = Counter()
-    replay, schedule = SamplerReplay(counts), sampler_of("euler")
-    levels = read_schedule(schedule)
-    sample = torch.tensor([[0.5, -1.0]], dtype=torch.float64)
-    # Guidance pauses at steps 3 to 6; step 5 is served.
-    for index, time in enumerate(schedule.timesteps[:9]):
-        level = levels.level(float(time))
-        place = levels, {"step": float(index), "sigma": level.sigma, "log_snr": level.log_snr}, float(time)
-        for branch in ("cond",) if 3 <= index <= 6 else ("cond", "uncond"):
-            replay.served(*place, NOISE, branch) if index == 5 else replay.computed(*place, branch)
-        noise = noise_at(level)
-        output = from_quantity("noise", levels.prediction, sample, noise, level) if level.signal else noise
-        sample = replay.step(schedule, schedule.step, (output, time, sample), {"return_dict": False})[0].double()
-        if index == 6:
+    counts, schedule = Counter(), sampler_of("euler")
+    replay = replaying(schedule, counts)
+
+    def calls(step: int):
+        # Guidance pauses at steps 3 to 6; step 5 is skipped.
+        if step == 7:
             assert counts["replayed"] == 1  # steps 3, 4 and 6 are of the same branches as 5
-        if index == 7:
-            assert replay.share(NOISE) is None
+        if step == 8:
+            assert replay.guided_share(NOISE) is None
+        branches = ("cond",) if 3 <= step <= 6 else ("cond", "uncond")
+        return (branches, ()) if step == 5 else ((), branches)
+
+    assert len(stepped(schedule, replay, calls)) == 9
 
 
 def test_nothing_is_put_on_a_scheduler():
@@ -379,8 +451,8 @@ def test_a_scheduler_of_another_kind_is_left_alone():
     class Plain:
         step_index = 3
 
-    plain, replay = Plain(), SamplerReplay(Counter())
-    replay.computed(None, {"step": 3.0}, 500.0)
+    plain, replay = Plain(), SamplerReplay(None, lambda key: None)
+    replay.called(at(3, level=None), False)
     assert replay.step(plain, lambda *args: args, (1, 2), {}) == (1, 2)
     assert vars(plain) == {} and replay.bytes == 0
 

@@ -1,15 +1,19 @@
+"""The axes that values keep, with and without the projection after attention."""
+
 from __future__ import annotations
 
 import pytest
 import torch
 import torch.nn.functional as F
-from tests.unit.numerics.test_principal_axes import random_inputs
+from tests.unit.reducers.test_bases import random_inputs
 from torch import Tensor
 
+from unicp.attention.interceptor import plain_call
 from unicp.errors import InputError
 from unicp.numerics.error_measures import relative_error
+from unicp.reducers.base import projected
 from unicp.reducers.bases import fit_bases
-from unicp.reducers.pca_slices import SlicedCall, projected, sliced_attention
+from unicp.reducers.pca_slices import SlicedCall, sliced_attention
 from unicp.reducers.value_axes import principal_axes, projection_gram, value_axes
 
 HEADS, WIDTH, OUTPUTS = 3, 8, 20
@@ -134,7 +138,7 @@ def test_the_error_that_is_tried_can_be_that_after_the_projection():
     w, bases = weight(), fit_bases(query, key, value, "kq_svd")
     full = F.scaled_dot_product_attention(query, key, value)
     sliced = sliced_attention(query, key, value, bases, 4)
-    found = SlicedCall(query, key, value, bases, 4).errors([4], rows=query.shape[2], projection=w)[0]
+    found = SlicedCall(plain_call(query, key, value), bases, 4, w).errors([4], rows=query.shape[2])[0]
     side = [x.transpose(1, 2).flatten(2) @ w.T for x in (sliced, full)]
     torch.testing.assert_close(found, relative_error(side[0], side[1]))
 

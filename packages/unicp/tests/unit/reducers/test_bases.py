@@ -1,3 +1,5 @@
+"""Bases of queries, keys and values, against answers found by hand and bounds that are known."""
+
 from __future__ import annotations
 
 from typing import get_args

@@ -19,7 +19,7 @@ from unicp.hooks.diffusers import HOOKS
 from unicp.session import disable, enable
 from unicp.settings import Slicing, preset
 
-SPANS = {
+LEVELS = {
     "model": preset("balanced"),
     "sliced": preset("balanced", slicing=Slicing(widths=(8,))),
     "stack": preset("balanced", level="stack"),
@@ -51,17 +51,17 @@ def wan() -> nn.Module:
     return tiny_models.wan()
 
 
-@pytest.mark.parametrize("kind", SPANS)
+@pytest.mark.parametrize("kind", LEVELS)
 def test_hooks_go_on_and_come_off_without_a_trace(wan, kind):
     plain = output(wan)
-    session = enable(wan, SPANS[kind])
+    session = enable(wan, LEVELS[kind])
     assert hooks(wan) and own_forwards(wan)
     session.disable()
     assert hooks(wan) == [] and own_forwards(wan) == []
     assert torch.equal(output(wan), plain)
 
 
-def test_a_model_span_needs_no_hook_inside_the_blocks(wan):
+def test_the_whole_model_needs_no_hook_inside_the_blocks(wan):
     with enable(wan, preset("balanced", text_keys_values=False)):
         assert hooks(wan) == ["unicp_model"]
 
@@ -87,11 +87,11 @@ def test_an_old_session_does_not_take_off_a_new_one(wan):
         assert hooks(wan)
 
 
-@pytest.mark.parametrize("kind", SPANS)
+@pytest.mark.parametrize("kind", LEVELS)
 def test_attaching_twice_is_refused_and_the_first_stays(wan, kind):
     with enable(wan) as session:
         with pytest.raises(AttachmentError, match="already"):
-            enable(wan, SPANS[kind])
+            enable(wan, LEVELS[kind])
         assert hooks(wan)
         output(wan)
         assert session.trace.entries
@@ -178,12 +178,12 @@ class Shift(AccelerateHook):
         return args, kwargs
 
 
-@pytest.mark.parametrize("kind", SPANS)
+@pytest.mark.parametrize("kind", LEVELS)
 def test_a_hook_of_accelerate_that_was_there_before_works_on_and_stays(wan, kind):
     hook = Shift()
     add_hook_to_module(wan, hook)
     shifted = output(wan)
-    with enable(wan, replace(SPANS[kind], tolerance=0.0)) as session:
+    with enable(wan, replace(LEVELS[kind], tolerance=0.0)) as session:
         assert torch.equal(output(wan), shifted)
         assert session.trace.entries
     assert torch.equal(output(wan), shifted)
@@ -192,12 +192,12 @@ def test_a_hook_of_accelerate_that_was_there_before_works_on_and_stays(wan, kind
     assert not torch.equal(output(wan), shifted)
 
 
-@pytest.mark.parametrize("kind", SPANS)
+@pytest.mark.parametrize("kind", LEVELS)
 def test_offloading_that_is_put_on_anew_after_each_call_leaves_it_enabled(wan, kind):
     # What enable_model_cpu_offload does at the end of every call of a pipeline.
     add_hook_to_module(wan, Shift())
     shifted = output(wan)
-    session = enable(wan, replace(SPANS[kind], tolerance=0.0))
+    session = enable(wan, replace(LEVELS[kind], tolerance=0.0))
     seen = []
     for _ in range(3):
         assert torch.equal(output(wan), shifted)
@@ -214,10 +214,10 @@ def test_offloading_that_is_put_on_anew_after_each_call_leaves_it_enabled(wan, k
     assert not torch.equal(output(wan), shifted)
 
 
-@pytest.mark.parametrize("kind", SPANS)
+@pytest.mark.parametrize("kind", LEVELS)
 def test_offloading_put_on_after_enabling_stays_after_disabling(wan, kind):
     plain = output(wan)
-    session = enable(wan, replace(SPANS[kind], tolerance=0.0))
+    session = enable(wan, replace(LEVELS[kind], tolerance=0.0))
     add_hook_to_module(wan, hook := Shift())
     shifted = output(wan)
     assert session.trace.entries and hook.calls == 1
@@ -263,13 +263,13 @@ def test_the_reset_of_a_pipeline_forgets_the_run(wan):
         assert session.is_empty
 
 
-def test_blocks_none_of_which_can_be_served_are_refused_and_passed_over_when_the_budget_is_spent():
+def test_blocks_none_of_which_can_be_skipped_are_refused_and_passed_over_when_the_budget_is_spent():
     transformer = tiny_models.build("kandinsky6")
-    with pytest.raises(
-        UnsupportedModelError, match='asked: level "block"; found: .* may be missing; do: use level "model"'
-    ):
+    with pytest.raises(UnsupportedModelError) as caught:
         enable(transformer, preset("balanced", level="block"))
+    asked, found, do = str(caught.value).split(";")
+    assert '"block"' in asked and "missing" in found and '"model"' in do
     tight = preset("balanced", level="unit", roles=("self",), tolerance=0.5, store_bytes=3000)
     with enable(transformer, tight) as session:
         tiny_models.denoise(transformer, "kandinsky6", steps=6)
-    assert any("span unit gives way to model" in warning for warning in session.trace.warnings)
+    assert any("unit gives way to model" in warning for warning in session.trace.warnings)

@@ -1,0 +1,83 @@
+"""Policies, predictors and reducers of other people: imported for a sweep, and known by what their files hold.
+
+A plug-in is a module, or a file of Python, that registers one or more of them when it is imported. A registered name is
+a method of `unicp bench` ("policy:NAME"). A plug-in that takes the place of one of UniCP's own is refused, since rows
+of all methods would then depend on it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from unicp.errors import InputError
+from unicp.policies import policies
+from unicp.predictors import predictors
+from unicp.reducers import reducers
+from unicp.registry import Registry
+
+# By the word before the colon in the name of a method.
+REGISTRIES: Mapping[str, Registry[Any]] = {"policy": policies, "predictor": predictors, "reducer": reducers}
+
+
+def load_plugins(names: Sequence[str]) -> str:
+    """Imports plug-ins: twelve digits that change with what they hold, "" where there are none.
+
+    Args:
+        names: Modules ("my_package.rules"), or files that end with ".py".
+
+    Raises:
+        InputError: One cannot be imported, or takes the place of something that is registered already.
+    """
+    if not names:
+        return ""
+    before = {kind: {name: registry[name] for name in registry} for kind, registry in REGISTRIES.items()}
+    modules = [_imported(name) for name in names]
+    for kind, known in before.items():
+        for name, maker in known.items():
+            if REGISTRIES[kind][name] is not maker:
+                found = f"the {kind} {name!r} of UniCP replaced, which all rows depend on"
+                raise InputError(f"--plugin {', '.join(names)}", found, f"register yours as a {kind} of another name")
+    found = hashlib.sha256()
+    for module in modules:
+        for path in _sources(module):
+            found.update(path.name.encode() + b"\0" + path.read_bytes())
+    return found.hexdigest()[:12]
+
+
+def _imported(name: str) -> ModuleType:
+    try:
+        return _from_file(Path(name)) if name.endswith(".py") else importlib.import_module(name)
+    except Exception as error:  # whatever a module of somebody else's raises while it is imported
+        found = f"it cannot be imported ({type(error).__name__}: {error})"
+        raise InputError(f"--plugin {name}", found, "name a module or a file of Python that can") from error
+
+
+def _from_file(path: Path) -> ModuleType:
+    name = f"unicp_plugin_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:12]}"
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None  # it ends with .py
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look for their module there
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
+
+
+def _sources(module: ModuleType) -> list[Path]:
+    """The file of a module, or all of a package."""
+    if module.__file__ is None:
+        return []
+    file = Path(module.__file__)
+    return sorted(file.parent.rglob("*.py")) if hasattr(module, "__path__") else [file]

@@ -85,7 +85,8 @@ TABLE: dict[str, Row] = {
         "unicp errors context settings records files numerics models policies sampler runtime planning", "torch"
     ),
     "cli": row(
-        "unicp errors settings records files numerics models reporting session planning plan_request calibration plugins",
+        "unicp errors settings records files numerics models reporting session planning plan_request calibration "
+        "plugins",
         "typer rich torch numpy av PIL",
         {"cli/common.py": "diffusers transformers"},  # their progress bars and log levels
     ),

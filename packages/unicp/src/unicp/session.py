@@ -37,7 +37,7 @@ from unicp.runtime.run_tracker import RunTracker
 from unicp.runtime.trace_log import TraceLog
 from unicp.sampler import observer
 from unicp.sampler.observer import SamplerRun
-from unicp.sampler.shorten import Fewer, shorten
+from unicp.sampler.shorten import shorten
 from unicp.settings import Settings, preset
 
 logger = logging.getLogger("unicp")
@@ -144,7 +144,7 @@ class Session:
         plan = self._planners.of(scheduler).shorten(levels)
         if plan is None or plan.subset is None:
             return
-        if shorten(scheduler, Fewer(plan.subset.count, tuple(plan.subset.chosen)), again, args, kwargs):
+        if shorten(scheduler, plan.subset.count, plan.subset.chosen, again, args, kwargs):
             run.keep(plan)
 
     def _is_own(self, scheduler: Any) -> bool:

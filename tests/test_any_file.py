@@ -39,7 +39,7 @@ from unicp.planning.solver import Solver
 from unicp.planning.targets import parse_target
 from unicp.policies.guard import Guard
 from unicp.records import Entry, Trace, load_trace
-from unicp.reporting.summary import decision_map, summarise
+from unicp.reporting.summary import summarise
 from unicp_bench import report
 from unicp_bench.html import charts
 from unicp_bench.html.attention import load_attention
@@ -86,7 +86,6 @@ def use_plan(path: Path) -> None:
 def use_trace(path: Path) -> None:
     trace = load_trace(path)
     assert summarise(trace).text() and summarise(trace).to_dict()
-    decision_map(trace)
     last_run(trace)
     use_plan_text(plan_of_trace(trace))
 

@@ -75,17 +75,18 @@ TABLE: dict[str, Row] = {
     "reporting": row("errors context records files"),
     # Entry points, by name: what they lead to is imported by no import statement.
     "plugins": row(),
-    "promise": row("errors settings models planning"),
+    "plan_request": row("errors settings models planning"),
     "session": row(
         "errors context settings records files models policies predictors reducers sampler runtime hooks planning "
-        "promise reporting",
+        "plan_request reporting",
         "torch",
     ),
     "calibration": row(
         "unicp errors context settings records files numerics models policies sampler runtime planning", "torch"
     ),
     "cli": row(
-        "unicp errors settings records files numerics models reporting session planning promise calibration plugins",
+        "unicp errors settings records files numerics models reporting session planning plan_request calibration "
+        "plugins",
         "typer rich torch numpy av PIL",
         {"cli/common.py": "diffusers transformers"},  # their progress bars and log levels
     ),
@@ -98,7 +99,7 @@ DISTRIBUTIONS: dict[str, Row] = {
     "unicp_testbeds": row("errors files", "torch diffusers transformers tokenizers safetensors PIL av numpy"),
     "unicp_bench": row(
         "unicp errors context registry settings records files numerics models policies predictors reducers "
-        "sampler runtime reporting session planning promise cli plugins",
+        "sampler runtime reporting session planning plan_request cli plugins",
         "torch diffusers typer unicp_testbeds",
         # Rivals and metrics, each in the one file that works without it.
         {

@@ -12,8 +12,7 @@ from tests.made_profiles import made
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from tests import tiny_pipeline
-from unicp.planning.fingerprint import fingerprint_of
-from unicp.planning.profile import FewerSteps, save_profile
+from unicp.planning.profile import FewerSteps, Fingerprint, save_profile
 from unicp_bench.harness import Case, Harness, _alive_bytes
 from unicp_bench.methods import CannotRunError, Method, fewer_steps, plain, with_preset, with_target
 from unicp_bench.rows import read_rows
@@ -198,7 +197,7 @@ def test_a_target_is_measured_with_a_profile_of_the_model_and_never_as_a_guess(h
     targets = [with_target("speedup>=1.5"), with_target("speedup>=50")]
     rows = measured(harness, targets, tmp_path / "guessed.jsonl")
     assert "unicp calibrate" in rows["UniCP planned", "speedup>=1.5"].reason
-    own = fingerprint_of(harness.pipe.transformer, harness.pipe.scheduler, "flow", 2)
+    own = Fingerprint.of(harness.pipe.transformer, harness.pipe.scheduler, "flow", 2)
     save_profile(made(**vars(own)), tmp_path / "profile.json")
     monkeypatch.setattr(harness.bench, "profile", tmp_path / "profile.json")
     rows = measured(harness, targets, tmp_path / "rows.jsonl")
@@ -208,7 +207,7 @@ def test_a_target_is_measured_with_a_profile_of_the_model_and_never_as_a_guess(h
 
 
 def test_where_chosen_steps_do_better_than_serving_they_are_what_is_measured(harness, tmp_path, monkeypatch):
-    own = fingerprint_of(harness.pipe.transformer, harness.pipe.scheduler, "flow", 2)
+    own = Fingerprint.of(harness.pipe.transformer, harness.pipe.scheduler, "flow", 2)
     fewer = [FewerSteps("a", 5, 90.0 + off, [0, 1, 2, 3, 5], 0.1 / (1 + off)) for off in (0.0, 1.0, 2.0)]
     save_profile(made(harness.bench.steps, fewer=fewer, **vars(own)), tmp_path / "profile.json")
     monkeypatch.setattr(harness.bench, "profile", tmp_path / "profile.json")

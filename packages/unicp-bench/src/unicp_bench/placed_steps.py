@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from unicp.errors import InputError
+from unicp.plan_request import shipped_profile
 from unicp.planning.curves import levels_of
 from unicp.planning.profile import Profile, load_profile
 from unicp.planning.solver import best_choices
-from unicp.promise import shipped_profile
 from unicp.sampler.shorten import can_choose, only_steps
 from unicp_bench.methods import Bench, CannotRunError, Method
 

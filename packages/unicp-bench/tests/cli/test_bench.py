@@ -11,7 +11,6 @@ from typer.testing import CliRunner
 
 from tests import tiny_pipeline
 from unicp.cli.main import app
-from unicp.policies import policies
 from unicp_bench import sweep
 from unicp_bench.cli import bench
 from unicp_bench.rows import read_rows

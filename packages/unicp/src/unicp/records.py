@@ -108,6 +108,12 @@ def load_trace(path: str | Path) -> Trace:
     Raises:
         InputError: There is no readable file.
         FileFormatError: It is damaged, foreign, of a later version, or has unknown, missing or mistyped fields.
+
+    Example:
+        >>> from unicp.records import save_trace
+        >>> save_trace(Trace("Made", "cpu", "float32", {}), "trace.json")
+        >>> load_trace("trace.json").model
+        'Made'
     """
     trace = load_record(Trace, TRACE_TYPE, TRACE_VERSION, path, "record it again", {1: _from_version_1})
     steps = 1 + max((entry.step for entry in trace.entries), default=0)

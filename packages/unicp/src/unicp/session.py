@@ -26,10 +26,10 @@ from unicp.hooks.diffusers import (
 )
 from unicp.models.finder import map_model, transformers_of, unwrapped
 from unicp.models.noise import schedule_of
+from unicp.plan_request import Planners, PlanRequest
 from unicp.planning.plan import Plan, plan_of_trace, save_plan
 from unicp.planning.profile import Profile
 from unicp.policies.planned import Course
-from unicp.promise import Planners, Promise, make_promise
 from unicp.records import Trace, save_trace
 from unicp.reporting.summary import Summary, summarise
 from unicp.runtime.engine import Engine
@@ -37,7 +37,7 @@ from unicp.runtime.run_tracker import RunTracker
 from unicp.runtime.trace_log import TraceLog
 from unicp.sampler import observer
 from unicp.sampler.observer import SamplerRun
-from unicp.sampler.shorten import Fewer, shorten
+from unicp.sampler.shorten import shorten
 from unicp.settings import Settings, preset
 
 logger = logging.getLogger("unicp")
@@ -59,7 +59,7 @@ class Session:
         settings: Settings,
         name: str | None,
         scheduler: Any = None,
-        promise: Promise | None = None,
+        request: PlanRequest | None = None,
     ):
         self.settings = settings
         modules = transformers_of(target)
@@ -83,8 +83,8 @@ class Session:
         self._target, self._scheduler = _reference(target), scheduler
         self._is_pipeline = not isinstance(target, nn.Module)
         self._planners: Planners | None = None
-        if promise is not None:
-            self._planners = Planners(promise, list(maps.values()), self._tell)
+        if request is not None:
+            self._planners = Planners(request, list(maps.values()), self._tell)
             self._planners.check(self._usual_scheduler())
         self._engines = [self._engine(found) for found in maps.values()]
         self._attach()
@@ -144,7 +144,7 @@ class Session:
         plan = self._planners.of(scheduler).shorten(levels)
         if plan is None or plan.subset is None:
             return
-        if shorten(scheduler, Fewer(plan.subset.count, tuple(plan.subset.chosen)), again, args, kwargs):
+        if shorten(scheduler, plan.subset.count, plan.subset.chosen, again, args, kwargs):
             run.keep(plan)
 
     def _is_own(self, scheduler: Any) -> bool:
@@ -324,8 +324,8 @@ def enable(
     """
     if target is not None or profile is not None or plan is not None:
         base = preset(settings) if isinstance(settings, str) else settings
-        promise = make_promise(base, target, profile, plan)
-        return Session(model, base, promise.name, scheduler, promise)
+        request = PlanRequest.read(base, target, profile, plan)
+        return Session(model, base, request.name, scheduler, request)
     if isinstance(settings, str):
         return Session(model, preset(settings), settings, scheduler)
     if not isinstance(settings, Settings):

@@ -11,8 +11,9 @@ from typing import Any
 
 import diffusers
 import torch
-from tests.pipelines import parts
 from torch import Tensor
+
+from tests.pipelines import parts
 
 
 @dataclass(frozen=True, eq=False)

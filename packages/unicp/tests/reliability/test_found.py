@@ -17,7 +17,7 @@ from tests.reliability.loops import KINDS, Loop, flow
 from tests import tiny_models
 from unicp.models.finder import map_model
 from unicp.numerics.digests import digest
-from unicp.planning.following import RunPlanner
+from unicp.planning.run_planner import RunPlanner
 from unicp.planning.targets import parse_target
 from unicp.runtime.model_call import CallReader
 from unicp.sampler import observer

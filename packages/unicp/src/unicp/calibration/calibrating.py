@@ -23,10 +23,10 @@ from unicp.numerics.error_measures import relative_error
 from unicp.numerics.fidelity import psnr
 from unicp.numerics.noise_levels import NoiseLevel
 from unicp.planning.curves import counted, errors_among, probed_way, servable
-from unicp.planning.fingerprint import fingerprint_of
 from unicp.planning.plan import Plan
 from unicp.planning.profile import (
     FewerSteps,
+    Fingerprint,
     OnlineTrial,
     Probe,
     Profile,
@@ -137,7 +137,7 @@ class Calibration:
             raise InputError("to calibrate", "no prompts, or one of them twice", "give different prompts")
         self.runner, self.config = PipelineRunner(pipe, arguments, steps), config
         self.prompts, self.out, self.on_progress = list(prompts), out, on_progress
-        self.fingerprint = fingerprint_of(self.runner.transformer, pipe.scheduler, self.runner.schedule.prediction, 0)
+        self.fingerprint = Fingerprint.of(self.runner.transformer, pipe.scheduler, self.runner.schedule.prediction)
         given = {name: str(value) for name, value in arguments.items()}
         about = {"model": vars(self.fingerprint), "steps": steps, "prompts": self.prompts, "arguments": given}
         self.log = CheckpointLog.open(out, {**about, "config": vars(config)})

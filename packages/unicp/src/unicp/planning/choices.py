@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -24,9 +25,11 @@ from unicp.policies.step_paths import StepPath, WindowLoss, best_paths, path_los
 
 FORECASTS = tuple(Forecast(q, a) for q in ("noise", "output", "clean") for a in ("log_snr", "sigma", "step"))
 # Impact was measured with errors of one way to forecast: another must be predicted to change the clip so many times
-# less to be taken (2 dB). With UniPC the output over the log-SNR was predicted to do a little better, and did worse.
+# less to be taken. Chosen as 2 dB (docs/planning.md): with UniPC the output over the log-SNR was predicted to do a
+# little better, and did worse.
 LEAD = 1.26
-# Reach of forecasts where so few steps are computed that those of `MAX_REACH` hardly come to the end of the run.
+# Reach of forecasts where so few steps are full that those of `MAX_REACH` hardly come to the end of the run. Chosen:
+# with a reach of 1 the last six steps were left to one window (docs/planning.md).
 FAR_REACH = 3.0
 
 
@@ -117,10 +120,7 @@ def hardness_spread(profile: Profile, levels: Sequence[NoiseLevel], choice: Choi
         loss = _loss_of(_of_prompt(profile, recording, levels, choice))
         if loss > 0:
             found.append(20 * math.log10(loss) / choice.rule.power)
-    if len(found) < 2:
-        return 0.0
-    mean = math.fsum(found) / len(found)
-    return math.sqrt(math.fsum((one - mean) ** 2 for one in found) / (len(found) - 1))
+    return statistics.stdev(found) if len(found) > 1 else 0.0
 
 
 def _of_prompt(profile: Profile, recording: Recording, levels: Sequence[NoiseLevel], choice: Choice) -> Choice:

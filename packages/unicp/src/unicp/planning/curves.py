@@ -17,22 +17,27 @@ from unicp.numerics.noise_levels import SKIP_FLOOR, NoiseLevel, coefficients
 from unicp.planning.profile import Profile, Recording
 from unicp.policies.impact import between
 
-NEAREST = 4  # recorded levels that one between them is read off from
+# Recorded levels that one between them is read off from: a cubic, the least whose second derivative is no constant.
+NEAREST = 4
 # How much each prompt of a calibration counts; prompts that are not in it count 1.
 Shares = Mapping[str, float]
-# A level this many recorded steps after the last one is still read off; farther ones are not covered.
+# A level this many recorded steps after the last one is still read off; farther ones are not covered. Chosen: where
+# steps are evenly wide the clean sample is one step on, so that longer runs are covered to their end.
 BEYOND = 1.0
-# Of a step that is taken again stays at least this share of its forecast's error: what is less is rounding.
+# Of a replayed step stays at least this share of its forecast's error. Chosen: what is less is rounding of products.
 LEAST_LEFT = 0.01
 
 
 @dataclass(frozen=True)
 class ForecastErrors:
-    """Relative errors of first-order forecasts of one forecast among the steps of one run.
+    """Relative errors of straight-line forecasts among the steps of one run.
 
-    places: of the steps on the forecast's abscissa. products: rows of the lower triangle of mean products. scales: by
-    step, mean square of the output times the square of its coefficient in the quantity. mended: whether less stays of a
-    served step once a step is computed after it (docs/method.md, 3.6).
+    Attributes:
+        forecast: How skipped steps are filled.
+        places: Of the steps on the forecast's axis.
+        products: Rows of the lower triangle of mean products of the quantity.
+        scales: By step, mean square of the output times the square of its coefficient in the quantity.
+        mended: Whether less stays of a skipped step once it is replayed (docs/method.md, 3.6).
     """
 
     forecast: Forecast

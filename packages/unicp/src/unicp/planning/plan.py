@@ -250,6 +250,14 @@ def load_plan(path: str | Path) -> Plan:
     Raises:
         InputError: There is no readable file.
         FileFormatError: It is no sound plan.
+
+    Example:
+        >>> from unicp.context import Forecast
+        >>> from unicp.planning.plan import Replay, save_plan
+        >>> plan = Plan("", "Made", 4, [0.9, 0.7, 0.5, 0.2], Forecast("noise", "log_snr"), Replay([0, 1, 2]))
+        >>> save_plan(plan, "plan.json")
+        >>> load_plan("plan.json").drawing()
+        'CCC.'
     """
     return load_record(Plan, PLAN_TYPE, PLAN_VERSION, path, "make it again", {5: _from_version_5})
 

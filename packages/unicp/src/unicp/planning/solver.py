@@ -11,8 +11,7 @@ from unicp.errors import InputError
 from unicp.numerics.noise_levels import NoiseLevel
 from unicp.planning.choices import Choice, best_choices, hardness_spread
 from unicp.planning.curves import probed_way
-from unicp.planning.fidelity import FidelityLine, fit_line, fit_online
-from unicp.planning.plain_runs import PlainRun, Tried, plain_runs
+from unicp.planning.fidelity import ONE_SIDED, FidelityLine, PlainRun, Tried, fit_line, fit_online, plain_runs
 from unicp.planning.plan import Curves, OnlineRule, Plan, PlannedSteps, StepSubset
 from unicp.planning.profile import Profile, Seconds
 from unicp.planning.targets import Target
@@ -35,9 +34,13 @@ NEARLY = 1.05
 
 @dataclass(frozen=True)
 class Solver:
-    """Plans for one run. levels: of its steps, and the one after the last. caution: dB taken off predicted PSNR.
+    """Plans for one run.
 
-    knows_seconds: whether the profile's seconds hold for the size of this run.
+    Attributes:
+        profile: What is known of the model.
+        levels: Of the steps of the run, and the one after the last.
+        caution: dB taken off predicted PSNR.
+        knows_seconds: Whether the profile's seconds hold for the size of this run.
     """
 
     profile: Profile
@@ -46,7 +49,11 @@ class Solver:
     knows_seconds: bool = True
 
     def plan(self, target: Target) -> Plan:
-        """The cheapest plan that meets the target. Raises InputError where none does, and says what can be had."""
+        """The cheapest plan that meets the target.
+
+        Raises:
+            InputError: None does; the message says what can be had.
+        """
         check_steps(self.steps)
         if target.kind == "seconds" and not self.knows_seconds:
             raise _unknown_seconds(target)
@@ -84,7 +91,7 @@ class Solver:
         if online is not None and online.expected < plan.expected:
             plan = online
         elif count == self.steps:
-            return replace(plan, notes=[*plan.notes, "no step can be served at this quality: nothing is saved"])
+            return replace(plan, notes=[*plan.notes, "no step can be skipped at this quality: nothing is saved"])
         return self._or_plain(plan, target, choices)
 
     def _for_time(self, target: Target, choices: dict[int, Choice], line: FidelityLine) -> Plan:
@@ -95,16 +102,16 @@ class Solver:
         choice = choices[count]
         # The guard must not spend what the target forbids: it has nothing to spend.
         plan = self.made(str(target), choice, 0.0, count, float(count))
-        psnr = line.psnr(choice.change, 1.645 * hardness_spread(self.profile, self.levels, choice))
+        psnr = line.psnr(choice.change, ONE_SIDED * hardness_spread(self.profile, self.levels, choice))
         return self._or_plain(replace(plan, psnr=psnr), target, choices)
 
     def _online(self, target: Target) -> Plan | None:
         """The online rule with the tolerance that keeps this PSNR on 95 % of clips by its trials; None if none does.
 
         Trials tell of runs of their own number of steps, and of longer ones with caution: as many times more steps are
-        then computed as the root of the run's length over theirs says (our reading: windows grow where steps are
-        narrow). Targets of speed are left to schedules: the online rule gives each clip another number of steps, and a
-        schedule has the better mean for the same number.
+        then full as the root of the run's length over theirs says (our reading: windows grow where steps are narrow).
+        Targets of speed are left to schedules: the online rule gives each clip another number of steps, and a schedule
+        has the better mean for the same number.
         """
         longer = self.steps / self.profile.steps
         if not 1 <= longer <= LONGEST:

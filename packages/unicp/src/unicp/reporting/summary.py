@@ -1,4 +1,4 @@
-"""A trace in numbers, as a printed table, and as a map of decisions. Needs a trace only, no torch."""
+"""A trace in numbers, and as a printed table. Needs a trace only, no torch."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from unicp.records import Entry, Trace
 
 WIDTH = 100
 
-_LETTERS = {Action.FULL: "C", Action.SLICE: "S", Action.FORECAST: "F", Action.REUSE: "R"}
 _LABEL_WIDTH = 18
 
 
@@ -168,30 +167,6 @@ def summarise(trace: Trace) -> Summary:
         warnings=tuple(trace.warnings),
         dropped_runs=trace.counts.get("dropped_runs", 0),
     )
-
-
-def decision_map(trace: Trace, run: int | None = None) -> str:
-    """What was done when: a line per unit and branch, a letter per step (C, S, F or R; "." = not called).
-
-    run: which one, None = the last. Empty text where the trace has no such run.
-    """
-    runs = [entry.run for entry in trace.entries]
-    if run is None:
-        run = max(runs, default=0)
-    cells: dict[tuple[str, str], dict[int, str]] = {}
-    for entry in trace.entries:
-        if entry.run == run:
-            cells.setdefault((entry.unit, entry.branch), {})[entry.step] = _LETTERS[Action(entry.action)]
-    if not cells:
-        return ""
-    steps = range(1 + max(step for row in cells.values() for step in row))
-    labels = [" ".join(key) for key in cells]
-    width = max(len(label) for label in [*labels, "step"])
-    ruler = "".join(f"{step:<5}" for step in steps[::5]).rstrip()
-    lines = [f"{'step':<{width}}  {ruler}"]
-    for label, row in zip(labels, cells.values(), strict=True):
-        lines.append(f"{label:<{width}}  {''.join(row.get(step, '.') for step in steps)}")
-    return "\n".join([*lines, "C computed, S sliced, F forecast, R reused"])
 
 
 def align(rows: Sequence[Sequence[str]], right: Iterable[int] = ()) -> list[str]:

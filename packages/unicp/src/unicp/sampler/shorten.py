@@ -4,20 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 from unicp.errors import InputError
 from unicp.sampler import observer
 from unicp.sampler.observer import SamplerRun
-
-
-@dataclass(frozen=True)
-class Fewer:
-    """As many steps instead of those that a run was set to. chosen: which of them, from 0, rising; () = spread."""
-
-    steps: int
-    chosen: Sequence[int] = ()
 
 
 def can_choose(scheduler: Any) -> bool:
@@ -27,20 +18,33 @@ def can_choose(scheduler: Any) -> bool:
 
 
 def shorten(
-    scheduler: Any, fewer: Fewer, again: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    scheduler: Any,
+    steps: int,
+    chosen: Sequence[int],
+    again: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
 ) -> bool:
-    """Shortens the run that a scheduler was just set to; whether it did.
+    """Shortens the run that a scheduler was just set to.
 
-    again: the scheduler's own `set_timesteps`, which was called with `args` and `kwargs`. What cannot be done is not:
-    chosen steps of a scheduler whose steps are evenly spaced, and another number of evenly spaced steps where the
-    caller names its own noise levels.
+    Args:
+        scheduler: As it was set.
+        steps: Of the shorter run.
+        chosen: Which steps of the whole run these are, rising; empty = evenly spaced ones.
+        again: The scheduler's own `set_timesteps`.
+        args: What it was called with.
+        kwargs: What it was called with.
+
+    Returns:
+        Whether it did. What cannot be done is not: chosen steps of a scheduler whose steps are evenly spaced, and
+        another number of evenly spaced steps where the caller names its own noise levels.
     """
-    if fewer.chosen:
+    if chosen:
         if can_choose(scheduler):
-            _take(scheduler, fewer.chosen)
+            _take(scheduler, chosen)
             return True
     elif kwargs.get("sigmas") is None and kwargs.get("timesteps") is None and len(args) <= 2:
-        _set(again, fewer.steps, args, kwargs)
+        _set(again, steps, args, kwargs)
         return True
     return False
 

@@ -6,8 +6,7 @@ import math
 
 import pytest
 
-from unicp.planning.builtin import CAUTION, FOLDER, builtin_profile
-from unicp.planning.profile import Fingerprint, load_profile
+from unicp.planning.profile import CAUTION, FOLDER, Fingerprint, builtin_profile, load_profile
 from unicp.planning.solver import Solver, best_choices
 from unicp.planning.targets import parse_target
 

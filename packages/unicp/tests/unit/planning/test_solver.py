@@ -64,7 +64,7 @@ def test_a_quality_that_nothing_served_has_is_computed_and_said():
         and plan.psnr.mean == math.inf
         and plan.speed_up == 1
     )
-    assert plan.notes == ["no step can be served at this quality: nothing is saved"]
+    assert plan.notes == ["no step can be skipped at this quality: nothing is saved"]
 
 
 def test_caution_computes_more():

@@ -10,9 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from unicp.planning.builtin import FOLDER
 from unicp.planning.curves import forecast_errors, levels_of, probed_way, step_weights
-from unicp.planning.profile import load_profile
+from unicp.planning.profile import FOLDER, load_profile
 from unicp.policies.step_paths import WARM_UP, StepPath, WindowLoss, best_paths, one_by_one, path_loss
 
 STEPS = 8

@@ -14,7 +14,7 @@ import pytest
 
 import unicp
 from unicp.records import Entry, Trace
-from unicp.reporting.summary import align, decision_map, summarise
+from unicp.reporting.summary import align, summarise
 
 ACTIONS = {"C": "full", "S": "slice", "F": "forecast", "R": "reuse"}
 
@@ -101,7 +101,6 @@ def test_an_empty_trace():
     summary = summarise(trace())
     assert summary.operations_saved is None and summary.worst_measured is None
     assert "Nothing was recorded" in summary.text()
-    assert decision_map(trace()) == ""
 
 
 def test_nothing_executed_and_nothing_counted():
@@ -121,21 +120,6 @@ def test_numbers_that_are_not_finite_stay_visible_and_json_stays_strict():
     assert body["worst_measured"] == "nan" and body["worst_predicted"] == "inf"
     assert body["actions"]["forecast"]["calls"] == 1
     assert "none finite" in summary.text()
-
-
-def test_decision_map():
-    entries = [entry(letter, step) for step, letter in enumerate("CCFFRS")]
-    entries += [entry("C", step, "uncond") for step in (0, 5)]
-    entries += [entry("C", 0, run=1)]
-    lines = decision_map(trace(*entries), run=0).splitlines()
-    assert lines == [
-        "step          0    5",
-        "model cond    CCFFRS",
-        "model uncond  C....C",
-        "C computed, S sliced, F forecast, R reused",
-    ]
-    assert decision_map(trace(*entries)).splitlines()[1] == "model cond  C"
-    assert decision_map(trace(*entries), run=7) == ""
 
 
 def test_align():

@@ -15,7 +15,7 @@ from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepSchedu
 
 from unicp.errors import InputError
 from unicp.sampler import observer
-from unicp.sampler.shorten import Fewer, only_steps, shorten
+from unicp.sampler.shorten import only_steps, shorten
 
 
 def unipc() -> UniPCMultistepScheduler:
@@ -65,19 +65,27 @@ def test_a_sampler_of_evenly_spaced_steps_is_refused():
         pass
 
 
+# As many steps, and which ones; () = evenly spaced.
+Wish = tuple[int, tuple[int, ...]]
+
+
 class Shortening:
     """Shortens the runs of one scheduler while it is watched."""
 
-    def __init__(self, scheduler, wish: Fewer | None, seen: list[Fewer]):
+    def __init__(self, scheduler, wish: Wish | None, seen: list[Wish]):
         self.scheduler, self.wish, self.seen = scheduler, wish, seen
 
     def was_set(self, run, scheduler, again, args, kwargs) -> None:
-        if scheduler is self.scheduler and self.wish is not None and shorten(scheduler, self.wish, again, args, kwargs):
+        if (
+            scheduler is self.scheduler
+            and self.wish is not None
+            and shorten(scheduler, *self.wish, again, args, kwargs)
+        ):
             self.seen.append(self.wish)
 
 
 @contextmanager
-def shortened(scheduler, wish: Fewer | None, seen: list[Fewer] | None = None):
+def shortened(scheduler, wish: Wish | None, seen: list[Wish] | None = None):
     listener = Shortening(scheduler, wish, [] if seen is None else seen)
     observer.watch(listener, [scheduler])
     observer.listen(listener)
@@ -93,14 +101,14 @@ def test_a_shortened_run_is_the_one_of_the_steps_chosen(make):
     with only_steps(scheduler := make(), 9, (0, 1, 2, 5)):
         plain = walk(scheduler, 9)
     scheduler, seen = make(), []
-    with shortened(scheduler, Fewer(4, (0, 1, 2, 5)), seen):
-        assert torch.equal(walk(scheduler, 9), plain) and seen == [Fewer(4, (0, 1, 2, 5))]
+    with shortened(scheduler, (4, (0, 1, 2, 5)), seen):
+        assert torch.equal(walk(scheduler, 9), plain) and seen == [(4, (0, 1, 2, 5))]
     assert "set_timesteps" not in vars(scheduler) and torch.equal(walk(scheduler, 9), walk(make(), 9))
 
 
 def test_evenly_spaced_steps_are_the_schedulers_own():
     scheduler, seen = DDIMScheduler(), []
-    with shortened(scheduler, Fewer(4), seen):
+    with shortened(scheduler, (4, ()), seen):
         scheduler.set_timesteps(9, "cpu")
     whole = DDIMScheduler()
     whole.set_timesteps(4)
@@ -110,8 +118,8 @@ def test_evenly_spaced_steps_are_the_schedulers_own():
 @pytest.mark.parametrize(
     ("make", "wish", "given"),
     [
-        (DDIMScheduler, Fewer(4, (0, 1, 2, 5)), {"num_inference_steps": 9}),
-        (FlowMatchEulerDiscreteScheduler, Fewer(2), {"sigmas": [0.9, 0.6, 0.3]}),
+        (DDIMScheduler, (4, (0, 1, 2, 5)), {"num_inference_steps": 9}),
+        (FlowMatchEulerDiscreteScheduler, (2, ()), {"sigmas": [0.9, 0.6, 0.3]}),
         (FlowMatchEulerDiscreteScheduler, None, {"num_inference_steps": 9}),
     ],
 )
@@ -125,7 +133,7 @@ def test_what_cannot_be_shortened_is_left_whole_and_nobody_is_told_it_was(make, 
 
 def test_a_pipeline_that_names_its_levels_is_shortened_to_chosen_ones():
     scheduler = FlowMatchEulerDiscreteScheduler()
-    with shortened(scheduler, Fewer(2, (0, 2))):
+    with shortened(scheduler, (2, (0, 2))):
         scheduler.set_timesteps(sigmas=[0.9, 0.6, 0.3])
     assert scheduler.sigmas.tolist() == pytest.approx([0.9, 0.3, 0.0])
 
@@ -141,7 +149,7 @@ def test_pipelines_still_see_what_the_scheduler_takes():
 @pytest.mark.parametrize("make", [copy.copy, copy.deepcopy, lambda one: pickle.loads(pickle.dumps(one))])
 def test_a_copied_scheduler_sets_itself_and_whole_runs(make):
     scheduler = FlowMatchEulerDiscreteScheduler()
-    with shortened(scheduler, Fewer(2, (0, 5))):
+    with shortened(scheduler, (2, (0, 5))):
         other = make(scheduler)
         other.set_timesteps(9)
     whole = FlowMatchEulerDiscreteScheduler()
@@ -157,7 +165,7 @@ def test_afterwards_the_classes_have_their_own_methods_and_somebody_elses_are_le
         assert kind.set_timesteps is not own[0] and kind.step is not own[1]
     assert (kind.set_timesteps, kind.step) == own
     try:
-        with shortened(kind(), Fewer(2, (0, 5))):
+        with shortened(kind(), (2, (0, 5))):
             ours = kind.set_timesteps
             kind.set_timesteps = theirs = lambda self, *args, **kwargs: ours(self, *args, **kwargs)
         assert kind.set_timesteps is theirs

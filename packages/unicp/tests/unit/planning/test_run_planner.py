@@ -6,10 +6,10 @@ import pytest
 from tests.made_profiles import STEPS, flow_levels, made
 
 from unicp.errors import InputError
-from unicp.planning import following
-from unicp.planning.following import RunPlanner
+from unicp.planning import run_planner
 from unicp.planning.plan import Plan
 from unicp.planning.profile import FewerSteps
+from unicp.planning.run_planner import RunPlanner
 from unicp.planning.solver import Solver
 from unicp.planning.targets import parse_target
 from unicp.policies.guard import Guard
@@ -162,8 +162,8 @@ def test_sessions_solve_once_for_one_profile_target_and_run(monkeypatch):
 
 
 def test_only_so_many_solved_plans_are_kept(monkeypatch):
-    monkeypatch.setattr(following, "KEPT", 2)
+    monkeypatch.setattr(run_planner, "KEPT", 2)
     profile, levels = made(), flow_levels()
     for value in range(30, 36):
         RunPlanner((parse_target(f"psnr>={value}"), profile), 0.0, print).solve(levels)
-    assert len(following._SOLVED) == 2
+    assert len(run_planner._SOLVED) == 2

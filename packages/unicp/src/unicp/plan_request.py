@@ -1,4 +1,4 @@
-"""What `enable` was asked to promise, checked against the model before anything of it is changed."""
+"""What `enable` was asked for by a target or a plan, checked against the model before anything of it is changed."""
 
 from __future__ import annotations
 
@@ -10,69 +10,105 @@ from typing import Any
 from unicp.errors import InputError, SettingsError
 from unicp.models.finder import ModelMap, map_model, transformers_of
 from unicp.models.noise import read_schedule
-from unicp.planning.builtin import builtin_profile
-from unicp.planning.fingerprint import fingerprint_of
-from unicp.planning.following import RunPlanner
 from unicp.planning.plan import Plan, load_plan
-from unicp.planning.profile import Fingerprint, Profile, load_profile
+from unicp.planning.profile import Fingerprint, Profile, builtin_profile, load_profile
+from unicp.planning.run_planner import RunPlanner
 from unicp.planning.solver import check_feasible
 from unicp.planning.targets import Target, parse_target
 from unicp.settings import Settings
 
+OnWarning = Callable[[str], None]
+
 
 @dataclass(frozen=True)
-class Promise:
-    """A target, with a profile or without, or a plan."""
+class PlanRequest:
+    """A target, with a profile or without, or a plan.
+
+    Attributes:
+        target: To solve for; `None` with a plan.
+        profile: To solve under; `None` = a shipped one.
+        plan: To follow as it is.
+    """
 
     target: Target | None
     profile: Profile | None
     plan: Plan | None
+
+    @classmethod
+    def read(
+        cls,
+        settings: Settings,
+        target: str | None,
+        profile: str | Path | Profile | None,
+        plan: str | Path | Plan | None,
+    ) -> PlanRequest:
+        """What `enable` was given, before a model is looked at.
+
+        Raises:
+            InputError: The target, or the combination, cannot be used, or there is no such file.
+            FileFormatError: A file is damaged.
+            SettingsError: The settings are of a kind that no plan is for.
+        """
+        wanted, known, made = None, None, None
+        if plan is not None:
+            if target is not None or profile is not None:
+                raise InputError("a plan with a target or profile", "both", "give one: a plan needs neither")
+            made = plan if isinstance(plan, Plan) else load_plan(plan)
+        elif target is None:
+            raise InputError("a profile", "no target", 'name one, like target="psnr>=35"')
+        else:
+            wanted = parse_target(target)
+            known = profile if profile is None or isinstance(profile, Profile) else load_profile(profile)
+        _check(settings)
+        return cls(wanted, known, made)
 
     @property
     def name(self) -> str:
         """What a summary calls a session under it."""
         return "under a plan" if self.target is None else f"target {self.target}"
 
-    def planner(self, maps: Sequence[ModelMap], scheduler: Any, say: Callable[[str], None]) -> RunPlanner:
-        """What plans the runs of this model. Raises InputError where profile, plan or model do not fit.
+    def planner(self, maps: Sequence[ModelMap], scheduler: Any, on_warning: OnWarning) -> RunPlanner:
+        """What plans the runs of this model under this scheduler. on_warning: told where the target is a guess.
 
-        say: told where the promise is a guess.
+        Raises:
+            InputError: Profile, plan or model do not fit.
         """
         own = _fingerprint(maps, scheduler, str(self.target or "to follow a plan"))
         if self.plan is not None:
             if self.plan.model != own.model:
-                raise InputError(
-                    "to follow a plan", f"one of {self.plan.model}, not {own.model}", "plan for this model"
-                )
-            return RunPlanner(self.plan, 0.0, say)
+                found = f"one of {self.plan.model}, not {own.model}"
+                raise InputError("to follow a plan", found, "plan for this model")
+            return RunPlanner(self.plan, 0.0, on_warning)
         assert self.target is not None
         if self.profile is not None:
-            known = self.profile.fingerprint
-            # How many calls a step makes shows in a run only.
-            differences = known.differences(Fingerprint(**{**vars(own), "branches": known.branches}))
+            differences = self.profile.fingerprint.differences(own)
             if differences:
                 do = "make a profile of this model and sampler with unicp calibrate"
                 raise InputError(f"target {self.target} with this profile", f"here {'; '.join(differences)}", do)
             check_feasible(self.profile, self.target)
-            return RunPlanner((self.target, self.profile), 0.0, say)
+            return RunPlanner((self.target, self.profile), 0.0, on_warning)
         profile, caution = builtin_profile(own)
         if caution:
-            say(f"target {self.target}: a guess from another model's profile; unicp calibrate makes one of this model")
+            guess = "a guess from another model's profile; unicp calibrate makes one of this model"
+            on_warning(f"target {self.target}: {guess}")
         check_feasible(profile, self.target, caution, knows_seconds=False)
         # The device on which a shipped profile was made is not this one.
-        return RunPlanner((self.target, profile), caution, say, knows_seconds=False)
+        return RunPlanner((self.target, profile), caution, on_warning, knows_seconds=False)
 
 
 class Planners:
     """What plans the runs of a session: one planner for each kind of scheduler that steps them.
 
-    A scheduler may be replaced after UniCP was enabled, or come with a request. plan: of the last run.
+    A scheduler may be replaced after UniCP was enabled, or come with a request.
+
+    Attributes:
+        plan: Of the last run.
     """
 
-    def __init__(self, promise: Promise, maps: Sequence[ModelMap], say: Callable[[str], None]):
-        self._promise, self._maps, self._say = promise, maps, say
+    def __init__(self, request: PlanRequest, maps: Sequence[ModelMap], on_warning: OnWarning):
+        self._request, self._maps, self._on_warning = request, maps, on_warning
         self._known: dict[tuple[str, str], RunPlanner] = {}
-        self.plan: Plan | None = promise.plan
+        self.plan: Plan | None = request.plan
 
     @property
     def is_guess(self) -> bool:
@@ -80,7 +116,7 @@ class Planners:
         return any(planner.caution > 0 for planner in self._known.values())
 
     def check(self, scheduler: Any) -> None:
-        """Raises InputError where nothing can be promised under this scheduler."""
+        """Raises InputError where no run under this scheduler can be planned."""
         self.of(scheduler)
 
     def of(self, scheduler: Any) -> RunPlanner:
@@ -88,7 +124,7 @@ class Planners:
         schedule = read_schedule(scheduler)
         key = type(scheduler).__name__, "" if schedule is None else schedule.prediction
         if key not in self._known:
-            self._known[key] = self._promise.planner(self._maps, scheduler, self._say)
+            self._known[key] = self._request.planner(self._maps, scheduler, self._on_warning)
         return self._known[key]
 
 
@@ -99,23 +135,6 @@ def shipped_profile(pipe: Any) -> tuple[Profile, float]:
     """
     maps = [map_model(module) for module in transformers_of(pipe).values()]
     return builtin_profile(_fingerprint(maps, pipe.scheduler, "a profile of this pipeline"))
-
-
-def make_promise(
-    settings: Settings, target: str | None, profile: str | Path | Profile | None, plan: str | Path | Plan | None
-) -> Promise:
-    """Reads what `enable` was given, before a model is looked at. Raises InputError, FileFormatError, SettingsError."""
-    if plan is not None:
-        if target is not None or profile is not None:
-            raise InputError("a plan with a target or profile", "both", "give one: a plan needs neither")
-        made, wanted, known = plan if isinstance(plan, Plan) else load_plan(plan), None, None
-    else:
-        if target is None:
-            raise InputError("a profile", "no target", 'name one, like target="psnr>=35"')
-        made, wanted = None, parse_target(target)
-        known = profile if profile is None or isinstance(profile, Profile) else load_profile(profile)
-    _check(settings)
-    return Promise(wanted, known, made)
 
 
 def _check(settings: Settings) -> None:
@@ -147,4 +166,4 @@ def _fingerprint(maps: Sequence[ModelMap], scheduler: Any, asked: str) -> Finger
             "no scheduler" if scheduler is None else f"a {type(scheduler).__name__}, which does not tell noise levels"
         )
         raise InputError(asked, found, "pass scheduler=…" if scheduler is None else "use another scheduler or a preset")
-    return fingerprint_of(maps[0].transformer, scheduler, schedule.prediction, 0)
+    return Fingerprint.of(maps[0].transformer, scheduler, schedule.prediction)

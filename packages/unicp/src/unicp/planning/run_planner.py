@@ -20,22 +20,27 @@ KEPT = 32
 
 
 class RunPlanner:
-    """Makes or checks the plan of each run. plan: of the last run, None before the first and where none could be had.
+    """Makes or checks the plan of each run.
 
-    source: a target to be solved for under a profile, or a plan to be followed as it is. caution: dB taken off what
-    the profile promises, because it is another model's. say: told, once, what a user must know. knows_seconds: whether
-    the profile was made on this device.
+    Args:
+        source: A target to be solved for under a profile, or a plan to be followed as it is.
+        caution: dB taken off what the profile predicts, because it is another model's.
+        on_warning: Told, once each, what a user must know.
+        knows_seconds: Whether the profile was made on this device.
+
+    Attributes:
+        plan: Of the last run; `None` before the first, and where there was none.
     """
 
     def __init__(
         self,
         source: tuple[Target, Profile] | Plan,
         caution: float,
-        say: Callable[[str], None],
+        on_warning: Callable[[str], None],
         knows_seconds: bool = True,
     ):
-        self._source, self.caution, self._say, self._knows_seconds = source, caution, say, knows_seconds
-        self._said: set[str] = set()
+        self._source, self.caution, self._on_warning, self._knows_seconds = source, caution, on_warning, knows_seconds
+        self._told: set[str] = set()
         self.plan: Plan | None = source if isinstance(source, Plan) else None
 
     def shorten(self, levels: Levels) -> Plan | None:
@@ -54,12 +59,21 @@ class RunPlanner:
         step: int = 1,
         shortened: Plan | None = None,
     ) -> Course | None:
-        """What a run follows; None = no plan fits it, which was said: the online rule decides.
+        """What a run follows.
 
-        levels: of the run's steps, and the one after the last. shape: of the sample. step: that the run is at, 1 unless
-        it does not begin with noise alone. shortened: the plan by which steps were left out when the run was set.
-        Raises InputError where the target cannot be met, and where a shorter plain run would meet it better than any
-        plan but the run could not be shortened.
+        Args:
+            levels: Of the run's steps, and the one after the last; `None` = not known.
+            branches: Calls a step.
+            shape: Of the sample, batch first.
+            step: That the run is at, 1 unless it does not begin with noise alone.
+            shortened: The plan by which steps were left out when the run was set.
+
+        Returns:
+            `None` where no plan fits, of which a warning tells: the online rule decides.
+
+        Raises:
+            InputError: The target cannot be met, or a shorter plain run would meet it better than any plan but the run
+                could not be shortened.
         """
         if levels is None:
             return self._without("the scheduler does not tell the noise levels of this run")
@@ -72,7 +86,7 @@ class RunPlanner:
                 raise InputError(
                     f"to follow a plan of {self._source.steps} steps", found, "plan for this run, by target"
                 )
-            self._tell_of_fewer(self._source, is_promise=False)
+            self._tell_of_subset(self._source, is_speed=False)
             return self._source.course
         target, profile = self._source
         other = self._other_guidance(branches)
@@ -85,7 +99,7 @@ class RunPlanner:
             found = f"a profile of {profile.steps}, whose steps are narrower"
             do = f"calibrate with --steps {plan.steps}, or expect more clips below the target"
             self._tell(f"asked: {asked}; found: {found}; do: {do}")
-        self._tell_of_fewer(plan, is_promise=target.kind != "psnr")
+        self._tell_of_subset(plan, is_speed=target.kind != "psnr")
         return plan.course
 
     def _check_shortened(self, plan: Plan, branches: int, shape: Sequence[int], step: int) -> None:
@@ -125,8 +139,8 @@ class RunPlanner:
                 _SOLVED.pop(oldest, None)
         return known[1]
 
-    def _tell_of_fewer(self, plan: Plan, is_promise: bool) -> None:
-        """Where steps should have been left out and were not. is_promise: of a speed, which serving cannot keep."""
+    def _tell_of_subset(self, plan: Plan, is_speed: bool) -> None:
+        """Where steps should have been left out and were not. is_speed: of a speed, which skipping cannot keep."""
         if plan.subset is None:
             return
         # Only the scheduler of a pipeline can be made to leave out steps, and not where the pipeline names its levels.
@@ -135,7 +149,7 @@ class RunPlanner:
         if chosen:
             do = f"enable UniCP on the pipeline, or run the steps {chosen} alone"
         found = f"plain {count} steps do better than any plan of {plan.steps}"
-        if is_promise:
+        if is_speed:
             raise InputError(f"target {plan.target}", found, do)
         self._tell(f"{found}: {do}")
 
@@ -144,6 +158,6 @@ class RunPlanner:
         self._tell(f"no plan: {reason}; the online rule decides, and the target is not promised")
 
     def _tell(self, text: str) -> None:
-        if text not in self._said:
-            self._said.add(text)
-            self._say(text)
+        if text not in self._told:
+            self._told.add(text)
+            self._on_warning(text)

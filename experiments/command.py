@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from unicp.models.loading import SAMPLERS
+from unicp.cli.loading import SAMPLERS
 from unicp_bench.harness import Harness
 from unicp_bench.suites import STEPS, models
 from unicp_testbeds import DEFAULT

@@ -15,10 +15,9 @@ from tests.commands import run
 from tests.made_profiles import made
 from tests.test_rows import row
 
-from unicp.cli import common
+from unicp.cli import common, loading
 from unicp.cli.main import app
 from unicp.errors import InputError
-from unicp.models import loading
 from unicp.planning import solver
 from unicp.planning.profile import save_profile
 from unicp.records import Trace, save_trace

@@ -54,7 +54,7 @@ TABLE: dict[str, Row] = {
     "files": row("errors disk", "pydantic pydantic_core"),
     "records": row("errors files"),
     "numerics": row("errors", "torch"),
-    "models": row("errors settings records files numerics", "torch", {"models/loading.py": "diffusers"}),
+    "models": row("errors settings numerics", "torch"),
     # What may be exchanged. Policies know no torch: decisions are tested with floats alone.
     # numpy: the schedules of a run of hundreds of steps are solved over arrays; by loops they took minutes.
     "policies": row("errors context registry settings", "", {"policies/step_paths.py": "numpy"}),
@@ -73,9 +73,7 @@ TABLE: dict[str, Row] = {
     # No torch: a plan can be made, printed and drawn where there is none.
     "planning": row("errors context settings records files numerics policies", "pydantic"),
     "reporting": row("errors context records files"),
-    # Entry points, by name: what they lead to is imported by no import statement.
-    "plugins": row(),
-    "plan_request": row("errors settings models planning"),
+    "plan_request": row("errors settings models policies planning"),
     "session": row(
         "errors context settings records files models policies predictors reducers sampler runtime hooks planning "
         "plan_request reporting",
@@ -85,10 +83,10 @@ TABLE: dict[str, Row] = {
         "unicp errors context settings records files numerics models policies sampler runtime planning", "torch"
     ),
     "cli": row(
-        "unicp errors settings records files numerics models reporting session planning plan_request calibration "
-        "plugins",
+        "unicp errors settings records files numerics models reporting session planning plan_request calibration",
         "typer rich torch numpy av PIL",
-        {"cli/common.py": "diffusers transformers"},  # their progress bars and log levels
+        # Their progress bars and log levels; and the one place that loads a pipeline.
+        {"cli/common.py": "diffusers transformers", "cli/loading.py": "diffusers"},
     ),
     # unicp/__init__.py: the public names, loaded when asked for.
     API: row("errors context settings records files models policies predictors reducers planning reporting session"),
@@ -99,7 +97,7 @@ DISTRIBUTIONS: dict[str, Row] = {
     "unicp_testbeds": row("errors files", "torch diffusers transformers tokenizers safetensors PIL av numpy"),
     "unicp_bench": row(
         "unicp errors context registry settings records files numerics models policies predictors reducers "
-        "sampler runtime reporting session planning plan_request cli plugins",
+        "sampler runtime reporting session planning plan_request cli",
         "torch diffusers typer unicp_testbeds",
         # Rivals and metrics, each in the one file that works without it.
         {
@@ -115,7 +113,7 @@ DISTRIBUTIONS: dict[str, Row] = {
         },
     ),
     "experiments": row(
-        "unicp errors context settings files numerics models reducers attention session",
+        "unicp errors context settings files numerics models reducers attention session cli",
         "torch unicp_bench unicp_testbeds",
     ),
 }
@@ -255,7 +253,7 @@ def test_nothing_may_import_the_command_line_and_the_table_has_no_cycle():
         ("session.py", "from unicp_bench import rows\n", "session -> unicp_bench"),
         ("cli/main.py", "def f():\n    from unicp_bench.cli.bench import bench\n", "cli -> unicp_bench"),
         (
-            "models/loading.py",
+            "models/row.py",
             "import importlib\nimportlib.import_module('unicp_testbeds')\n",
             "models -> unicp_testbeds",
         ),
@@ -278,7 +276,7 @@ def test_a_planted_bad_import_is_found(tmp_path: Path, file: str, text: str, edg
     ("file", "text"),
     [
         ("policies/rule.py", "import math\nfrom unicp.context import Action\nfrom .weight_shift import FULL\n"),
-        ("models/loading.py", "import diffusers\n"),
+        ("hooks/diffusers.py", "import diffusers\n"),
         ("cli/video.py", "import av\n"),
         ("cli/extra.py", "import unicp\nfrom unicp import enable\n"),
     ],

@@ -12,7 +12,7 @@ from diffusers import AutoencoderKLCogVideoX, CogVideoXDDIMScheduler, CogVideoXP
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
 import unicp
-from unicp.models.loading import generation_defaults
+from unicp.cli.loading import generation_defaults
 from unicp_testbeds import film, film_data, training_loop
 from unicp_testbeds.film_data import FRAMES, Clips
 from unicp_testbeds.training_loop import Log, Stage

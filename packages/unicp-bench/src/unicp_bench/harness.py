@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
-from unicp.models.loading import check_frames, generation_defaults, load_pipeline, sampler
+from unicp.cli.loading import check_frames, generation_defaults, load_pipeline, sampler
 from unicp.numerics.operation_counts import OperationCounter
 from unicp_bench.conditions import hash_of
 from unicp_bench.methods import Bench, Method

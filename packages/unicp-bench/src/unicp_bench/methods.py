@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import unicp
+from unicp.cli.loading import sampler
 from unicp.errors import InputError, UnsupportedModelError
-from unicp.models.loading import sampler
 from unicp.planning.targets import parse_target
 from unicp.settings import Settings, preset
 from unicp_bench.plugins import REGISTRIES

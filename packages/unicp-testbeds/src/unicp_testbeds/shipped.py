@@ -11,7 +11,7 @@ from unicp_testbeds.prompts import prompts_of
 
 @dataclass(frozen=True)
 class ShippedPipeline:
-    """A test-bed: what `unicp.plugins.ShippedPipeline` asks for."""
+    """A test-bed: what `unicp.cli.plugins.ShippedPipeline` asks for."""
 
     name: str
 

@@ -15,6 +15,7 @@ from unicp.planning.profile import Fingerprint, Profile, builtin_profile, load_p
 from unicp.planning.run_planner import RunPlanner
 from unicp.planning.solver import check_feasible
 from unicp.planning.targets import Target, parse_target
+from unicp.policies.planned import Course
 from unicp.settings import Settings
 
 OnWarning = Callable[[str], None]
@@ -119,6 +120,13 @@ class Planners:
         """Raises InputError where no run under this scheduler can be planned."""
         self.of(scheduler)
 
+    def course(self, scheduler: Any, *run: Any) -> Course | None:
+        """What a run under this scheduler follows, `None` = its settings. run: as `RunPlanner` takes it."""
+        planner = self.of(scheduler)
+        course = planner(*run)
+        self.plan = planner.plan
+        return course
+
     def of(self, scheduler: Any) -> RunPlanner:
         """The planner of runs under this scheduler. Raises InputError where profile, plan or model do not fit it."""
         schedule = read_schedule(scheduler)
@@ -148,6 +156,8 @@ def _check(settings: Settings) -> None:
         found = f"level {settings.level!r} and predictor {settings.predictor!r}"
     elif settings.full_every is not None or settings.full_steps is not None:
         found = "settings with full_every or full_steps"
+    elif settings.policy != "error_window":
+        found = f"policy {settings.policy!r}, in whose place the plan would decide"
     elif settings.slicing.widths:
         found = "settings with slicing"
     if found:

@@ -125,9 +125,7 @@ class Session:
         assert self._planners is not None
         levels = None if tracker.schedule is None else tracker.schedule.levels()
         shortened = None if tracker.set_by is None else tracker.set_by.note
-        planner = self._planners.of(tracker.scheduler)
-        course = planner(levels, tracker.branches, shape, step, shortened)
-        self._planners.plan = planner.plan
+        course = self._planners.course(tracker.scheduler, levels, tracker.branches, shape, step, shortened)
         if shortened is not None and levels is not None:
             self._log.count("left_out", tracker.branches * (shortened.steps - len(levels) + 1))
         return course

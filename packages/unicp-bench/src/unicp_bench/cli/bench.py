@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from unicp.cli import options
+from unicp.cli.loading import SAMPLERS, check_model
 from unicp.errors import InputError
 from unicp.files import check_appendable, check_writable, read_json
-from unicp.models.loading import SAMPLERS, check_model
 
 if TYPE_CHECKING:
     from unicp_bench.sweep import Sweep

@@ -99,6 +99,9 @@ class _Progress:
     tell: Callable[[str], None]
     done: int = 0
 
+    def expect(self, total: int) -> None:
+        self.total = total
+
     def step(self, what: str) -> None:
         self.done += 1
         self.tell(f"{self.done} of {self.total}: {what}")
@@ -177,7 +180,7 @@ class Calibration:
         for number, prompt in enumerate(self.prompts):
             references[prompt] = self._plain(number, prompt)
             probed = self._probed(prompt)
-            progress.total = config.runs(len(probed), self._can_choose) * len(self.prompts)
+            progress.expect(config.runs(len(probed), self._can_choose) * len(self.prompts))
             progress.step(f"plain run of {prompt!r}")
             for step in probed:
                 self._probe(references[prompt], step)

@@ -9,9 +9,9 @@ import typer
 
 from unicp.cli import options
 from unicp.cli.options import OFF, Request
+from unicp.cli.plugins import shipped_pipeline
 from unicp.errors import InputError
 from unicp.planning.solver import check_steps
-from unicp.plugins import shipped_pipeline
 
 PROMPTS = 4
 

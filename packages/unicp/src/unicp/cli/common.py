@@ -17,10 +17,10 @@ import typer
 
 from unicp.cli.limits import check_fps
 from unicp.cli.options import DEFAULT_MODEL, GET_TESTBEDS, NO_TESTBEDS, Request
+from unicp.cli.plugins import shipped_pipeline
 from unicp.cli.terminal import check_interrupt, raw
 from unicp.errors import InputError, UniCPError, clean
 from unicp.files import json_ready
-from unicp.plugins import shipped_pipeline
 
 if TYPE_CHECKING:
     import numpy as np
@@ -81,7 +81,7 @@ def model_of(model: str | None) -> str | Path:
 
     Checked as far as that needs no loading.
     """
-    from unicp.models.loading import check_model
+    from unicp.cli.loading import check_model
 
     name = DEFAULT_MODEL if model is None else model
     testbed = shipped_pipeline(name)
@@ -95,7 +95,7 @@ def model_of(model: str | None) -> str | Path:
 
 def prepare(request: Request) -> Prepared:
     """Loads the model and settles its arguments: the user's, else the model folder's, else the pipeline's own."""
-    from unicp.models.loading import generation_defaults, load_pipeline, sampler
+    from unicp.cli.loading import generation_defaults, load_pipeline, sampler
 
     model = model_of(request.model)
     defaults = generation_defaults(model)
@@ -251,7 +251,7 @@ def _steps_bar(title: str, steps: int | None) -> Iterator[_StepsBar]:
 
 
 def _arguments(pipe: Any, request: Request, defaults: dict[str, Any]) -> dict[str, Any]:
-    from unicp.models.loading import check_frames
+    from unicp.cli.loading import check_frames
 
     known = _parameters(pipe)
     frames_name = next((name for name in _FRAME_NAMES if name in known), _FRAME_NAMES[0])

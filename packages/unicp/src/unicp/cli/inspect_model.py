@@ -22,8 +22,8 @@ def inspect_model(model: options.ModelOption = None, as_json: options.JsonOption
       unicp inspect --model Wan-AI/Wan2.1-T2V-1.3B-Diffusers --json
     """
     from unicp.cli import common
+    from unicp.cli.loading import load_outline
     from unicp.models.finder import map_model
-    from unicp.models.loading import load_outline
     from unicp.models.noise import read_schedule
 
     source = common.model_of(model)

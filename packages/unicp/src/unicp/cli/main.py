@@ -10,8 +10,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from unicp import plugins
-from unicp.cli import terminal
+from unicp.cli import plugins, terminal
 from unicp.cli.calibrate import calibrate
 from unicp.cli.compare import compare
 from unicp.cli.generate import generate

@@ -12,9 +12,9 @@ from typing import Annotated, Any
 import typer
 
 from unicp.cli.limits import LEAST_FPS, MOST_FPS, SIDES, check_clip, check_fps, side_by_side_size
+from unicp.cli.loading import SAMPLERS
 from unicp.errors import InputError
 from unicp.files import check_writable, reason
-from unicp.models.loading import SAMPLERS
 from unicp.planning.profile import load_profile
 from unicp.planning.solver import check_feasible, check_steps
 from unicp.planning.targets import parse_target

@@ -14,8 +14,8 @@ import unicp
 from tests import tiny_pipeline
 from unicp.calibration.calibrating import Calibration, CalibrationConfig
 from unicp.calibration.pipeline_runner import PipelineRunner
+from unicp.cli.loading import load_pipeline, sampler
 from unicp.errors import InputError
-from unicp.models.loading import load_pipeline, sampler
 from unicp.planning.curves import window_factors
 from unicp.planning.profile import Profile, Seconds, load_profile
 

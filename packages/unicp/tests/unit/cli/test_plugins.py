@@ -13,8 +13,7 @@ import typer
 from tests.commands import refused
 
 import unicp
-from unicp import plugins
-from unicp.cli import main
+from unicp.cli import main, plugins
 from unicp.cli.common import model_of
 
 

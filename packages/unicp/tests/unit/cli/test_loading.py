@@ -15,9 +15,9 @@ from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchE
 from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepScheduler
 
 from tests import tiny_pipeline
+from unicp.cli.loading import check_frames, check_model, generation_defaults, load_outline, load_pipeline, sampler
 from unicp.errors import FileFormatError, InputError, UniCPError, UnsupportedModelError
 from unicp.models.finder import map_model
-from unicp.models.loading import check_frames, check_model, generation_defaults, load_outline, load_pipeline, sampler
 from unicp.models.noise import read_schedule
 from unicp_testbeds import film, latte
 from unicp_testbeds.components import FLOW_SHIFT, build_scheduler

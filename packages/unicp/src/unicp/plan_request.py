@@ -115,6 +115,10 @@ class Planners:
         """True where what was used so far is the profile of another model."""
         return any(planner.caution > 0 for planner in self._known.values())
 
+    def keep(self, plan: Plan | None) -> None:
+        """The plan of a run that has just been planned."""
+        self.plan = plan
+
     def check(self, scheduler: Any) -> None:
         """Raises InputError where no run under this scheduler can be planned."""
         self.of(scheduler)

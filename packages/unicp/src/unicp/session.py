@@ -127,7 +127,7 @@ class Session:
         shortened = None if tracker.set_by is None else tracker.set_by.note
         planner = self._planners.of(tracker.scheduler)
         course = planner(levels, tracker.branches, shape, step, shortened)
-        self._planners.plan = planner.plan
+        self._planners.keep(planner.plan)
         if shortened is not None and levels is not None:
             self._log.count("left_out", tracker.branches * (shortened.steps - len(levels) + 1))
         return course

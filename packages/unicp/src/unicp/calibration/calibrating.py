@@ -99,6 +99,10 @@ class _Progress:
     tell: Callable[[str], None]
     done: int = 0
 
+    def expect(self, total: int) -> None:
+        """How many runs there are in all, once that is known."""
+        self.total = total
+
     def step(self, what: str) -> None:
         self.done += 1
         self.tell(f"{self.done} of {self.total}: {what}")
@@ -177,7 +181,7 @@ class Calibration:
         for number, prompt in enumerate(self.prompts):
             references[prompt] = self._plain(number, prompt)
             probed = self._probed(prompt)
-            progress.total = config.runs(len(probed), self._can_choose) * len(self.prompts)
+            progress.expect(config.runs(len(probed), self._can_choose) * len(self.prompts))
             progress.step(f"plain run of {prompt!r}")
             for step in probed:
                 self._probe(references[prompt], step)

@@ -27,6 +27,7 @@ ALLOWED: dict[str, set[str]] = {
     "sampler/observer.py": {"_here.sets", "_here.taker", "method.unicp_watches"},
     # Schedulers whose steps are chosen, which they have no method for.
     "sampler/shorten.py": {"scheduler.num_inference_steps", "scheduler.sigmas", "scheduler.timesteps"},
+    # A class that is being made.
     "settings.py": {"made.__init__"},
     # Records that are private to the module.
     "attention/slicing.py": {"branch.age", "branch.fitted", "branch.refused", "branch.waited"},

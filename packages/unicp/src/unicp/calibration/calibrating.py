@@ -100,6 +100,7 @@ class _Progress:
     done: int = 0
 
     def expect(self, total: int) -> None:
+        """How many runs there are in all, once that is known."""
         self.total = total
 
     def step(self, what: str) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import math
-import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -120,7 +119,11 @@ def hardness_spread(profile: Profile, levels: Sequence[NoiseLevel], choice: Choi
         loss = _loss_of(_of_prompt(profile, recording, levels, choice))
         if loss > 0:
             found.append(20 * math.log10(loss) / choice.rule.power)
-    return statistics.stdev(found) if len(found) > 1 else 0.0
+    if len(found) < 2:
+        return 0.0
+    # Not statistics.stdev, which ends in an error where a cost is infinite.
+    mean = math.fsum(found) / len(found)
+    return math.sqrt(math.fsum((one - mean) ** 2 for one in found) / (len(found) - 1))
 
 
 def _of_prompt(profile: Profile, recording: Recording, levels: Sequence[NoiseLevel], choice: Choice) -> Choice:

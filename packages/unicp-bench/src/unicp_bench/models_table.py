@@ -1,6 +1,6 @@
-"""Makes docs/models.md out of the family table and what the contract suite found.
+"""Makes docs/models.md from the family table and the results of the contract suite.
 
-    make models                              # run the contract suites, keep what they found, and do the following
+    make models                              # run the contract suites, save their results, and do the following
     python -m unicp_bench.models_table       # write docs/models.md
 
 A row of the table that the suite has not tested shows as untested, and a test refuses that.
@@ -27,13 +27,14 @@ _HEAD = """# Models
 
 Made from the family table and from the results of the contract suite (`make models`); a test keeps it up to date.
 
-Every model below is tested with tiny random weights, on a CPU: tolerance 0 is bit-equal, taking UniCP off leaves
-nothing behind, no branch is served from another, nothing is left to the next run, errors are told per sample. That is
-wiring, state and exactness. Quality was measured on the shipped models only, see [results.md](results.md).
+Every model below is tested with tiny random weights on a CPU. With tolerance 0 its output is bit-equal to the plain one.
+Disabling UniCP leaves nothing behind. No branch gets the output of another, and no run that of the run before. Errors
+are measured per sample. These tests cover wiring, state and exactness; quality was measured on the shipped models only
+([results.md](results.md)).
 
 ## Your own model
 
-A transformer that is in no table is made known by one call. Nothing of it is rewritten:
+One call makes a transformer known that is in no table. None of its code is rewritten:
 
 ```python
 import unicp
@@ -61,27 +62,36 @@ unicp.register(
 unicp.enable(my_dit)
 ```
 
-`help(unicp.Family)`, `help(unicp.BlockListRow)` and `help(unicp.UnitRow)` say what else a row can tell. Check yours
-with `unicp inspect` and with `tolerance=0`, which must give the plain output bit for bit.
+`help(unicp.Family)`, `help(unicp.BlockListRow)` and `help(unicp.UnitRow)` describe the other fields. Check your row with
+`unicp inspect`, and with `tolerance=0`, which must give the plain output bit for bit.
 
 ## Known models
 
-Columns: what can be served as one (the model's output, the whole stack, a block, a unit), whether attention can run at
-reduced width, and what can be forecast: the output alone, or the noise and the clean estimate too.
+The tables show what UniCP can do with each model: the levels at which it can skip (the model's output, the whole stack, a
+block, a unit), whether attention can run at reduced width, and what can be forecast ("output" alone, or "all": the noise
+and the clean estimate too).
 """
 
 _PIPELINES = """## Pipelines
 
-Each was built tiny, of its real classes with random weights, and called: tolerance 0 gives its plain output bit for
-bit, with a generous one something is served, the trace has its runs, steps and branches, a second call is that of a
-fresh session, an interrupt or another number of steps leaves nothing behind. Guidance: how prompts with and without
-content reach the transformer, in one batch, in calls one after the other, or not at all. Context: whether the pipeline
-names these calls (`cache_context`); where it does not, UniCP tells them apart itself. All pipelines of video are here,
-and the main ones of images and sound."""
+The table shows the pipelines that were built tiny, of their real classes with random weights, and called. All pipelines of
+video are here, and the main ones of images and sound. For each of them:
+
+- Tolerance 0 gives the plain output bit for bit, and a large tolerance skips steps.
+- The trace has its runs, steps and branches.
+- A second call gives what a fresh session gives. An interrupt or another number of steps leaves nothing behind.
+
+The column "guidance" says how prompts with and without content reach the transformer: in one batch, in calls one after
+the other, or not at all. "Context" says whether the pipeline names these calls (`cache_context`); where it does not,
+UniCP tells them apart itself."""
 
 
 def document(results: Results) -> str:
-    """docs/models.md as text. results: what `--write-matrix` wrote."""
+    """Makes the text of docs/models.md.
+
+    Args:
+        results: What the test option `--write-matrix` wrote.
+    """
     versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
     parts = [_HEAD + f"\nTested with {versions}."]
     for title, rows in (("Video", VIDEO), ("Images", IMAGE), ("Audio", AUDIO)):
@@ -129,7 +139,7 @@ def _sentences(row: Family) -> list[str]:
     told = [f"No stack: {row.stack_refusal}."] if row.stack_refusal else []
     for blocks in row.block_lists:
         if blocks.refusal and blocks.refusal != row.stack_refusal:
-            told.append(f"`{blocks.attribute}` not served as blocks: {blocks.refusal}.")
+            told.append(f"`{blocks.attribute}` not skipped as blocks: {blocks.refusal}.")
         told += [f"`{unit.attribute}` not sliced: {unit.slice_refusal}." for unit in blocks.units if unit.slice_refusal]
     if row.noise_refusal:
         told.append(f"Only the output is forecast: {row.noise_refusal}.")
@@ -140,7 +150,7 @@ def _pipelines(rows: Mapping[str, Mapping[str, Any]]) -> str:
     """One line per pipeline and way of using it, in the order of the transformers above."""
     order = {family.transformer: place for place, family in enumerate((*VIDEO, *IMAGE, *AUDIO))}
     lines = []
-    # One that failed at once could not tell its transformer.
+    # A pipeline that failed at once has no transformer in its row.
     told = [{"transformer": "", **row} for row in rows.values()]
     for row in sorted(told, key=lambda row: (order.get(row["transformer"], -1), row["pipeline"], row["way"])):
         context = {True: "yes", False: "no"}.get(row.get("context", ""), "")
@@ -156,7 +166,7 @@ def _versions(versions: Mapping[str, Mapping[str, Any]]) -> str:
         failed, absent = (", ".join(f"`{name}`" for name in found[key]) or "none" for key in ("failed", "absent"))
         lines.append([version, str(len(found["passed"])), failed, absent])
     table = markdown(("diffusers", "models that pass", "that fail", "that it does not have"), lines)
-    about = "Tolerance 0 is bit-equal in each model and level (`make versions`)."
+    about = "The table shows with which models tolerance 0 is bit-equal at every level (`make versions`)."
     return f"## Versions of diffusers\n\n{about}\n\n{table}"
 
 
@@ -167,7 +177,8 @@ def _combined(combined: Mapping[str, Mapping[str, str]]) -> str:
         for outcome in dict.fromkeys(outcomes.values()):
             names = ", ".join(f"`{name}`" for name, found in outcomes.items() if found == outcome)
             lines.append([what, outcome, names])
-    return f"## Combined with\n\n{markdown(('with', 'what happens', 'tested on'), lines)}"
+    about = "The table shows what was tested together with UniCP, and on which models."
+    return f"## Combined with\n\n{about}\n\n{markdown(('with', 'what happens', 'tested on'), lines)}"
 
 
 def main() -> int:

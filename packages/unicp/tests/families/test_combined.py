@@ -213,7 +213,7 @@ def test_copies_and_pickles_of_an_enabled_model_are_refused(name, note):
 
 @every_name
 def test_gradients(name, note):
-    note("gradient mode", name, "computed, with a warning: what is served has no gradient")
+    note("gradient mode", name, "computed, with a warning: a skipped step has no gradient")
     model = tiny_models.build(name).requires_grad_(True)
     arguments = tiny_models.inputs(name)
 

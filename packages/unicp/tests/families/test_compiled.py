@@ -146,7 +146,7 @@ def test_blocks_compiled_under_a_level_inside_them(level, note):
     for line in (f"no {level} was reached", "nothing inside them"):
         assert any(line in warning for warning in session.trace.warnings)
     what = "`compile_repeated_blocks` after `enable` with level block or unit"
-    note(what, "wan", "computed, with a warning: nothing is served; no graph break, no recompilation")
+    note(what, "wan", "computed, with a warning: nothing is skipped; no graph break, no recompilation")
 
 
 @pytest.mark.parametrize("how", ["torch.compile", "transformer.compile"])

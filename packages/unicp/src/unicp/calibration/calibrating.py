@@ -22,7 +22,7 @@ from unicp.errors import FileFormatError, InputError
 from unicp.numerics.error_measures import relative_error
 from unicp.numerics.fidelity import psnr
 from unicp.numerics.noise_levels import NoiseLevel
-from unicp.planning.curves import counted, errors_among, probed_way, servable
+from unicp.planning.curves import counted, errors_among, probed_forecast, is_skippable
 from unicp.planning.plan import Plan
 from unicp.planning.profile import (
     FewerSteps,
@@ -153,11 +153,11 @@ class Calibration:
         return can_choose(self.runner.pipe.scheduler)
 
     def _way(self, prompt: str) -> Forecast:
-        return probed_way(self.log.known["recording", prompt])
+        return probed_forecast(self.log.known["recording", prompt])
 
     def _probed(self, prompt: str) -> list[int]:
         steps, way, prediction = self.runner.steps, self._way(prompt), self.fingerprint.prediction
-        usable = [k for k, level in enumerate(self._levels[:-1]) if k > 2 and servable(way, prediction, level)]
+        usable = [k for k, level in enumerate(self._levels[:-1]) if k > 2 and is_skippable(way, prediction, level)]
         if not usable:
             raise InputError("to calibrate this pipeline", "no step that could be skipped", "use more steps")
         return sorted({min(usable, key=lambda k: abs(k - share * (steps - 1))) for share in self.config.probes})

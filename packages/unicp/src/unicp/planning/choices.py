@@ -1,4 +1,4 @@
-"""For each number of computed steps the best schedule that a profile knows for the noise levels of a run."""
+"""The best schedule for each number of full steps, by a profile, at the noise levels of a run."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from unicp.planning.curves import (
     Shares,
     forecast_errors,
     of_prompt,
-    probed_way,
+    probed_forecast,
     step_weights,
     window_factors,
 )
@@ -23,18 +23,24 @@ from unicp.policies.guard import Schedule
 from unicp.policies.step_paths import StepPath, WindowLoss, best_paths, path_loss
 
 FORECASTS = tuple(Forecast(q, a) for q in ("noise", "output", "clean") for a in ("log_snr", "sigma", "step"))
-# Impact was measured with errors of one way to forecast: another must be predicted to change the clip so many times
-# less to be taken. Chosen as 2 dB (docs/planning.md): with UniPC the output over the log-SNR was predicted to do a
-# little better, and did worse.
+# Probes measure impact with one quantity. Another one is taken only if its predicted change of the clip is this many
+# times smaller. Chosen as 2 dB (docs/planning.md): with UniPC the output was predicted to do a little better, and did
+# worse.
 LEAD = 1.26
-# Reach of forecasts where so few steps are full that those of `MAX_REACH` hardly come to the end of the run. Chosen:
-# with a reach of 1 the last six steps were left to one window (docs/planning.md).
+# Reach of forecasts where few steps are full. Chosen: with `MAX_REACH` one window had to hold the last six steps of 30.
 FAR_REACH = 3.0
 
 
 @dataclass(frozen=True)
 class Choice:
-    """The best schedule with a certain number of computed steps: how, and the change it is predicted to make."""
+    """The best schedule with a certain number of full steps.
+
+    Attributes:
+        path: The full steps and their loss.
+        errors: Of its forecasts.
+        weights: Change of the clip per relative error, by step.
+        rule: How changes add up to the loss.
+    """
 
     path: StepPath
     errors: ForecastErrors
@@ -47,7 +53,7 @@ class Choice:
         return self.path.loss ** (1.0 / self.rule.power)
 
     def schedule(self, allowance: float, most: int) -> Schedule:
-        """What a guard follows."""
+        """What a guard follows; `allowance` and `most` as in `Schedule`."""
         steps, errors = len(self.weights), self.errors
         parts = (errors, self.weights, self.rule, allowance, most, errors.forecast, errors.left)
         return Schedule(steps, self.path.computed, *parts)
@@ -59,24 +65,29 @@ def best_choices(
     without: str | None = None,
     forecasts: Sequence[Forecast] | None = None,
 ) -> dict[int, Choice]:
-    """For each possible number of computed steps the best forecast and schedule.
+    """Solves the best schedule for each possible number of full steps.
 
-    levels: of the steps of the run, and the one after the last. without: a prompt whose recording is left out.
-    forecasts: ways to serve; None = all, or that of the probes alone where served steps are taken again: most of what
-    a forecast missed is mended then, and it is only over the log-SNR.
+    A prompt whose clips come apart would dominate a sum of losses, though no schedule helps it much. So a prompt counts
+    by one over its loss under the schedule of half the steps. Near that schedule the sum then changes as the mean PSNR.
 
-    A prompt whose clips come apart would count for all others in a sum of losses, though no schedule helps it much. So
-    prompts count as one over what the schedule of half the steps costs them: near it the sum of losses then changes as
-    the mean of their logarithms does, which is the mean PSNR.
+    Args:
+        profile: What calibration measured.
+        levels: Noise levels of the run's steps, and the one after the last.
+        without: A prompt whose recording is left out.
+        forecasts: Ways to fill skipped steps. `None` = that of the probes where the sampler replays, because replay
+            works over the log-SNR alone; otherwise all.
+
+    Returns:
+        The schedules, by number of full steps.
     """
     recordings = [one for one in profile.recordings if one.prompt != without] or profile.recordings
     if forecasts is None:
-        forecasts = [probed_way(profile.recordings[0])] if profile.mended else FORECASTS
-    alike = _choices(profile, recordings, levels, forecasts, {})
-    middle = alike[min(alike, key=lambda count: abs(2 * count - len(levels) + 1))]
+        forecasts = [probed_forecast(profile.recordings[0])] if profile.mended else FORECASTS
+    unweighted = _choices(profile, recordings, levels, forecasts, {})
+    middle = unweighted[min(unweighted, key=lambda count: abs(2 * count - len(levels) + 1))]
     losses = {one.prompt: _loss_of(_of_prompt(profile, one, levels, middle)) for one in recordings}
     if not all(loss > 0 for loss in losses.values()):
-        return alike
+        return unweighted
     return _choices(profile, recordings, levels, forecasts, {prompt: 1 / loss for prompt, loss in losses.items()})
 
 
@@ -88,7 +99,7 @@ def _choices(
     shares: Shares,
 ) -> dict[int, Choice]:
     found: dict[int, list[Choice]] = {}
-    rule, probed = WindowLoss(profile.power, *window_factors(profile, shares)), probed_way(profile.recordings[0])
+    rule, probed = WindowLoss(profile.power, *window_factors(profile, shares)), probed_forecast(profile.recordings[0])
     for forecast in forecasts:
         errors = forecast_errors(profile, recordings, forecast, levels[:-1], shares)
         if errors is None:
@@ -105,7 +116,7 @@ def _choices(
 
 
 def _paths(schedule: Schedule, rule: WindowLoss) -> dict[int, StepPath]:
-    """Paths of short reach; of far reach where there are none, or where they do worse than far ones of fewer steps."""
+    """The best paths of short reach, or of far reach where short ones do worse with one full step more."""
     change = functools.cache(schedule.change)
     near = best_paths(schedule.steps, change, rule=rule)
     far = best_paths(schedule.steps, change, max_reach=FAR_REACH, rule=rule)
@@ -113,17 +124,17 @@ def _paths(schedule: Schedule, rule: WindowLoss) -> dict[int, StepPath]:
 
 
 def hardness_spread(profile: Profile, levels: Sequence[NoiseLevel], choice: Choice) -> float:
-    """Spread over prompts of what a schedule costs, as a standard deviation in dB; 0 for one prompt."""
-    found = []
+    """Standard deviation over prompts of a schedule's loss, in dB; 0 for one prompt."""
+    decibels = []
     for recording in profile.recordings:
         loss = _loss_of(_of_prompt(profile, recording, levels, choice))
         if loss > 0:
-            found.append(20 * math.log10(loss) / choice.rule.power)
-    if len(found) < 2:
+            decibels.append(20 * math.log10(loss) / choice.rule.power)
+    if len(decibels) < 2:
         return 0.0
-    # Not statistics.stdev, which ends in an error where a cost is infinite.
-    mean = math.fsum(found) / len(found)
-    return math.sqrt(math.fsum((one - mean) ** 2 for one in found) / (len(found) - 1))
+    # Not statistics.stdev, which raises where a loss is infinite.
+    mean = math.fsum(decibels) / len(decibels)
+    return math.sqrt(math.fsum((one - mean) ** 2 for one in decibels) / (len(decibels) - 1))
 
 
 def _of_prompt(profile: Profile, recording: Recording, levels: Sequence[NoiseLevel], choice: Choice) -> Choice:

@@ -1,8 +1,8 @@
 """Errors of forecasts and their impact at any noise levels, read off a profile. Floats only.
 
 A forecast is a sum of stored quantities, so its squared error is a quadratic form in their mean products, which a
-profile holds. Levels between the recorded ones are read off by Lagrange's polynomial through the four nearest, whose
-second derivative, which is what the error of a straight line comes from, is not zero.
+profile holds. Levels between the recorded ones are interpolated by Lagrange's polynomial through the four nearest: the
+error of a straight line comes from a second derivative, which that polynomial has.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from unicp.numerics.noise_levels import SKIP_FLOOR, NoiseLevel, coefficients
 from unicp.planning.profile import Profile, Recording
 from unicp.policies.impact import between
 
-# Recorded levels that one between them is read off from: a cubic, the least whose second derivative is no constant.
+# Recorded levels that are interpolated: a cubic is the least polynomial whose second derivative is no constant.
 NEAREST = 4
 # How much each prompt of a calibration counts; prompts that are not in it count 1.
 Shares = Mapping[str, float]
-# A level this many recorded steps after the last one is still read off; farther ones are not covered. Chosen: where
-# steps are evenly wide the clean sample is one step on, so that longer runs are covered to their end.
+# A profile covers levels up to this many recorded steps after the last one. Chosen: where steps are evenly wide the
+# clean sample is one step on, so that longer runs are covered to their end.
 BEYOND = 1.0
-# Of a replayed step stays at least this share of its forecast's error. Chosen: what is less is rounding of products.
+# At least this share of a forecast's error stays once its step is replayed. Chosen: less is rounding of products.
 LEAST_LEFT = 0.01
 
 
@@ -37,42 +37,42 @@ class ForecastErrors:
         places: Of the steps on the forecast's axis.
         products: Rows of the lower triangle of mean products of the quantity.
         scales: By step, mean square of the output times the square of its coefficient in the quantity.
-        mended: Whether less stays of a skipped step once it is replayed (docs/method.md, 3.6).
+        replayed: Whether the sampler replays skipped steps, so that less of their error stays (docs/method.md, 3.4).
     """
 
     forecast: Forecast
     places: Sequence[float]
     products: Sequence[Sequence[float]]
     scales: Sequence[float]
-    mended: bool = False
+    replayed: bool = False
 
-    def __call__(self, before: int, last: int, served: int) -> float:
-        """rms(forecast - true) / rms(true output) at step `served` from computed steps before < last < served."""
+    def __call__(self, before: int, last: int, skipped: int) -> float:
+        """rms(forecast - true) / rms(true output) at step `skipped`, from full steps before < last < skipped."""
         gap = self.places[last] - self.places[before]
-        reach = (self.places[served] - self.places[last]) / gap if gap else 0.0
+        reach = (self.places[skipped] - self.places[last]) / gap if gap else 0.0
         reach = reach if math.isfinite(reach) else 0.0
-        return self._relative({before: -reach, last: 1.0 + reach}, served)
+        return self._relative({before: -reach, last: 1.0 + reach}, skipped)
 
-    def left(self, before: int, last: int, following: int, served: int) -> float:
-        """The error that stays at step `served` once step `following` is computed, before < last < served < following.
+    def left(self, before: int, last: int, following: int, skipped: int) -> float:
+        """The error that stays at step `skipped` after full step `following`; before < last < skipped < following.
 
-        Where it is mended that is the error of the parabola through the three computed ones.
+        If the sampler replays, it is the error of the parabola through the three full steps.
         """
         places = {step: self.places[step] for step in (before, last, following)}
-        if not self.mended or len(set(places.values())) < 3 or not all(map(math.isfinite, places.values())):
-            return self(before, last, served)
-        at = self.places[served]
+        if not self.replayed or len(set(places.values())) < 3 or not all(map(math.isfinite, places.values())):
+            return self(before, last, skipped)
+        at = self.places[skipped]
         shares = {
-            step: math.prod((at - x) / (own - x) for other, x in places.items() if other != step)
-            for step, own in places.items()
+            step: math.prod((at - x) / (place - x) for other, x in places.items() if other != step)
+            for step, place in places.items()
         }
-        return max(self._relative(shares, served), LEAST_LEFT * self(before, last, served))
+        return max(self._relative(shares, skipped), LEAST_LEFT * self(before, last, skipped))
 
-    def _relative(self, shares: Mapping[int, float], served: int) -> float:
-        """Of the sum of values at other steps, each times its share, in place of that at `served`."""
-        if not self.scales[served] > 0:
+    def _relative(self, shares: Mapping[int, float], skipped: int) -> float:
+        """Error of the sum of values at other steps, each times its share, in place of the value at `skipped`."""
+        if not self.scales[skipped] > 0:
             return math.inf
-        parts = [(served, 1.0), *((step, -share) for step, share in shares.items())]
+        parts = [(skipped, 1.0), *((step, -share) for step, share in shares.items())]
         # Each pair twice, for both its orders: twice a float is exact.
         terms = []
         for place, (i, p) in enumerate(parts):
@@ -81,7 +81,7 @@ class ForecastErrors:
                 terms.append(2.0 * (p * q * (self.products[i][j] if i > j else self.products[j][i])))
         square = math.fsum(terms)
         # Rounding can leave a tiny negative number where nothing is missed.
-        return math.sqrt(max(square, 0.0) / self.scales[served])
+        return math.sqrt(max(square, 0.0) / self.scales[skipped])
 
 
 def forecast_errors(
@@ -91,7 +91,7 @@ def forecast_errors(
     levels: Sequence[NoiseLevel],
     shares: Shares = MappingProxyType({}),
 ) -> ForecastErrors | None:
-    """Errors among steps at `levels` by a profile; see `errors_among`. shares: of the recordings in the mean."""
+    """Errors among steps at `levels` by a profile; arguments as those of `errors_among`."""
     prediction, known = profile.fingerprint.prediction, profile.levels[:-1]
     return errors_among(recordings, forecast, prediction, known, levels, profile.left, shares)
 
@@ -102,7 +102,7 @@ def errors_among(
     prediction: str,
     known: Sequence[NoiseLevel],
     levels: Sequence[NoiseLevel],
-    mended: bool = False,
+    replayed: bool = False,
     shares: Shares = MappingProxyType({}),
 ) -> ForecastErrors | None:
     """Errors of forecasts among the steps of a run, root of the mean square over recordings.
@@ -113,7 +113,7 @@ def errors_among(
         prediction: What the model's output is.
         known: Noise level of each recorded step.
         levels: Of the steps of the run, without the one after the last.
-        mended: See `ForecastErrors`.
+        replayed: As in `ForecastErrors`.
         shares: How much each prompt counts.
 
     Returns:
@@ -134,23 +134,26 @@ def errors_among(
         (part * part if math.isfinite(part) else 0.0) * sum(weight * power[at] for at, weight in row.items())
         for part, row in zip(parts, weights)
     ]
-    return ForecastErrors(forecast, _places(forecast, levels), _read_off(mean, weights), scales, mended)
+    return ForecastErrors(forecast, _places(forecast, levels), _read_off(mean, weights), scales, replayed)
 
 
-def probed_way(recording: Recording) -> Forecast:
-    """How the steps of probes are forecast: the noise estimate, or the output of models that tell nothing else."""
+def probed_forecast(recording: Recording) -> Forecast:
+    """How probes fill their skipped steps: by the noise estimate, or by the output where nothing else is recorded."""
     return Forecast("noise" if "noise" in recording.products else "output", "log_snr")
 
 
-def servable(forecast: Forecast, prediction: str, level: NoiseLevel) -> bool:
-    """Whether UniCP serves this quantity at this level: its error must not blow up when it is turned back."""
+def is_skippable(forecast: Forecast, prediction: str, level: NoiseLevel) -> bool:
+    """Whether UniCP skips a step at this level: turning the quantity back into an output must not blow up its error."""
     part = coefficients(forecast.quantity, prediction, level)[1]
     return forecast.quantity == "output" or (math.isfinite(part) and abs(part) >= SKIP_FLOOR)
 
 
 def covers(profile: Profile, level: NoiseLevel) -> bool:
-    """Whether a profile tells of a level: not noisier than the noisiest probe, because impact rises steeply there and
-    is not to be guessed; not cleaner than `BEYOND` recorded steps after the last one."""
+    """Whether a profile covers a level.
+
+    It covers none noisier than the noisiest probe, where impact rises steeply, and none cleaner than `BEYOND` recorded
+    steps after the last one.
+    """
     sigmas = [one.sigma for one in profile.levels[:-1]]
     above = sigmas[min(probe.step for probe in profile.probes)] + 1e-6
     below = sigmas[-1] - BEYOND * (sigmas[-2] - sigmas[-1])
@@ -160,9 +163,8 @@ def covers(profile: Profile, level: NoiseLevel) -> bool:
 def impact_curve(profile: Profile, shares: Shares = MappingProxyType({})) -> list[tuple[float, float]]:
     """(noise level, change of the clip per relative error that stays and per unit of noise level), levels rising.
 
-    Mean over prompts: the change that is to be expected. (The geometric mean is that of a usual prompt; early errors do
-    several times more to some prompts than to others, and its plans on the film served too early.) Per unit of noise
-    level, because an error acts as long as its step is.
+    It is the mean over prompts. The geometric mean would be that of a usual prompt, but early errors do several times
+    more to some prompts than to others. It is per unit of noise level, because an error acts as long as its step is.
     """
     sigmas, told = [level.sigma for level in profile.levels], _recorded_errors(profile, shares)
     by_step: dict[int, list[tuple[float, float]]] = {}
@@ -181,36 +183,41 @@ def of_prompt(profile: Profile, prompt: str) -> Shares:
 
 
 def window_factors(profile: Profile, shares: Shares = MappingProxyType({})) -> tuple[float, float]:
-    """How many times more windows of several steps change the clip than the impact of their steps, probed one by one,
-    says: those inside the run, and the last one.
+    """How many times more a window of several steps changes the clip than its steps do one by one.
 
-    Computed steps after a window mend a part of what it did, more of it after a single step under some samplers, and
-    after the last window there are none. Geometric means over the probed windows, each against the impact measured on
-    its own prompt; 1 for a kind of which the profile has none.
+    Full steps after a window correct a part of what it did; after the last window there are none. Both factors are
+    geometric means over the probed windows, each against the impact measured on its own prompt.
+
+    Args:
+        profile: What calibration measured.
+        shares: How much each prompt counts.
+
+    Returns:
+        The factors of windows inside the run and of the last one; 1 for a kind of which the profile has none.
     """
     sigmas, recorded = [level.sigma for level in profile.levels], _recorded_errors(profile, shares)
     last: list[tuple[float, float]] = []
     inner: list[tuple[float, float]] = []
     for window in profile.windows:
         curve, share = impact_curve(profile, of_prompt(profile, window.prompt)), shares.get(window.prompt, 1.0)
-        served = range(window.first, window.first + len(window.errors))
+        skipped = range(window.first, window.first + len(window.errors))
         told = math.fsum(
             error * _between(curve, sigmas[step]) * (sigmas[step] - sigmas[step + 1])
             for step, error in zip(
-                served, _left_errors(recorded.get(window.prompt), window.first, window.errors), strict=True
+                skipped, _left_errors(recorded.get(window.prompt), window.first, window.errors), strict=True
             )
         )
         if share > 0:
-            (last if served.stop == profile.steps else inner).append((math.log(window.change / told), share))
+            (last if skipped.stop == profile.steps else inner).append((math.log(window.change / told), share))
     row, end = (math.exp(_mean(*zip(*found))) if found else 1.0 for found in (inner, last))
     return row, end
 
 
 def counted(profile: Profile) -> Profile:
-    """The profile with what its plans count: what stays of a served step, or what its forecast missed.
+    """The profile with `left` set: whether its plans count what stays of a skipped step, or what its forecast missed.
 
-    Of a sampler that takes served steps again the one by which the probed windows inside the run do more nearly what
-    their steps do one by one. With UniPC, whose next steps go by what it remembers, that is what the forecast missed.
+    With a sampler that replays, it is the one by which a probed window inside the run does more nearly what its steps
+    do one by one.
     """
     by = {left: replace(profile, left=left) for left in ((True, False) if profile.mended else (False,))}
     return min(by.values(), key=lambda one: abs(math.log(window_factors(one)[0])))
@@ -219,20 +226,24 @@ def counted(profile: Profile) -> Profile:
 def step_weights(
     profile: Profile, forecast: Forecast, levels: Sequence[NoiseLevel], shares: Shares = MappingProxyType({})
 ) -> list[float]:
-    """Change of the clip per relative error at each step; inf where the step cannot be served.
+    """Change of the clip per relative error at each step; inf where the step cannot be skipped.
 
-    levels: of the steps, and the one after the last.
+    Args:
+        profile: What calibration measured.
+        forecast: How skipped steps are filled.
+        levels: Noise levels of the steps, and the one after the last.
+        shares: How much each prompt counts.
     """
     curve, weights = impact_curve(profile, shares), []
     for level, following in zip(levels, levels[1:]):
-        fits = covers(profile, level) and servable(forecast, profile.fingerprint.prediction, level)
+        fits = covers(profile, level) and is_skippable(forecast, profile.fingerprint.prediction, level)
         width = abs(level.sigma - following.sigma)
         weights.append(_between(curve, level.sigma) * width if fits else math.inf)
     return weights
 
 
 def levels_of(profile: Profile, steps: int) -> list[NoiseLevel]:
-    """Levels of a run of `steps` steps, and the one after: the profile's own, or read off between those."""
+    """Levels of a run of `steps` steps, and the one after the last, interpolated between those of the profile."""
     known = profile.levels
     if steps == profile.steps:
         return known
@@ -246,18 +257,18 @@ def levels_of(profile: Profile, steps: int) -> list[NoiseLevel]:
 
 
 def _recorded_errors(profile: Profile, shares: Shares) -> dict[str, ForecastErrors]:
-    """Of the way that probes served, by prompt; empty where what stays of a served step is its forecast's error."""
+    """Errors of the probes' forecast, by prompt; empty where the whole error of a forecast stays."""
     if not profile.left:
         return {}
     counted = [one for one in profile.recordings if shares.get(one.prompt, 1.0) > 0]
-    found = {one.prompt: forecast_errors(profile, [one], probed_way(one), profile.levels[:-1]) for one in counted}
+    found = {one.prompt: forecast_errors(profile, [one], probed_forecast(one), profile.levels[:-1]) for one in counted}
     return {prompt: errors for prompt, errors in found.items() if errors is not None}
 
 
 def _left_errors(told: ForecastErrors | None, first: int, errors: Sequence[float]) -> Sequence[float]:
-    """Of probed steps, served in a row from `first` on: what stays once the step after them is computed.
+    """What stays of probed steps, skipped in a row from `first` on, after the full step that follows them.
 
-    errors: of their forecasts, which stay at the end of a run, and where nothing else is known.
+    At the end of a run, and where nothing is recorded, the `errors` of their forecasts stay.
     """
     following = first + len(errors)
     if told is None or following >= len(told.places):

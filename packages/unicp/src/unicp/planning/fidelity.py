@@ -12,8 +12,8 @@ from unicp.planning.profile import FewerSteps, OnlineTrial, Profile, Trial
 from unicp.policies.impact import between
 
 ONE_SIDED = 1.645  # 95 % of a normal distribution lie above its mean minus this many standard deviations
-# Least spread of clips about a line, in dB: a few trials may agree by chance. Chosen; that of the 20 trials of each
-# shipped profile is from 4.7 to 9.1.
+# Least spread of clips about a line, in dB: a few trials may agree by chance. Chosen; the shipped profiles have 4.7 to
+# 9.1.
 LEAST_SPREAD = 0.5
 # Where trials tell no spread, in dB: chosen above that of every shipped profile.
 UNKNOWN_SPREAD = 10.0
@@ -27,7 +27,7 @@ class Psnr:
     """Predicted PSNR of a clip in dB.
 
     Attributes:
-        mean: What is to be expected.
+        mean: Of clips.
         low: 95 % of clips are above.
         high: 95 % of clips are below.
     """
@@ -44,16 +44,21 @@ class FidelityLine:
     Attributes:
         offset, slope: Of the line, in dB.
         margin: dB between the mean and either bound.
-        served_again: Share of the steps that a plan skips which its guard makes full after all, mean over trials.
+        added_share: Of the steps that a plan skips, the share that its guard makes full; mean over trials.
     """
 
     offset: float
     slope: float
     margin: float
-    served_again: float
+    added_share: float
 
     def psnr(self, change: float, doubt: float = 0.0) -> Psnr:
-        """What a clip with this predicted change comes out at. doubt: dB by which both bounds are moved away."""
+        """The PSNR of a clip with this predicted change.
+
+        Args:
+            change: Root mean square of the change of its pixels.
+            doubt: More spread of clips, in dB.
+        """
         if change <= 0:
             return Psnr(math.inf, math.inf, math.inf)
         mean = self.offset - self.slope * 20 * math.log10(change)
@@ -68,26 +73,32 @@ class FidelityLine:
 def fit_line(trials: Sequence[Trial], caution: float = 0.0, guarded: bool = True) -> FidelityLine:
     """Least squares over trials; the margin has Student's factor for their number.
 
-    Trials that came out equal to the plain clip tell nothing and are left out; with fewer than three others the line
-    has the slope 1 and a margin of `UNKNOWN_SPREAD`.
+    Trials equal to the plain clip are left out. With fewer than three others the line has the slope 1 and a margin of
+    `UNKNOWN_SPREAD`.
 
     Args:
         trials: Of a profile.
         caution: dB taken off the offset.
-        guarded: Of trials whose guard could make more steps full, or of those whose guard could not; all where there
-            are no such.
+        guarded: Which trials to use: those whose guard could make more steps full, or those whose guard could not.
+            All are used if there are none of that kind.
     """
     trials = [trial for trial in trials if trial.guarded == guarded] or trials
-    known = [trial for trial in trials if math.isfinite(trial.psnr) and trial.allowed > 0]
-    served = [(t.computed - t.planned) / t.saved for t in trials if t.saved > 0]
-    again = min(1.0, max(0.0, statistics.fmean(served))) if served else 0.0
-    if len(known) < 3:
-        return FidelityLine(-caution, 1.0, UNKNOWN_SPREAD, again)
-    return fit_changes([(trial.allowed, trial.psnr) for trial in known], caution, again)
+    usable = [trial for trial in trials if math.isfinite(trial.psnr) and trial.allowed > 0]
+    added = [(t.computed - t.planned) / t.saved for t in trials if t.saved > 0]
+    share = min(1.0, max(0.0, statistics.fmean(added))) if added else 0.0
+    if len(usable) < 3:
+        return FidelityLine(-caution, 1.0, UNKNOWN_SPREAD, share)
+    return fit_changes([(trial.allowed, trial.psnr) for trial in usable], caution, share)
 
 
-def fit_changes(points: Sequence[tuple[float, float]], caution: float = 0.0, again: float = 0.0) -> FidelityLine:
-    """The line through three or more (change, PSNR). caution, again: see `fit_line`, and `served_again` of the line."""
+def fit_changes(points: Sequence[tuple[float, float]], caution: float = 0.0, added_share: float = 0.0) -> FidelityLine:
+    """The line through three or more points (change, PSNR in dB).
+
+    Args:
+        points: What was measured.
+        caution: dB taken off the offset.
+        added_share: Of the line.
+    """
     xs, ys = [-20 * math.log10(change) for change, _ in points], [psnr for _, psnr in points]
     x, y = statistics.fmean(xs), statistics.fmean(ys)
     variance = math.fsum((one - x) ** 2 for one in xs)
@@ -97,7 +108,9 @@ def fit_changes(points: Sequence[tuple[float, float]], caution: float = 0.0, aga
     rests = [b - offset - slope * a for a, b in zip(xs, ys)]
     freedom = len(points) - 2
     spread = max(LEAST_SPREAD, math.sqrt(math.fsum(rest * rest for rest in rests) / freedom))
-    return FidelityLine(offset - caution, slope, student(freedom) * spread * math.sqrt(1 + 1 / len(points)), again)
+    return FidelityLine(
+        offset - caution, slope, student(freedom) * spread * math.sqrt(1 + 1 / len(points)), added_share
+    )
 
 
 @dataclass(frozen=True)
@@ -114,16 +127,20 @@ class OnlineLine:
 
     @property
     def tried(self) -> tuple[float, float]:
-        """The smallest and the largest tolerance that was tried; beyond them nothing is known."""
+        """The smallest and the largest tolerance that was tried."""
         return self.counts[0][0], self.counts[-1][0]
 
     def computed(self, tolerance: float) -> float:
-        """Mean number of computed steps, straight between the tolerances tried over their logarithm, flat outside."""
+        """Mean number of full steps, linear over the logarithm of the tolerance, flat outside of those tried."""
         return between([(math.log(tried), count) for tried, count in self.counts], math.log(tolerance))
 
 
 def fit_online(trials: Sequence[OnlineTrial], caution: float = 0.0) -> OnlineLine | None:
-    """None with fewer than three clips that differ from the plain ones, or one tolerance. caution: dB taken off."""
+    """Fits a line to trials of the online rule, with `caution` dB taken off.
+
+    Returns:
+        `None` with fewer than three clips that differ from the plain ones, or with one tolerance.
+    """
     known = [(one.tolerance, one.psnr) for one in trials if math.isfinite(one.psnr)]
     by_tolerance: dict[float, list[int]] = {}
     for one in trials:
@@ -135,7 +152,7 @@ def fit_online(trials: Sequence[OnlineTrial], caution: float = 0.0) -> OnlineLin
 
 
 def fewer_steps_psnr(fewer: Sequence[FewerSteps], steps: int) -> Psnr | None:
-    """PSNR of the plain pipeline with this many evenly spaced steps, where calibration measured that; else None."""
+    """PSNR of the plain pipeline with this many evenly spaced steps; `None` if calibration did not measure it."""
     found = [one.psnr for one in fewer if one.steps == steps and not one.computed]
     if not found:
         return None
@@ -146,7 +163,7 @@ def fewer_steps_psnr(fewer: Sequence[FewerSteps], steps: int) -> Psnr | None:
 
 
 def student(freedom: int) -> float:
-    """The 95 % quantile of Student's distribution, to 0.1 from 2 degrees of freedom; for 1 it is exact.
+    """The 95 % quantile of Student's distribution, to 0.1 from 2 degrees of freedom, exact for 1.
 
     Source: the expansion of Cornish and Fisher in 1 / freedom, three terms.
     """
@@ -182,11 +199,15 @@ class Tried:
 
 
 def plain_runs(profile: Profile, schedules: Mapping[int, Tried]) -> list[PlainRun]:
-    """All shorter runs whose PSNR can be told. schedules: the best by number of full steps.
+    """All shorter plain runs whose PSNR can be predicted.
 
-    Evenly spaced steps are known where just that number was measured. Steps that a schedule would make full are known
-    between the fewest and the most that were: the line through what was measured tells the PSNR by the change that is
-    predicted of skipping the others.
+    Evenly spaced steps need a measurement of just that number. Steps that a schedule would make full need a number
+    between the fewest and the most that were measured: their PSNR follows by a line from the change that skipping the
+    others would make.
+
+    Args:
+        profile: What calibration measured.
+        schedules: The best ones, by number of full steps.
     """
     found = []
     for steps in sorted({one.steps for one in profile.fewer if not one.computed and one.steps < profile.steps}):

@@ -1,4 +1,4 @@
-"""A plan for one run: what it follows, what is predicted of it, and all that its guard needs; a JSON file."""
+"""A plan for one run: which steps are full, what is predicted of it, and what its guard needs; a JSON file."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from unicp.policies.step_paths import SUM, WindowLoss
 from unicp.records import Trace
 
 PLAN_TYPE, PLAN_VERSION = "unicp.plan", 6
-# Relative difference of noise levels up to which a run is taken for the one a plan was made for; chosen: float32, in
-# which schedulers keep their levels, is good to 1e-7, and neighbouring steps of 1,000 differ by 1e-3.
+# Largest relative difference of noise levels at which a plan fits a run. Chosen: schedulers keep levels in float32,
+# which is good to 1e-7, and neighbouring steps of 1,000 differ by 1e-3.
 SAME_LEVEL = 1e-4
 
 
@@ -78,7 +78,7 @@ class OnlineRule:
 
 @dataclass(frozen=True)
 class Replay:
-    """Just these steps are full, rising, and no guard adds any: what a run of a trace did."""
+    """Exactly these steps are full, as in a run of a trace; no guard adds any."""
 
     full: list[Step]
     kind: Literal["replay"] = "replay"
@@ -94,7 +94,7 @@ class StepSubset:
     Attributes:
         count: Number of steps.
         chosen: Which steps of the whole run, rising; [] = evenly spaced ones.
-        otherwise: What a run follows that cannot be shortened.
+        otherwise: For a run that cannot be shortened.
     """
 
     count: Step
@@ -114,11 +114,11 @@ class Plan:
         sigmas: Noise levels of its steps, 0 (clean) to 1 (noise alone).
         forecast: How skipped steps are filled.
         how: One of the four kinds: a schedule, the online rule, a replay, or fewer steps.
-        expected: Full steps that are expected in the end, those of the guard too.
+        expected: Number of full steps, with those that the guard adds; a mean over clips.
         psnr: Predicted PSNR of the clip against its plain run, in dB; `None` = not known.
-        speed_up: Predicted of the whole run, times the plain run; `None` = not known.
-        seconds: Predicted of the whole run; `None` = not known.
-        notes: What a user should know, a line each.
+        speed_up: Predicted seconds of the plain run over those of this one; `None` = not known.
+        seconds: Predicted for the whole run; `None` = not known.
+        notes: Lines for the user.
 
     Raises:
         FileFormatError: The parts do not fit together.
@@ -153,7 +153,7 @@ class Plan:
 
     @property
     def tolerance(self) -> float | None:
-        """Of the online rule; `None` where another kind is followed."""
+        """Tolerance of the online rule; `None` where another kind is followed."""
         return self.followed.tolerance if isinstance(self.followed, OnlineRule) else None
 
     @property
@@ -188,7 +188,7 @@ class Plan:
         return "".join("C" if step in full else "." for step in range(self.steps))
 
     def text(self) -> str:
-        """What a user wants to know, a few lines."""
+        """The plan in a few lines for the user."""
         lines, guard = [], ""
         if isinstance(self.how, StepSubset):
             how = f"the steps {self.how.chosen} of {self.steps}" if self.how.chosen else "evenly spaced"
@@ -224,14 +224,14 @@ class Plan:
 
 
 def _fixed(steps: int, full: Sequence[int], forecast: Forecast) -> Course:
-    """These steps are full and no others; there is nothing that a guard could compare with."""
+    """These steps are full and no others."""
     most = len(full)
     schedule = Schedule(steps, tuple(full), lambda *_: 0.0, [0.0] * steps, SUM, math.inf, most, forecast)
     return Course(forecast, schedule)
 
 
 def all_full(steps: int) -> Course:
-    """What a run follows in which no step is skipped."""
+    """A course on which no step is skipped."""
     return _fixed(steps, range(steps), Forecast("output", "step"))
 
 
@@ -249,7 +249,7 @@ def load_plan(path: str | Path) -> Plan:
 
     Raises:
         InputError: There is no readable file.
-        FileFormatError: It is no sound plan.
+        FileFormatError: It is damaged, or no plan.
 
     Example:
         >>> from unicp.context import Forecast
@@ -263,7 +263,7 @@ def load_plan(path: str | Path) -> Plan:
 
 
 def _from_version_5(body: dict[str, Any]) -> dict[str, Any]:
-    """Version 5 had the fields of all kinds side by side, and told them apart by which were null."""
+    """Version 5 had the fields of all kinds side by side, and null where a kind has none."""
     old = dict(body)
     full, tolerance, curves = old.pop("computed", None), old.pop("tolerance", None), old.pop("curves", None)
     allowance, most = old.pop("allowance", 0.0), old.pop("most", 0)
@@ -282,38 +282,38 @@ def _from_version_5(body: dict[str, Any]) -> dict[str, Any]:
 
 
 def plan_of_trace(trace: Trace, run: int | None = None) -> Plan:
-    """A plan whose full steps are just those of a run of a trace, with the others filled in the same way.
+    """Makes a plan that repeats a run of a trace: the same full steps, and the same forecast.
 
     Args:
         trace: Of a session under level "model".
         run: Number of the run; `None` = the last.
 
     Raises:
-        InputError: The trace has no such run, or it skipped at another level, did not make or skip steps as a whole, or
-            changed its way of forecasting.
+        InputError: The trace has no such run; or the run skipped at another level, skipped a part of a step, or used
+            several forecasts.
     """
     entries = [entry for entry in trace.entries if entry.unit == "model"]
     wanted = max((entry.run for entry in entries), default=0) if run is None else run
-    own = [entry for entry in entries if entry.run == wanted]
+    of_run = [entry for entry in entries if entry.run == wanted]
     asked = f"a plan from run {wanted} of a trace"
-    if not own or len(own) < sum(entry.run == wanted for entry in trace.entries):
+    if not of_run or len(of_run) < sum(entry.run == wanted for entry in trace.entries):
         raise InputError(asked, "no such run of level model", "name a run that skipped the model's output")
     actions: dict[int, set[str]] = {}
-    for entry in own:
+    for entry in of_run:
         actions.setdefault(entry.step, set()).add(entry.action)
     unusual = {Action.SLICE.value, Action.REUSE.value} & set().union(*actions.values())
     if unusual or any(len(found) > 1 for found in actions.values()):
         raise InputError(asked, "steps that are neither full nor forecast as a whole", "replay another run")
-    ways = {str(entry.predictor) for entry in own if entry.action == Action.FORECAST.value} or {"noise over log_snr"}
+    ways = {str(entry.predictor) for entry in of_run if entry.action == Action.FORECAST.value} or {"noise over log_snr"}
     if len(ways) > 1:
-        raise InputError(asked, f"several ways to forecast ({', '.join(sorted(ways))})", "replay another run")
+        raise InputError(asked, f"several forecasts ({', '.join(sorted(ways))})", "replay another run")
     quantity, _, axis = ways.pop().partition(" over ")
     steps = max(actions) + 1
-    sigmas = {entry.step: entry.sigma for entry in own}
+    sigmas = {entry.step: entry.sigma for entry in of_run}
     if sorted(actions) != list(range(steps)) or any(sigma is None for sigma in sigmas.values()):
         raise InputError(asked, "steps that are missing or of unknown noise level", "replay a whole run")
     if steps < trace.run_steps.get(str(wanted), steps):
-        found = f"a run that was given up after {steps} of {trace.run_steps[str(wanted)]} steps"
+        found = f"a run that stopped after {steps} of {trace.run_steps[str(wanted)]} steps"
         raise InputError(asked, found, "replay a whole run")
     full = [step for step in range(steps) if actions[step] == {Action.FULL.value}]
     levels = [float(sigmas[step] or 0.0) for step in range(steps)]

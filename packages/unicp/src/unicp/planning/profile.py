@@ -1,4 +1,4 @@
-"""What a calibration found out about one model, sampler and device, keyed by noise level; a versioned JSON file."""
+"""What a calibration measured of one model, sampler and device, keyed by noise level; a versioned JSON file."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ from unicp.numerics.noise_levels import NoiseLevel, coefficients
 PROFILE_TYPE, PROFILE_VERSION = "unicp.profile", 8
 # The profiles that ship with the package.
 FOLDER = Path(__file__).parent / "profiles"
-# dB that a guess predicts less than the profile it is made from, which is of another model: as far as the lines of the
-# shipped profiles lie apart. At a predicted change of 0.03, `fit_line(profile.trials).psnr(0.03).mean` is from 28.7 dB
-# (glyphs, Euler) to 35.2 (film), and with `guarded=False` from 22.0 to 27.5.
+# dB taken off what a profile of another model predicts: as far as the lines of the shipped profiles lie apart. At a
+# predicted change of 0.03, `fit_line(profile.trials).psnr(0.03).mean` is from 28.7 dB (glyphs, Euler) to 35.2 (film),
+# and with `guarded=False` from 22.0 to 27.5.
 CAUTION = 6.0
 
 
@@ -41,9 +41,9 @@ class Fingerprint:
 
     Attributes:
         model: Class of the transformer.
-        config: Twelve digits that change with any setting of the model, but not with where and when it was saved.
-        dtype: As a word.
-        prediction: What the model's output is, as a word.
+        config: Twelve digits of a hash of the model's configuration.
+        dtype: Such as "float32".
+        prediction: What the model's output is, such as "flow".
         scheduler: Its class, which decides what an error does to the steps after it.
         branches: Calls a step (guidance makes two); 0 = not known yet, which no file holds.
     """
@@ -57,7 +57,7 @@ class Fingerprint:
 
     @classmethod
     def of(cls, transformer: Any, scheduler: Any, prediction: str, branches: int = 0) -> Fingerprint:
-        """That of a model as it stands, read off without importing the libraries it is from."""
+        """The fingerprint of a model as it is. Needs none of the libraries that the model is from."""
         config = getattr(transformer, "config", None)
         values = dict(config) if isinstance(config, Mapping) else {}
         public = {key: value for key, value in values.items() if not key.startswith("_")}
@@ -72,21 +72,20 @@ class Fingerprint:
         )
 
     def differences(self, other: Fingerprint) -> list[str]:
-        """One phrase for each field in which `other` differs; calls a step that are not known yet do not."""
+        """One phrase for each field in which `other` differs, except `branches` if those of `other` are not known."""
         pairs = ((name, mine, getattr(other, name)) for name, mine in vars(self).items())
         return [f"{name} {theirs}, not {mine}" for name, mine, theirs in pairs if mine != theirs and theirs != 0]
 
 
 @dataclass(frozen=True)
 class Recording:
-    """One plain run of one prompt, as far as errors of forecasts need it; all numbers are means over branches.
+    """What errors of forecasts need of one plain run; all numbers are means over branches.
 
     Attributes:
         prompt: Of the run.
         power: Mean square of the model's output, by step.
         products: By quantity ("output", "noise", "clean"), the mean product of that quantity at two steps, on the
-            positions that UniCP measures errors on: the lower triangle of the matrix, row by row. The error of any
-            forecast follows from it, because forecasts are sums of what is stored.
+            positions that UniCP measures errors on: the lower triangle of the matrix, row by row.
     """
 
     prompt: str
@@ -96,7 +95,7 @@ class Recording:
 
 @dataclass(frozen=True)
 class Probe:
-    """A run with the outputs of one step forecast over the log-SNR from those of the two steps before.
+    """A run that skips one step, forecast over the log-SNR from the two steps before.
 
     Attributes:
         prompt: Of the run.
@@ -120,7 +119,7 @@ class Probe:
 
 @dataclass(frozen=True)
 class WindowProbe:
-    """A run in which several steps in a row are forecast from the two steps before.
+    """A run that skips several steps in a row, all forecast from the two steps before.
 
     Attributes:
         prompt: Of the run.
@@ -136,7 +135,7 @@ class WindowProbe:
 
     @property
     def change(self) -> float:
-        """As that of a `Probe`."""
+        """As `Probe.change`."""
         return 10 ** (-self.psnr / 20)
 
 
@@ -149,7 +148,7 @@ class Trial:
         planned: Full steps of the plan.
         computed: Full steps in the end.
         saved: Steps that the plan skips.
-        allowed: Change of the clip that was predicted, and that the guard allowed.
+        allowed: Predicted change of the clip, which the guard allowed.
         displacement: Relative, of the final latent.
         psnr: Of the clip against the plain one, in dB.
         guarded: Whether the guard could make more steps full, as under a target of fidelity.
@@ -167,7 +166,14 @@ class Trial:
 
 @dataclass(frozen=True)
 class OnlineTrial:
-    """A run of the online rule of `balanced` with this tolerance: its full steps, and PSNR of the clip in dB."""
+    """A run of the online rule of `balanced`.
+
+    Attributes:
+        prompt: Of the run.
+        tolerance: Of the rule.
+        computed: Full steps.
+        psnr: Of the clip against the plain one, in dB.
+    """
 
     prompt: str
     tolerance: Positive
@@ -183,8 +189,8 @@ class FewerSteps:
         prompt: Of the run.
         steps: How many.
         psnr: Of the clip against that of the whole run, in dB.
-        computed: Which steps of the whole run they were, those that a plan would make full; [] = evenly spaced ones.
-        allowed: Change of the clip that was predicted of that plan.
+        computed: The steps of the whole run, which a plan would make full; [] = evenly spaced ones.
+        allowed: Predicted change of the clip under that plan.
     """
 
     prompt: str
@@ -201,8 +207,8 @@ class Seconds:
     Attributes:
         computed: Of a full step.
         served: Of a skipped step.
-        rest: Of all the rest of a run.
-        added: What UniCP itself costs, as a share of each full step; median over trials, at least 0.
+        rest: Of the rest of a run.
+        added: What UniCP itself costs, as a share of a full step; median over trials, at least 0.
     """
 
     computed: Positive
@@ -219,12 +225,12 @@ class Profile:
         fingerprint: What it is valid for.
         device: Where it was made.
         shape: Of the latent, batch first.
-        signal, noise: Parts of the sample at each step of the recorded runs, and one more for the level after the last.
-        power: With which the changes by windows add.
+        signal, noise: Parts of the sample at each step of the recorded runs, and at the level after the last.
+        power: Exponent with which the changes by windows add.
         seconds: Wall time.
         recordings, probes, windows, trials, online, fewer: What calibration ran.
-        mended: Whether the sampler replayed skipped steps in probes and trials (docs/method.md, 3.6).
-        left: Whether plans count what stays of a skipped step after that, and not what its forecast missed; see
+        mended: Whether the sampler replayed skipped steps in probes and trials (docs/method.md, 3.4).
+        left: Whether plans count what stays of a skipped step, rather than what its forecast missed; see
             `unicp.planning.curves.counted`.
 
     Raises:
@@ -264,21 +270,26 @@ class Profile:
 
 
 def save_profile(profile: Profile, path: str | Path) -> None:
-    """Writes a profile; errors as for `unicp.files.save_trace`."""
+    """Writes a profile as JSON.
+
+    Raises:
+        InputError: The path cannot be written.
+    """
     save_record(profile, PROFILE_TYPE, PROFILE_VERSION, path)
 
 
 def load_profile(path: str | Path) -> Profile:
     """Reads a profile.
 
-    Raises InputError where there is no readable file, FileFormatError where it is damaged, foreign, of another version,
-    or holds numbers that no calibration gives.
+    Raises:
+        InputError: There is no readable file.
+        FileFormatError: It is damaged, foreign, of another version, or holds numbers that no calibration gives.
     """
     return load_record(Profile, PROFILE_TYPE, PROFILE_VERSION, path, "calibrate again")
 
 
 def _problem(profile: Profile) -> str:
-    """What does not fit together in a profile, "" for nothing. Bounds of single numbers stand beside their types."""
+    """What does not fit together in a profile, "" for nothing. The types check single numbers."""
     steps = len(profile.signal) - 1
     if steps < 4 or len(profile.noise) != steps + 1:
         return f"{len(profile.signal)} and {len(profile.noise)} noise levels"
@@ -325,10 +336,13 @@ def _unknown_names(profile: Profile) -> str:
 
 
 def builtin_profile(fingerprint: Fingerprint) -> tuple[Profile, float]:
-    """The shipped profile that fits a model best, and the dB to take off what it predicts: 0 for the model's own.
+    """The shipped profile that fits a model best.
+
+    Returns:
+        The profile, and the dB to take off what it predicts: 0 if it is of this very model.
 
     Raises:
-        InputError: None is shipped.
+        InputError: No profile is shipped.
     """
     profiles = _shipped()
     if not profiles:
@@ -338,8 +352,8 @@ def builtin_profile(fingerprint: Fingerprint) -> tuple[Profile, float]:
             return profile, 0.0
 
     def likeness(profile: Profile) -> tuple[bool, bool]:
-        own = profile.fingerprint
-        return own.scheduler == fingerprint.scheduler, own.prediction == fingerprint.prediction
+        shipped = profile.fingerprint
+        return shipped.scheduler == fingerprint.scheduler, shipped.prediction == fingerprint.prediction
 
     return max(profiles, key=likeness), CAUTION
 

@@ -1,4 +1,4 @@
-"""Gives each run of a session the plan that it follows: solved when the run shows its noise levels."""
+"""Plans each run of a session once its noise levels are known."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from unicp.planning.targets import Target
 from unicp.policies.planned import Course
 
 Levels = Sequence[NoiseLevel]
-# Plans solved in this process, the newest last, each with its profile, which keeps the name of that its own. Solving
-# takes as long as a few steps of a small model, and a session for each clip would solve for each.
+# Plans solved in this process, the newest last: solving takes as long as a few steps of a small model. The key has the
+# id of the profile, which is kept with the plan so that no other profile can get the same id.
 _SOLVED: dict[tuple[object, ...], tuple[Profile, Plan]] = {}
 KEPT = 32
 
@@ -23,13 +23,13 @@ class RunPlanner:
     """Makes or checks the plan of each run.
 
     Args:
-        source: A target to be solved for under a profile, or a plan to be followed as it is.
-        caution: dB taken off what the profile predicts, because it is another model's.
-        on_warning: Told, once each, what a user must know.
+        source: A target with its profile, or a plan to follow as it is.
+        caution: dB taken off what the profile predicts, because it is of another model.
+        on_warning: Gets each warning once.
         knows_seconds: Whether the profile was made on this device.
 
     Attributes:
-        plan: Of the last run; `None` before the first, and where there was none.
+        plan: Of the last run; `None` if there is none.
     """
 
     def __init__(
@@ -44,9 +44,10 @@ class RunPlanner:
         self.plan: Plan | None = source if isinstance(source, Plan) else None
 
     def shorten(self, levels: Levels) -> Plan | None:
-        """The plan of a run that was just set to these steps, if it is a shorter plain run; None = it is not.
+        """The plan of a run with these levels if that is a shorter plain run, else `None`.
 
-        Raises InputError where the target cannot be met.
+        Raises:
+            InputError: The target cannot be met.
         """
         plan = self.solve(levels)
         return None if plan.subset is None or not plan.fits(levels[:-1]) else plan
@@ -59,21 +60,20 @@ class RunPlanner:
         step: int = 1,
         shortened: Plan | None = None,
     ) -> Course | None:
-        """What a run follows.
+        """Returns what a run follows.
 
         Args:
             levels: Of the run's steps, and the one after the last; `None` = not known.
             branches: Calls a step.
             shape: Of the sample, batch first.
-            step: That the run is at, 1 unless it does not begin with noise alone.
-            shortened: The plan by which steps were left out when the run was set.
+            step: Step at which the run is; 1 unless it began in the middle.
+            shortened: The plan by which the run was shortened when it was set.
 
         Returns:
-            `None` where no plan fits, of which a warning tells: the online rule decides.
+            `None` where no plan fits. A warning says so, and the online rule decides.
 
         Raises:
-            InputError: The target cannot be met, or a shorter plain run would meet it better than any plan but the run
-                could not be shortened.
+            InputError: The target cannot be met, or only by a shorter plain run, and this run cannot be shortened.
         """
         if levels is None:
             return self._without("the scheduler does not tell the noise levels of this run")
@@ -92,7 +92,7 @@ class RunPlanner:
         other = self._other_guidance(branches)
         if other:
             return self._without(other)
-        # Another thread may plan its run at the same time: what this one follows is its own.
+        # Another thread may plan its run at the same time, so this one does not read self.plan again.
         plan = self.plan = self.solve(levels, shape)
         if target.kind == "psnr" and plan.steps < profile.steps and not self.caution:
             asked = f"{target} in {plan.steps} steps"
@@ -103,7 +103,7 @@ class RunPlanner:
         return plan.course
 
     def _check_shortened(self, plan: Plan, branches: int, shape: Sequence[int], step: int) -> None:
-        """Steps were left out before the run showed what it is: one that nothing was promised for is stopped."""
+        """Stops a shortened run that turns out to be of a kind for which the target does not hold."""
         self.plan = plan
         found = self._other_guidance(branches)
         if step > 1:
@@ -125,25 +125,32 @@ class RunPlanner:
         return f"the profile is of {known} calls a step and this run makes {branches} (guidance)"
 
     def solve(self, levels: Levels, shape: Sequence[int] | None = None) -> Plan:
-        """The plan of a run. shape: of the sample; None = taken for that of the profile. Raises InputError."""
+        """The plan of a run.
+
+        Args:
+            levels: Of the run's steps, and the one after the last.
+            shape: Of the sample; `None` = that of the profile.
+
+        Raises:
+            InputError: The target cannot be met.
+        """
         if isinstance(self._source, Plan):
             return self._source
         target, profile = self._source
         same_size = (shape is None or list(shape) == list(profile.shape)) and self._knows_seconds
         places = tuple((level.signal, level.noise) for level in levels)
         key = (id(profile), str(target), self.caution, same_size, places)
-        known = _SOLVED.get(key)
-        if known is None:
-            known = _SOLVED[key] = profile, Solver(profile, levels, self.caution, same_size).plan(target)
+        solved = _SOLVED.get(key)
+        if solved is None:
+            solved = _SOLVED[key] = profile, Solver(profile, levels, self.caution, same_size).plan(target)
             for oldest in list(_SOLVED)[:-KEPT]:
                 _SOLVED.pop(oldest, None)
-        return known[1]
+        return solved[1]
 
     def _tell_of_subset(self, plan: Plan, is_speed: bool) -> None:
-        """Where steps should have been left out and were not. is_speed: of a speed, which skipping cannot keep."""
+        """Warns of a run that was not shortened as its plan says, or refuses it if the target is a speed."""
         if plan.subset is None:
             return
-        # Only the scheduler of a pipeline can be made to leave out steps, and not where the pipeline names its levels.
         count, chosen = plan.subset.count, plan.subset.chosen
         do = f"call the pipeline without UniCP, with num_inference_steps={count}"
         if chosen:
@@ -155,7 +162,7 @@ class RunPlanner:
 
     def _without(self, reason: str) -> None:
         self.plan = None
-        self._tell(f"no plan: {reason}; the online rule decides, and the target is not promised")
+        self._tell(f"no plan: {reason}; the online rule decides, and the target may be missed")
 
     def _tell(self, text: str) -> None:
         if text not in self._told:

@@ -1,4 +1,4 @@
-"""From a profile, the noise levels of a run and a target to the best plan: all budgets at once, one is chosen."""
+"""Solves the best plan for a target, from a profile and the noise levels of a run."""
 
 from __future__ import annotations
 
@@ -10,25 +10,23 @@ from unicp.context import Forecast
 from unicp.errors import InputError
 from unicp.numerics.noise_levels import NoiseLevel
 from unicp.planning.choices import Choice, best_choices, hardness_spread
-from unicp.planning.curves import probed_way
+from unicp.planning.curves import probed_forecast
 from unicp.planning.fidelity import ONE_SIDED, FidelityLine, PlainRun, Tried, fit_line, fit_online, plain_runs
 from unicp.planning.plan import Curves, OnlineRule, Plan, PlannedSteps, StepSubset
 from unicp.planning.profile import Profile, Seconds
 from unicp.planning.targets import Target
 from unicp.policies.step_paths import fewest_computed
 
-# Steps of the longest run that is planned: samplers are trained on as many noise levels. It takes ten seconds.
+# Steps of the longest run that is planned; samplers are trained on as many noise levels. Solving takes ten seconds.
 MOST_STEPS = 1000
-# Trials of the online rule tell of longer runs too, up to so many times their own length, where what they promise is
-# lowered by so many dB. Tried on eight tuning prompts of the glyphs with profiles of 30 steps: at 50 46 of 48 clips
-# kept their targets and computed less than schedules; at 20 fewer kept them than of schedules.
+# Trials of the online rule are used for runs up to so many times longer, with so many dB taken off. Measured with
+# profiles of 30 steps (docs/planning.md): at 50 steps 46 of 48 clips kept their targets.
 LONGEST, LONGER_CAUTION = 1.75, 2.0
-# Trials of schedules promise too much of runs shorter than their own, whose steps are wider than any that was recorded:
-# so many dB for each e-fold, 4 dB at 20 steps of profiles of 30 (3 to 5 with Euler, 1 to 3 with UniPC, tuning prompts).
+# Trials of schedules predict too much for shorter runs, whose steps are wider than any recorded: dB taken off for each
+# e-fold of length, 4 dB at 20 steps of a profile of 30 (docs/planning.md).
 SHORTER_CAUTION = 10.0
-# A plain run with fewer steps must be so many times faster than a plan that promises more of the same target. Seconds
-# are not known better: with UniPC at 25 dB a plain run of 11 steps, 1.00 times as fast, had 32 dB where the online rule
-# has 34.
+# A plain run with fewer steps must be so many times faster than a plan that predicts a higher PSNR: seconds are not
+# known better than that.
 NEARLY = 1.05
 
 
@@ -37,7 +35,7 @@ class Solver:
     """Plans for one run.
 
     Attributes:
-        profile: What is known of the model.
+        profile: Of the model.
         levels: Of the steps of the run, and the one after the last.
         caution: dB taken off predicted PSNR.
         knows_seconds: Whether the profile's seconds hold for the size of this run.
@@ -52,7 +50,7 @@ class Solver:
         """The cheapest plan that meets the target.
 
         Raises:
-            InputError: None does; the message says what can be had.
+            InputError: No plan meets it; the message says what is possible.
         """
         check_steps(self.steps)
         if target.kind == "seconds" and not self.knows_seconds:
@@ -73,18 +71,18 @@ class Solver:
         return SHORTER_CAUTION * max(0.0, math.log(self.profile.steps / self.steps))
 
     def seconds(self, computed: float) -> float:
-        """Seconds of a clip with this many computed steps, under UniCP."""
+        """Seconds of a clip with this many full steps, under UniCP."""
         return _seconds(self.profile.seconds, self.steps, computed)
 
     def speed_up(self, computed: float) -> float:
-        """How many times faster than the plain run."""
+        """How many times faster than the plain run a run with this many full steps is."""
         return _speed_up(self.profile.seconds, self.steps, computed)
 
     def _for_psnr(self, target: Target, choices: dict[int, Choice], line: FidelityLine) -> Plan:
         allowed = line.change(target.value)
         count = next(count for count in sorted(choices) if choices[count].change <= allowed)
         choice = choices[count]
-        expected = count + line.served_again * (self.steps - count)
+        expected = count + line.added_share * (self.steps - count)
         plan = self.made(str(target), choice, allowed**choice.rule.power, self.steps, expected)
         plan = replace(plan, psnr=line.psnr(allowed if count < self.steps else 0.0))
         online = self._online(target)
@@ -100,7 +98,7 @@ class Solver:
             return self._only_plain(target, choices)
         count = max(fits)
         choice = choices[count]
-        # The guard must not spend what the target forbids: it has nothing to spend.
+        # The guard may add nothing, because the target forbids more full steps.
         plan = self.made(str(target), choice, 0.0, count, float(count))
         psnr = line.psnr(choice.change, ONE_SIDED * hardness_spread(self.profile, self.levels, choice))
         return self._or_plain(replace(plan, psnr=psnr), target, choices)
@@ -108,25 +106,23 @@ class Solver:
     def _online(self, target: Target) -> Plan | None:
         """The online rule with the tolerance that keeps this PSNR on 95 % of clips by its trials; None if none does.
 
-        Trials tell of runs of their own number of steps, and of longer ones with caution: as many times more steps are
-        then full as the root of the run's length over theirs says (our reading: windows grow where steps are narrow).
-        Targets of speed are left to schedules: the online rule gives each clip another number of steps, and a schedule
-        has the better mean for the same number.
+        In runs longer than the trials the number of full steps is taken to grow with the root of the length (our
+        reading: windows grow where steps are narrow).
         """
         longer = self.steps / self.profile.steps
         if not 1 <= longer <= LONGEST:
             return None
-        known = fit_online(self.profile.online, self.caution + (LONGER_CAUTION if longer > 1 else 0.0))
-        if known is None:
+        online = fit_online(self.profile.online, self.caution + (LONGER_CAUTION if longer > 1 else 0.0))
+        if online is None:
             return None
-        least, most = known.tried
-        tolerance = min(known.line.change(target.value), most)
+        least, most = online.tried
+        tolerance = min(online.line.change(target.value), most)
         if tolerance < least:
             return None
-        way = probed_way(self.profile.recordings[0])
-        expected = min(float(self.steps), known.computed(tolerance) * math.sqrt(longer))
-        plan = self._plan(str(target), way, OnlineRule(tolerance), expected)
-        return replace(plan, psnr=known.line.psnr(tolerance))
+        forecast = probed_forecast(self.profile.recordings[0])
+        expected = min(float(self.steps), online.computed(tolerance) * math.sqrt(longer))
+        plan = self._plan(str(target), forecast, OnlineRule(tolerance), expected)
+        return replace(plan, psnr=online.line.psnr(tolerance))
 
     def _is_fast_enough(self, target: Target, computed: int) -> bool:
         if target.kind == "speedup":
@@ -134,7 +130,7 @@ class Solver:
         return self.seconds(computed) <= target.value
 
     def made(self, target: str, choice: Choice, allowance: float, most: int, expected: float) -> Plan:
-        """A plan of a choice, without a prediction of its PSNR; arguments as the fields of `Plan`."""
+        """A plan of a choice, without its PSNR; arguments as the fields of `Plan` and `PlannedSteps`."""
         errors = choice.errors
         curves = Curves(
             list(errors.places),
@@ -144,7 +140,7 @@ class Solver:
             choice.rule.power,
             choice.rule.row,
             choice.rule.end,
-            errors.mended,
+            errors.replayed,
         )
         how = PlannedSteps(list(choice.path.computed), allowance, most, curves)
         return self._plan(target, errors.forecast, how, expected)
@@ -163,7 +159,7 @@ class Solver:
         )
 
     def _plain_runs(self, choices: dict[int, Choice]) -> list[PlainRun]:
-        """Shorter plain runs, as calibration measured them at the length of this run and of this very model."""
+        """Shorter plain runs, if calibration measured them for this model and length."""
         if self.steps != self.profile.steps or self.caution:
             return []
         return plain_runs(self.profile, {n: Tried(one.path.computed, one.change) for n, one in choices.items()})
@@ -176,10 +172,10 @@ class Solver:
         return self._plain_seconds(self.steps) / self._plain_seconds(steps)
 
     def _or_plain(self, plan: Plan, target: Target, choices: dict[int, Choice]) -> Plan:
-        """The plan, or a shorter plain run where that does better.
+        """The plan, or a shorter plain run if that is better.
 
-        Better is faster where the target is a fidelity that both keep, by a margin if it promises less; and a higher
-        mean PSNR where the target is a speed.
+        For a fidelity, better is faster, by a margin if its lower bound is lower. For a speed, better is a higher mean
+        PSNR.
         """
         for run in self._plain_runs(choices):
             speed_up = self.plain_speed_up(run.steps)
@@ -221,22 +217,30 @@ class Solver:
 
 
 def check_steps(steps: int) -> None:
-    """Raises InputError for a run that is too long to be planned."""
+    """Checks that a run is not too long to be planned.
+
+    Raises:
+        InputError: It is.
+    """
     if steps > MOST_STEPS:
         raise InputError(f"a plan of {steps} steps", f"runs of up to {MOST_STEPS} steps can be planned", "use fewer")
 
 
 def check_feasible(profile: Profile, target: Target, caution: float = 0.0, knows_seconds: bool = True) -> None:
-    """Raises InputError for a target that no run of whatever number of steps can meet by this profile.
+    """Checks that a run of some number of steps can meet a target, before the length of a run is known.
 
-    Arguments as the fields of `Solver`. Every PSNR can be had: by computing everything. Numbers of steps differ in what
-    can be had; what the run itself has is told when it is planned.
+    Args:
+        profile, caution, knows_seconds: As the fields of `Solver`.
+        target: What is asked for. Every PSNR can be met, by skipping nothing.
+
+    Raises:
+        InputError: No run can meet it.
     """
     if target.kind == "psnr":
         return
     if target.kind == "seconds" and not knows_seconds:
         raise _unknown_seconds(target)
-    cost, own = profile.seconds, Solver(profile, profile.levels, caution, knows_seconds)
+    cost, solver = profile.seconds, Solver(profile, profile.levels, caution, knows_seconds)
     ends = [(steps, one) for steps in range(1, MOST_STEPS + 1) for one in (fewest_computed(steps), steps)]
     if target.kind == "seconds":
         least = min(_seconds(cost, steps, computed) for steps, computed in ends)
@@ -244,9 +248,9 @@ def check_feasible(profile: Profile, target: Target, caution: float = 0.0, knows
     else:
         most = max(_speed_up(cost, steps, computed) for steps, computed in ends)
         fewer = [] if caution else [one.steps for one in profile.fewer if 0 < one.steps < profile.steps]
-        is_met = max([most, *map(own.plain_speed_up, fewer)]) >= target.value
+        is_met = max([most, *map(solver.plain_speed_up, fewer)]) >= target.value
     if not is_met:
-        own.plan(target)  # says what runs like the recorded ones have
+        solver.plan(target)  # its error says what runs like the recorded ones can meet
         raise InputError(f"target {target}", "faster than any run of this profile", "ask for less")
 
 
@@ -264,7 +268,7 @@ def _unknown_seconds(target: Target) -> InputError:
 
 
 def _too_fast(target: Target, steps: int, speed_up: float, plain_seconds: float) -> InputError:
-    """What can be had instead, rounded so that it is met and not refused again. speed_up: the largest."""
+    """The error that names what is possible, rounded so that it can be met. speed_up: the largest."""
     if target.kind == "seconds":
         value = math.ceil(100 * plain_seconds / speed_up + 1e-9) / 100
         limit = f"seconds<={value:.2f}"
@@ -274,16 +278,23 @@ def _too_fast(target: Target, steps: int, speed_up: float, plain_seconds: float)
         if value < 1:
             found = f"nothing is faster than the plain run of {steps} steps"
             return InputError(f"target {target}", found, "take more steps, or run it without UniCP")
-    return InputError(f"target {target}", f"at most {limit} can be had with {steps} steps", f"ask for {limit}")
+    return InputError(f"target {target}", f"at most {limit} is possible with {steps} steps", f"ask for {limit}")
 
 
 def plan_to_try(
     profile: Profile, levels: Sequence[NoiseLevel], choices: dict[int, Choice], count: int, guarded: bool = True
 ) -> tuple[Plan, float]:
-    """The best plan that computes `count` steps, or the nearest possible number, for a run that nothing is known of.
+    """The best plan with `count` full steps, or the nearest possible number, for a trial.
 
-    And the change of the clip that is predicted of it. choices: the best, without the prompt that is to be tried as a
-    new one. guarded: whether its guard may spend as much as the plan is predicted to, or nothing.
+    Args:
+        profile: What calibration measured so far.
+        levels: Of the run's steps, and the one after the last.
+        choices: The best schedules, solved without the prompt of the trial.
+        count: Number of full steps.
+        guarded: Whether its guard may spend as much as the plan is predicted to cost, or nothing.
+
+    Returns:
+        The plan, and the change of the clip that is predicted for it.
     """
     choice = choices[min(choices, key=lambda one: (abs(one - count), one))]
     solver, computed = Solver(profile, levels), len(choice.path.computed)

@@ -1,4 +1,4 @@
-"""What a user may promise himself of a run: "psnr>=35", "speedup>=2" or "seconds<=40"."""
+"""Targets: "psnr>=35", "speedup>=2" or "seconds<=40"."""
 
 from __future__ import annotations
 
@@ -17,7 +17,12 @@ _SIGNS: dict[str, str] = {"psnr": ">=", "speedup": ">=", "seconds": "<="}
 
 @dataclass(frozen=True)
 class Target:
-    """kind: what is named. value: least PSNR of a clip in dB against its plain run, least speed-up, or most seconds."""
+    """What a run must reach.
+
+    Attributes:
+        kind: What is named.
+        value: Least PSNR of a clip against its plain run in dB, least speed-up, or most seconds.
+    """
 
     kind: TargetKind
     value: float
@@ -28,7 +33,11 @@ class Target:
 
 
 def parse_target(text: str) -> Target:
-    """A target from its text. Raises InputError for anything else, and for values that no run can have."""
+    """Reads a target.
+
+    Raises:
+        InputError: The text is no target, or no run can have the value.
+    """
     match = _FORM.fullmatch(text) if isinstance(text, str) else None
     if match is None or match[2] != _SIGNS[match[1]]:
         raise InputError(f"target {text!r}", "not a target", 'use "psnr>=35", "speedup>=2" or "seconds<=40"')

@@ -11,7 +11,15 @@ from tests.made_profiles import CURVATURE, STEPS, flow_levels, made
 
 from unicp.context import Forecast
 from unicp.numerics.noise_levels import NoiseLevel
-from unicp.planning.curves import counted, covers, forecast_errors, impact_curve, servable, step_weights, window_factors
+from unicp.planning.curves import (
+    counted,
+    covers,
+    forecast_errors,
+    impact_curve,
+    is_skippable,
+    step_weights,
+    window_factors,
+)
 from unicp.planning.profile import Probe, Recording, WindowProbe
 from unicp.planning.solver import best_choices
 from unicp.policies.step_paths import path_loss
@@ -64,9 +72,9 @@ def test_other_abscissas_have_other_errors():
 
 
 def test_a_level_at_which_an_error_would_blow_up_is_not_served():
-    assert not servable(WAY, "flow", NoiseLevel(0.04, 0.96)) and servable(WAY, "flow", NoiseLevel(0.05, 0.95))
-    assert servable(Forecast("output", "sigma"), "flow", NoiseLevel(0.0, 1.0))
-    assert not servable(Forecast("clean", "sigma"), "flow", NoiseLevel(0.99, 0.01))
+    assert not is_skippable(WAY, "flow", NoiseLevel(0.04, 0.96)) and is_skippable(WAY, "flow", NoiseLevel(0.05, 0.95))
+    assert is_skippable(Forecast("output", "sigma"), "flow", NoiseLevel(0.0, 1.0))
+    assert not is_skippable(Forecast("clean", "sigma"), "flow", NoiseLevel(0.99, 0.01))
 
 
 def test_a_level_far_outside_the_recorded_ones_or_noisier_than_any_probe_is_not_covered():

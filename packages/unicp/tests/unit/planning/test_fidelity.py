@@ -25,7 +25,7 @@ def test_a_straight_line_is_found_with_its_spread():
     assert line.offset == pytest.approx(0, abs=1e-9) and line.slope == pytest.approx(1)
     # Eight points, each 2 dB off: a standard deviation of sqrt(8 * 4 / 6).
     assert line.margin == pytest.approx(student(6) * math.sqrt(32 / 6) * math.sqrt(9 / 8))
-    assert line.served_again == 0
+    assert line.added_share == 0
     assert line.psnr(0.01).mean == pytest.approx(40)
     assert line.psnr(0.01).low == pytest.approx(40 - line.margin)
 
@@ -42,7 +42,7 @@ def test_caution_and_doubt_promise_less():
 
 
 def test_what_the_guard_computed_is_expected_again():
-    assert fit_line([trial(0.1, 20, 8, 10), trial(0.01, 40, 8, 12), trial(0.03, 30)]).served_again == 0.25
+    assert fit_line([trial(0.1, 20, 8, 10), trial(0.01, 40, 8, 12), trial(0.03, 30)]).added_share == 0.25
 
 
 def test_too_few_trials_promise_little():

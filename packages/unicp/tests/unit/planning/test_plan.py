@@ -162,7 +162,7 @@ def test_a_trace_that_no_plan_can_replay(bad, found):
 def test_a_trace_that_changed_its_way_is_not_replayed():
     mixed = trace("CCCFCF")
     mixed.entries[-1].predictor = "output over sigma"
-    with pytest.raises(InputError, match="several ways to forecast"):
+    with pytest.raises(InputError, match="several forecasts"):
         plan_of_trace(mixed)
 
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from unicp.planning.curves import forecast_errors, levels_of, probed_way, step_weights
+from unicp.planning.curves import forecast_errors, levels_of, probed_forecast, step_weights
 from unicp.planning.profile import FOLDER, load_profile
 from unicp.policies.step_paths import WARM_UP, StepPath, WindowLoss, best_paths, one_by_one, path_loss
 
@@ -178,8 +178,8 @@ def paths_by_loops(steps, change, max_reach, rule, max_window=8):
 def test_arrays_find_the_very_paths_that_loops_find(path, steps, reach):
     profile = load_profile(path)
     levels = levels_of(profile, steps)
-    errors = forecast_errors(profile, profile.recordings, probed_way(profile.recordings[0]), levels[:-1])
-    weights = step_weights(profile, probed_way(profile.recordings[0]), levels)
+    errors = forecast_errors(profile, profile.recordings, probed_forecast(profile.recordings[0]), levels[:-1])
+    weights = step_weights(profile, probed_forecast(profile.recordings[0]), levels)
 
     @one_by_one
     def change(before, last, skipped):

@@ -1,4 +1,4 @@
-"""Writing so that nothing is lost: aside and then renamed, or appended; a full disk leaves what was there as it was."""
+"""Atomic writes: aside and then renamed, or appended. A full disk or a kill leaves the old content as it was."""
 
 from __future__ import annotations
 
@@ -15,15 +15,16 @@ from typing import Any
 from unicp.errors import InputError, UniCPError
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-# Letters of a name that a temporary one takes over: of up to four bytes each, they leave room for the rest.
+# Letters of the name that a temporary name repeats: at up to four bytes each they leave room for the rest.
 _TAKEN = 50
 
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
-    """Gives a temporary file beside `path` to write to, which replaces `path` at the end or is removed on any error.
+    """Gives a temporary file beside `path`, which replaces `path` at the end or is removed on any error.
 
-    Raises InputError where the place cannot be written.
+    Raises:
+        InputError: The place cannot be written.
     """
     target = _target(path)
     part = _open_part(path, target)
@@ -41,9 +42,10 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
 @contextmanager
 def replacing_folder(folder: str | Path) -> Iterator[Path]:
-    """Gives a temporary folder beside `folder`; at the end its files go there, each as a whole.
+    """Gives a temporary folder beside `folder`, whose files are moved there at the end. Other files there stay.
 
-    What else is there stays. Raises InputError where the place cannot be written; what was there is then as it was.
+    Raises:
+        InputError: The place cannot be written; the folder is then as it was.
     """
     target = _target(folder)
     try:
@@ -75,11 +77,13 @@ def write_text(path: str | Path, text: str) -> None:
 def append_line(path: str | Path, line: str) -> None:
     """Adds a line, with its line break, and waits until it is on the disk.
 
-    What a kill left of a half-written line is taken away first. Where the line cannot be written, the file is what it
-    was. Raises InputError.
+    Removes first what a kill left of a half-written line.
+
+    Raises:
+        InputError: The line cannot be written; the file is then as it was.
     """
     try:
-        # No buffer: what it could not write it would write again when it is closed.
+        # No buffer: it would try again to write its rest when the file is closed.
         with Path(path).open("ab+", buffering=0) as file:
             _lock(file)
             whole, rest = _last_line(file)
@@ -101,13 +105,21 @@ def append_line(path: str | Path, line: str) -> None:
 
 
 def check_writable(path: str | Path) -> None:
-    """Raises InputError unless a file can be written at `path`; an existing one is left as it is."""
+    """Checks that a file can be written at `path`, and leaves an existing one as it is.
+
+    Raises:
+        InputError: It cannot.
+    """
     part = _open_part(path, _target(path))
     part.unlink(missing_ok=True)
 
 
 def check_appendable(path: str | Path) -> None:
-    """Raises InputError unless a line can be added to the file at `path`, which is left as it is; there may be none."""
+    """Checks that a line can be added to the file at `path`, which need not exist.
+
+    Raises:
+        InputError: It cannot.
+    """
     if not os.path.isfile(path):
         return check_writable(path)
     try:
@@ -128,7 +140,7 @@ def _target(path: str | Path) -> Path:
 def _open_part(path: str | Path, target: Path) -> Path:
     if not str(path):
         raise InputError("to write a file", "an empty name", "name the file")
-    # os.path answers "no" where a name is too long to be asked for; Path would raise.
+    # os.path answers "no" for a name that is too long; Path would raise.
     if not os.path.isdir(target.parent):
         raise InputError(f"to write {path}", f"no folder {target.parent}", "make the folder first")
     if os.path.exists(target) and not os.path.isfile(target):
@@ -143,7 +155,7 @@ def _open_part(path: str | Path, target: Path) -> Path:
 
 
 def _check_length(path: str | Path, target: Path) -> None:
-    """The temporary file has a short name: that the real one is too long would be seen only when all is made."""
+    """Checks the length of the real name, which otherwise fails only at the end: the temporary name is short."""
     try:
         most = os.pathconf(target.parent, "PC_NAME_MAX")
     except (AttributeError, OSError, ValueError):
@@ -154,7 +166,7 @@ def _check_length(path: str | Path, target: Path) -> None:
 
 
 def _told(path: str | Path, error: Exception, part: Path) -> Exception:
-    """The error to raise where writing to `part` failed. Libraries have errors of their own for a disk that is full."""
+    """The error to raise when writing to `part` failed. Libraries raise errors of their own for a full disk."""
     if isinstance(error, UniCPError):
         return error
     cause = error if isinstance(error, OSError) else _disk_is_full(part)
@@ -169,7 +181,7 @@ def _cannot_write(path: str | Path, error: OSError | ValueError) -> InputError:
 
 
 def _disk_is_full(part: Path) -> OSError | None:
-    """The error of writing on behind what is there, None where that can be done."""
+    """The error of writing more to `part`, None if that works."""
     try:
         with part.open("ab", buffering=0) as file:
             file.write(bytes(2**16))
@@ -181,7 +193,7 @@ def _disk_is_full(part: Path) -> OSError | None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """The new name too, where the system can do that."""
+    """Writes the new name to the disk, if the system can do that."""
     with suppress(OSError):
         number = os.open(folder, os.O_RDONLY)
         try:
@@ -191,7 +203,7 @@ def _sync_folder(folder: Path) -> None:
 
 
 def _lock(file: Any) -> None:
-    """Until the file is closed nobody else appends, where the system and the file system can do that."""
+    """Keeps others from appending until the file is closed, if the file system can do that."""
     with suppress(ImportError, OSError):
         import fcntl
 
@@ -199,7 +211,7 @@ def _lock(file: Any) -> None:
 
 
 def _last_line(file: Any) -> tuple[int, bytes]:
-    """Bytes of a file up to its last line break, and what stands behind it; read from the end."""
+    """Length of a file up to its last line break, and the bytes behind it; read from the end."""
     end = file.seek(0, os.SEEK_END)
     rest, begin = b"", end
     while begin > 0 and b"\n" not in rest:
@@ -219,6 +231,6 @@ def _is_json(line: bytes) -> bool:
 
 
 def reason(error: Exception) -> str:
-    """What an error says, in one line."""
+    """The message of an error in one line."""
     message = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     return " ".join(message.split())[:200] or type(error).__name__

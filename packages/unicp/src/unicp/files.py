@@ -1,8 +1,8 @@
-"""Checked JSON: what UniCP keeps on disk, versioned, and loaded with suspicion.
+"""Versioned JSON files, checked when they are read.
 
-Files are dataclasses. pydantic checks them, as strict as JSON allows; bounds of numbers stand beside the types of the
-fields (`Within`). JSON has no NaN and no infinity: such numbers are written as the strings "nan", "inf" and "-inf".
-Whatever writes a file does so through `unicp.disk`, whose names can be had from here too.
+A file is a dataclass, which pydantic checks strictly; the types of its fields hold bounds of numbers (`Within`). JSON
+has no NaN and no infinity: they are written as the strings "nan", "inf" and "-inf". This module also has the names of
+`unicp.disk`, through which all files are written.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ from unicp.errors import FileFormatError, InputError, UniCPError
 
 __all__ = ["append_line", "check_appendable", "check_writable", "reason", "replacing", "replacing_folder", "write_text"]
 
-# Far beyond every file of ours (a trace of a thousand runs has 50 MB), and still held in memory with ease.
+# Far beyond every file of ours: a trace of a thousand runs has 50 MB.
 LARGEST_FILE = 256 * 2**20
 NOT_FINITE = ("nan", "inf", "-inf")  # how such numbers stand in our files
-# The square of it, and a sum of a million such squares, are still numbers.
+# A sum of a million squares of it is still finite.
 LARGEST = 1e100
 LONGEST_TEXT = 100_000  # characters; the longest of ours is a prompt
 MOST_STEPS = 100_000  # a hundred times what schedulers are trained with; maps of a run have a column for each
@@ -49,7 +49,7 @@ Upgrade = Callable[[dict[str, Any]], dict[str, Any]]
 
 
 class MisfitError(Exception):
-    """A value that is not what its field takes; `str` says which, in a few words."""
+    """A value that its field does not take; `str` says which in a few words."""
 
 
 @dataclass(frozen=True)
@@ -59,8 +59,8 @@ class Within:
     Attributes:
         low: Least value.
         high: Largest value.
-        endless: Whether infinity is allowed, which files hold as a word (minus infinity too if `low` has no limit).
-        missing: Whether NaN is allowed, for what was not measured.
+        endless: Whether infinity is allowed (and minus infinity if `low` has no limit).
+        missing: Whether NaN is allowed, for a value that was not measured.
     """
 
     low: float
@@ -72,7 +72,7 @@ class Within:
         return no_info_before_validator_function(self._checked, handler(source))
 
     def _checked(self, value: Any) -> Any:
-        """The number; anything that is none is left to pydantic."""
+        """The number; pydantic checks whatever is no number."""
         if isinstance(value, str) and value in NOT_FINITE:
             number = float(value)
             if self.missing if math.isnan(number) else self.endless and (number > 0 or self.low <= -LARGEST):
@@ -100,10 +100,10 @@ def _adapter(kind: Any) -> TypeAdapter[Any]:
 
 
 def read_as(kind: Any, value: Any) -> Any:
-    """A value from JSON as an instance of a dataclass, or of another type that can stand in one.
+    """Reads a value from JSON as a dataclass, or as another type that a field of one can have.
 
     Raises:
-        MisfitError: It is none.
+        MisfitError: The value does not fit.
 
     Example:
         >>> read_as(dict[str, Step], {"steps": 30})
@@ -140,7 +140,7 @@ def _told(errors: list[Any]) -> str:
 
 
 def _where(place: tuple[Any, ...]) -> str:
-    """entries[3].step; the first part is that of the list of one, and names of keys may be anything."""
+    """Such as entries[3].step; the first part belongs to the list of one that `read_as` makes."""
     parts = (f"[{part}]" if isinstance(part, int) else f".{part[:40]}" for part in place[1:])
     return "".join(parts).removeprefix(".")[:100] or "the file"
 
@@ -151,21 +151,21 @@ def _shown(value: Any) -> str:
 
 
 def save_record(record: Any, kind: str, version: int, path: str | Path, *, check: bool = True) -> None:
-    """Writes a dataclass, with those in it, as JSON; the file at `path` is the old one or the whole new one.
+    """Writes a dataclass as JSON. The file at `path` is the old one or the whole new one, also after a crash.
 
     Args:
         record: An instance of a dataclass.
-        kind: What the file is, such as "unicp.plan".
-        version: Of the form of the record.
-        path: Where to.
-        check: Whether to see first that it can be read again. It doubles the time.
+        kind: Type of the file, such as "unicp.plan".
+        version: Of the type.
+        path: Of the file.
+        check: Whether to check first that it can be read again, which doubles the time.
 
     Raises:
-        InputError: The path cannot be written, or the record holds what JSON cannot.
+        InputError: The path cannot be written, or JSON cannot hold the record.
     """
     try:
         text = json_line({"type": kind, "version": version, "unicp": package_version(), **json_ready(record)})
-        if check:  # what nobody could read again is told while it still can be mended
+        if check:
             read_as(type(record), json_ready(record))
     except MisfitError as error:
         raise InputError(f"to write {path}", str(error), "see what made such numbers") from error
@@ -192,7 +192,7 @@ def load_record(
         version: As it is written today.
         path: The file.
         again: How to get a good file, for errors.
-        upgrades: By version, what turns the values of a file of that version into those of the next.
+        upgrades: By version, a function from the values of that version to those of the next.
 
     Raises:
         InputError: There is no readable file.
@@ -218,14 +218,23 @@ def load_record(
 
 
 def read_json(path: str | Path) -> Any:
-    """The value in a JSON file. Raises InputError where it cannot be read, FileFormatError where it is no JSON."""
+    """Reads a JSON file.
+
+    Raises:
+        InputError: It cannot be read.
+        FileFormatError: It is no JSON.
+    """
     return parse_json(read_bytes(path), f"JSON in {path}")
 
 
 def read_bytes(path: str | Path) -> bytes:
-    """All of a file, of at most `LARGEST_FILE`. Raises InputError where it is larger, or cannot be read."""
+    """Reads a whole file of at most `LARGEST_FILE` bytes.
+
+    Raises:
+        InputError: It is larger, or cannot be read.
+    """
     try:
-        # Of a pipe or a device there is no end to wait for.
+        # Reading a pipe or a device might never end.
         if os.path.exists(path) and not os.path.isfile(path):
             found = "a folder" if os.path.isdir(path) else "a device or pipe"
             raise InputError(f"to read {path}", found, "name a file")
@@ -241,7 +250,15 @@ def read_bytes(path: str | Path) -> bytes:
 
 
 def parse_json(raw: bytes, asked: str, do: str = "make it again") -> Any:
-    """The value of JSON text in UTF-8, nested at most 200 deep. asked, do: for the FileFormatError where it is none."""
+    """Parses JSON text in UTF-8, nested at most 200 deep.
+
+    Args:
+        raw: The text.
+        asked, do: For the error.
+
+    Raises:
+        FileFormatError: It is no JSON.
+    """
     try:
         return from_json(raw, allow_inf_nan=False)
     except (ValueError, RecursionError) as error:
@@ -249,7 +266,7 @@ def parse_json(raw: bytes, asked: str, do: str = "make it again") -> Any:
 
 
 def json_ready(value: Any) -> Any:
-    """A copy for strict JSON: objects for dataclasses, lists for tuples, "nan", "inf" and "-inf" for such numbers.
+    """A copy for strict JSON: objects for dataclasses, lists for tuples, strings for NaN and infinities.
 
     Example:
         >>> json_ready({"psnr": float("inf"), "steps": (0, 1)})
@@ -270,15 +287,16 @@ def json_ready(value: Any) -> Any:
 def json_line(value: Any) -> str:
     """A value as one line of strict JSON in ASCII, with its line break.
 
-    Raises TypeError or ValueError for what JSON cannot hold, or nobody could read again.
+    Raises:
+        TypeError, ValueError: JSON cannot hold the value, or could not be read again.
     """
-    # Halves of surrogate pairs, as in an argument that is no text, would be written and could not be read.
+    # Lone surrogates would be written and could not be read.
     json.dumps(value := json_ready(value), ensure_ascii=False).encode()
     return json.dumps(value, allow_nan=False) + "\n"
 
 
 def package_version() -> str:
-    """The version of the installed package, "unknown" where it is run without being installed."""
+    """The version of the installed package, "unknown" if it is not installed."""
     try:
         return importlib.metadata.version("unicp")
     except importlib.metadata.PackageNotFoundError:

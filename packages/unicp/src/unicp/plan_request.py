@@ -1,4 +1,4 @@
-"""What `enable` was asked for by a target or a plan, checked against the model before anything of it is changed."""
+"""A target or plan that `enable` was given, checked against the model before anything is changed."""
 
 from __future__ import annotations
 
@@ -43,62 +43,67 @@ class PlanRequest:
         profile: str | Path | Profile | None,
         plan: str | Path | Plan | None,
     ) -> PlanRequest:
-        """What `enable` was given, before a model is looked at.
+        """Reads the arguments of `enable`, without a model.
 
         Raises:
             InputError: The target, or the combination, cannot be used, or there is no such file.
             FileFormatError: A file is damaged.
             SettingsError: The settings are of a kind that no plan is for.
         """
-        wanted, known, made = None, None, None
+        read_target, read_profile, read_plan = None, None, None
         if plan is not None:
             if target is not None or profile is not None:
                 raise InputError("a plan with a target or profile", "both", "give one: a plan needs neither")
-            made = plan if isinstance(plan, Plan) else load_plan(plan)
+            read_plan = plan if isinstance(plan, Plan) else load_plan(plan)
         elif target is None:
             raise InputError("a profile", "no target", 'name one, like target="psnr>=35"')
         else:
-            wanted = parse_target(target)
-            known = profile if profile is None or isinstance(profile, Profile) else load_profile(profile)
+            read_target = parse_target(target)
+            read_profile = profile if profile is None or isinstance(profile, Profile) else load_profile(profile)
         _check(settings)
-        return cls(wanted, known, made)
+        return cls(read_target, read_profile, read_plan)
 
     @property
     def name(self) -> str:
-        """What a summary calls a session under it."""
+        """How a summary calls the session."""
         return "under a plan" if self.target is None else f"target {self.target}"
 
     def planner(self, maps: Sequence[ModelMap], scheduler: Any, on_warning: OnWarning) -> RunPlanner:
-        """What plans the runs of this model under this scheduler. on_warning: told where the target is a guess.
+        """Makes the planner for runs of this model under this scheduler.
+
+        Args:
+            maps: Of the pipeline's transformers, of which there must be one.
+            scheduler: Of the pipeline.
+            on_warning: Gets a line if only the profile of another model fits.
 
         Raises:
             InputError: Profile, plan or model do not fit.
         """
-        own = _fingerprint(maps, scheduler, str(self.target or "to follow a plan"))
+        fingerprint = _fingerprint(maps, scheduler, str(self.target or "to follow a plan"))
         if self.plan is not None:
-            if self.plan.model != own.model:
-                found = f"one of {self.plan.model}, not {own.model}"
+            if self.plan.model != fingerprint.model:
+                found = f"one of {self.plan.model}, not {fingerprint.model}"
                 raise InputError("to follow a plan", found, "plan for this model")
             return RunPlanner(self.plan, 0.0, on_warning)
         assert self.target is not None
         if self.profile is not None:
-            differences = self.profile.fingerprint.differences(own)
+            differences = self.profile.fingerprint.differences(fingerprint)
             if differences:
                 do = "make a profile of this model and sampler with unicp calibrate"
                 raise InputError(f"target {self.target} with this profile", f"here {'; '.join(differences)}", do)
             check_feasible(self.profile, self.target)
             return RunPlanner((self.target, self.profile), 0.0, on_warning)
-        profile, caution = builtin_profile(own)
+        profile, caution = builtin_profile(fingerprint)
         if caution:
             guess = "a guess from another model's profile; unicp calibrate makes one of this model"
             on_warning(f"target {self.target}: {guess}")
         check_feasible(profile, self.target, caution, knows_seconds=False)
-        # The device on which a shipped profile was made is not this one.
+        # A shipped profile was made on another device.
         return RunPlanner((self.target, profile), caution, on_warning, knows_seconds=False)
 
 
 class Planners:
-    """What plans the runs of a session: one planner for each kind of scheduler that steps them.
+    """Plans the runs of a session, with one planner for each kind of scheduler.
 
     A scheduler may be replaced after UniCP was enabled, or come with a request.
 
@@ -108,38 +113,50 @@ class Planners:
 
     def __init__(self, request: PlanRequest, maps: Sequence[ModelMap], on_warning: OnWarning):
         self._request, self._maps, self._on_warning = request, maps, on_warning
-        self._known: dict[tuple[str, str], RunPlanner] = {}
+        self._planners: dict[tuple[str, str], RunPlanner] = {}
         self.plan: Plan | None = request.plan
 
     @property
     def is_guess(self) -> bool:
-        """True where what was used so far is the profile of another model."""
-        return any(planner.caution > 0 for planner in self._known.values())
+        """Whether a profile of another model was used."""
+        return any(planner.caution > 0 for planner in self._planners.values())
 
     def check(self, scheduler: Any) -> None:
-        """Raises InputError where no run under this scheduler can be planned."""
+        """Checks that runs under this scheduler can be planned.
+
+        Raises:
+            InputError: They cannot.
+        """
         self.of(scheduler)
 
     def course(self, scheduler: Any, *run: Any) -> Course | None:
-        """What a run under this scheduler follows, `None` = its settings. run: as `RunPlanner` takes it."""
+        """What a run under this scheduler follows, `None` = its settings. `run` as `RunPlanner` takes it."""
         planner = self.of(scheduler)
         course = planner(*run)
         self.plan = planner.plan
         return course
 
     def of(self, scheduler: Any) -> RunPlanner:
-        """The planner of runs under this scheduler. Raises InputError where profile, plan or model do not fit it."""
+        """The planner of runs under this scheduler.
+
+        Raises:
+            InputError: Profile, plan or model do not fit it.
+        """
         schedule = read_schedule(scheduler)
         key = type(scheduler).__name__, "" if schedule is None else schedule.prediction
-        if key not in self._known:
-            self._known[key] = self._request.planner(self._maps, scheduler, self._on_warning)
-        return self._known[key]
+        if key not in self._planners:
+            self._planners[key] = self._request.planner(self._maps, scheduler, self._on_warning)
+        return self._planners[key]
 
 
 def shipped_profile(pipe: Any) -> tuple[Profile, float]:
-    """The profile that a target is gone by without another, and the dB to take off what it promises: 0 for its own.
+    """The shipped profile that a target uses if no profile is given.
 
-    Raises InputError where the scheduler of the pipeline does not tell noise levels, or no plan can be made for it.
+    Returns:
+        The profile, and the dB to take off what it predicts: 0 if it is of this very model.
+
+    Raises:
+        InputError: The scheduler does not tell noise levels, or no plan can be made for the pipeline.
     """
     maps = [map_model(module) for module in transformers_of(pipe).values()]
     return builtin_profile(_fingerprint(maps, pipe.scheduler, "a profile of this pipeline"))

@@ -11,7 +11,7 @@ from unicp.errors import FileFormatError
 from unicp.files import Number, Step, Whole, Within, load_record, save_record
 
 TRACE_TYPE, TRACE_VERSION = "unicp.trace", 2
-# Of a map of a run, cache points times steps: a page or a terminal has no room for more.
+# Largest map of a run, cache points times steps.
 MOST_CELLS = 20_000_000
 
 ActionName = Literal["full", "slice", "forecast", "reuse"]
@@ -34,8 +34,8 @@ class Entry:
         measured: Relative error that skipping would have had, one number per sample; known only for full calls.
         width: Channels of a head that a slice kept.
         predictor: How a skipped call was filled.
-        operations: What was executed (two per multiply-add).
-        full_operations: What the plain model would have executed.
+        operations: Executed, two per multiply-add.
+        full_operations: That the plain model would have executed.
         seconds: Wall time of the call.
         stored_bytes: Bytes held in the store after it.
     """
@@ -64,15 +64,14 @@ class Trace:
 
     Attributes:
         model: Class of the transformer.
-        device: Where it was.
+        device: Of the transformer.
         dtype: Of most of its parameters.
         settings: As `Settings.to_dict` gives them.
-        preset: What the session was called; `None` for settings of one's own.
+        preset: Name of the session; `None` for settings that are no preset.
         entries: One for each call of each cache point.
         warnings: One line each.
-        counts: How often what a warning tells of came about.
-        run_steps: How many steps the scheduler of a run was set to, by the number of the run as text; runs of which
-            that is not known are left out.
+        counts: How often each cause of a warning came about.
+        run_steps: Number of steps of a run, by the number of the run as text; without runs of unknown length.
     """
 
     model: str

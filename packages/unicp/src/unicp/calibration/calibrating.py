@@ -1,7 +1,7 @@
-"""From prompts to a profile: plain runs, probes, trials of solved plans and of the online rule, fewer steps.
+"""Calibration, from prompts to a profile: plain runs, probes, trials of plans and of the online rule, fewer steps.
 
-Every run but the plain ones begins as its prompt's plain run does. What is equal is played again and costs
-nothing, so a probe late in a run, or a trial, takes a part of a clip's time.
+Every run begins like the plain run of its prompt. The equal part is played from memory, so a probe late in a run costs
+a part of a run.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from unicp.errors import FileFormatError, InputError
 from unicp.numerics.error_measures import relative_error
 from unicp.numerics.fidelity import psnr
 from unicp.numerics.noise_levels import NoiseLevel
-from unicp.planning.curves import counted, errors_among, probed_forecast, is_skippable
+from unicp.planning.curves import counted, errors_among, is_skippable, probed_forecast
 from unicp.planning.plan import Plan
 from unicp.planning.profile import (
     FewerSteps,
@@ -45,22 +45,21 @@ from unicp.settings import preset
 class CalibrationConfig:
     """Which runs a calibration makes of each prompt.
 
-    Where a value has no other source it was chosen: enough to fit a line or a curve through, in the time of about
-    seventeen plain runs a prompt. docs/planning.md says what was measured with them.
+    Values without another source were chosen: enough points for a line or a curve, in the time of about seventeen plain
+    runs a prompt. docs/planning.md has what was measured with them.
 
     Attributes:
-        probes: Places of the steps that are skipped one by one, as shares of the run; between them the impact is
-            interpolated. Most are where it falls steeply: eleven like these made better plans than seven spread evenly
-            (docs/planning.md).
-        windows: Windows that are skipped as a whole: (where they begin, how long they are), as shares of the run. Two
-            inside and the last one, after which no full step mends anything.
+        probes: Places of the steps that are skipped one by one, as shares of the run. Between them impact is
+            interpolated, so most are where it falls steeply.
+        windows: (begin, length) of windows that are skipped as a whole, as shares of the run: two inside, and the last
+            one, after which no full step corrects anything.
         trials: Shares of full steps of the plans that are tried, each with a guard and without.
-        tolerances: With which the online rule is tried: from nearly nothing skipped to as much as it can.
-        fewer: Shares of the steps of plain runs whose fewer steps are spread evenly.
-        chosen: The same of plain runs at the noise levels that a plan would make full. From the share where they and
-            skipping cross, about 2/3 (docs/planning.md), down to where they are far behind.
-        power: With which the changes by windows add: their errors are hardly in phase, so their squares do.
-        least_steps: Shortest run that can be learnt from: three steps that are always full, and a few to probe.
+        tolerances: Of the trials of the online rule, from nearly nothing skipped to as much as possible.
+        fewer: Lengths of plain runs with evenly spaced steps, as shares of the run.
+        chosen: The same for plain runs at the noise levels that a plan would make full, from where leaving out equals
+            skipping, about 2/3 (docs/planning.md), to where it is far worse.
+        power: Exponent with which the changes by windows add. Windows are hardly in phase, so their squares add.
+        least_steps: Shortest run: three steps that are always full, and a few to probe.
     """
 
     probes: tuple[float, ...] = (0.14, 0.17, 0.2, 0.24, 0.28, 0.34, 0.42, 0.6, 0.8, 0.93, 1.0)
@@ -74,33 +73,33 @@ class CalibrationConfig:
 
     @property
     def cost(self) -> float:
-        """Cost of all runs of one prompt, in plain runs, about: what is played again costs nothing.
+        """Estimated cost of all runs of one prompt, in plain runs.
 
-        The online rule is taken to make two of five steps full, over all tolerances. It is for the estimate only.
+        The online rule is taken to make two of five steps full, over all tolerances.
         """
         skipped = sum(1 - place for place in self.probes) + sum(1 - start for start, _ in self.windows)
         return 1 + skipped + 2 * sum(self.trials) + 0.4 * len(self.tolerances) + sum(self.fewer) + sum(self.chosen)
 
     def runs(self, probes: int, can_choose: bool) -> int:
-        """How many runs one prompt takes, the plain one among them. probes: steps that are probed."""
+        """How many runs one prompt takes, with the plain one. probes: number of probed steps."""
         tried = 2 * len(self.trials) + len(self.tolerances) + len(self.fewer)
         return 1 + probes + len(self.windows) + tried + (len(self.chosen) if can_choose else 0)
 
 
-# Kinds of results that are of no run of their own.
+# Kinds of results that come with a run of another kind.
 BESIDE = ("facts", "skipped", "added")
 
 
 @dataclass
 class _Progress:
-    """Tells what was done, and what is left."""
+    """Reports which run is done, and how many are left."""
 
     total: int
     tell: Callable[[str], None]
     done: int = 0
 
     def expect(self, total: int) -> None:
-        """How many runs there are in all, once that is known."""
+        """Sets the number of all runs, once it is known."""
         self.total = total
 
     def step(self, what: str) -> None:
@@ -109,19 +108,19 @@ class _Progress:
 
 
 class Calibration:
-    """One calibration: `run` does what is not in the log yet, and writes the profile.
+    """One calibration: `run` makes the runs that are not in the log yet, and writes the profile.
 
     Args:
         pipe: A pipeline with one transformer, whose scheduler tells noise levels.
         prompts: Different ones; each is run with its number as seed.
         steps: Length of the runs.
         arguments: Of every call of the pipeline, without prompt, steps and generator.
-        out: The profile to write. What is known so far is kept beside it.
+        out: The profile to write; results so far are kept beside it.
         on_progress: Gets a line for each run.
         config: Which runs are made.
 
     Raises:
-        InputError: The pipeline cannot be calibrated, or the log is of another calibration.
+        InputError: The pipeline cannot be calibrated, or the log belongs to another calibration.
     """
 
     def __init__(
@@ -136,7 +135,7 @@ class Calibration:
     ):
         if steps < config.least_steps:
             do = f"use {config.least_steps} or more"
-            raise InputError(f"to calibrate at {steps} steps", "too few to learn from", do)
+            raise InputError(f"to calibrate at {steps} steps", "too few to probe", do)
         if not prompts or len(set(prompts)) < len(prompts):
             raise InputError("to calibrate", "no prompts, or one of them twice", "give different prompts")
         self.runner, self.config = PipelineRunner(pipe, arguments, steps), config
@@ -152,18 +151,18 @@ class Calibration:
     def _can_choose(self) -> bool:
         return can_choose(self.runner.pipe.scheduler)
 
-    def _way(self, prompt: str) -> Forecast:
+    def _forecast(self, prompt: str) -> Forecast:
         return probed_forecast(self.log.known["recording", prompt])
 
     def _probed(self, prompt: str) -> list[int]:
-        steps, way, prediction = self.runner.steps, self._way(prompt), self.fingerprint.prediction
-        usable = [k for k, level in enumerate(self._levels[:-1]) if k > 2 and is_skippable(way, prediction, level)]
+        steps, forecast, prediction = self.runner.steps, self._forecast(prompt), self.fingerprint.prediction
+        usable = [k for k, level in enumerate(self._levels[:-1]) if k > 2 and is_skippable(forecast, prediction, level)]
         if not usable:
             raise InputError("to calibrate this pipeline", "no step that could be skipped", "use more steps")
         return sorted({min(usable, key=lambda k: abs(k - share * (steps - 1))) for share in self.config.probes})
 
     def estimate(self) -> float:
-        """Seconds that what is left will take, from two steps that are run for it."""
+        """Estimated seconds of the runs that are left; runs two steps to find out."""
         self.runner.run(self.prompts[0], 0, 2)
         recorder = CallRecorder(self.runner.transformer, self.runner.sample_name)
         with recorder.recording():
@@ -175,7 +174,7 @@ class Calibration:
         return left * (len(self.prompts) * self.config.cost * step * self.runner.steps + runs * rest)
 
     def run(self) -> Profile:
-        """Does what is left and writes the profile."""
+        """Makes the runs that are left and writes the profile."""
         references: dict[str, Reference] = {}
         progress, config, steps = _Progress(0, self.on_progress), self.config, self.runner.steps
         for number, prompt in enumerate(self.prompts):
@@ -211,22 +210,22 @@ class Calibration:
         return profile
 
     def profile_of_log(self) -> Profile:
-        """The profile, once everything is known.
+        """The profile, once all runs are in the log.
 
         Raises:
-            FileFormatError: The log does not make one.
+            FileFormatError: Runs are missing.
         """
         of = self.log.of
         return replace(self._probes_alone(), trials=of("trial"), online=of("online"), fewer=of("fewer"))
 
     def _once(self, key: Key, make: Callable[[], Any]) -> Any:
-        """A result from the log, or else made and kept there."""
+        """A result from the log; otherwise makes it and adds it."""
         if key not in self.log.known:
             self.log.add(key, make())
         return self.log.known[key]
 
     def _plain(self, seed: int, prompt: str) -> Reference:
-        """The plain run, always made: what comes after is compared with it and begins with its outputs."""
+        """Makes the plain run, also if it is in the log: other runs are compared with it and play its outputs."""
         recorder = CallRecorder(self.runner.transformer, self.runner.sample_name)
         with recorder.recording():
             outcome = self.runner.run(prompt, seed)
@@ -251,9 +250,9 @@ class Calibration:
     def _enabled(
         self, reference: Reference, plan: Plan | unicp.Settings, full: Sequence[int], key: Key = ()
     ) -> tuple[Outcome, Trace]:
-        """A run of the prompt under a plan or settings; the first steps, full in any case, are played.
+        """A run of the prompt under a plan or settings; the first steps, which are full in any case, are played.
 
-        key: of a trial; what UniCP cost in it is kept under it, as a share of its full steps.
+        For a trial, with a key, the log also gets what UniCP cost in it, as a share of its full steps.
         """
         first = next((step for step in range(self.runner.steps) if step not in full), self.runner.steps)
         with reference.recorder.playing(first):
@@ -261,9 +260,9 @@ class Calibration:
             with unicp.enable(self.runner.pipe, **options) as session:
                 outcome = self.runner.run(reference.prompt, reference.seed)
         if key:
-            own = sum(e.seconds for e in session.trace.entries if e.action == "full" and e.step >= first)
+            seconds = sum(e.seconds for e in session.trace.entries if e.action == "full" and e.step >= first)
             plain = reference.recorder.played_on
-            self.log.add(("added", *key), own / plain - 1 if plain else 0.0)
+            self.log.add(("added", *key), seconds / plain - 1 if plain else 0.0)
         return outcome, session.trace
 
     def _probe(self, reference: Reference, step: int) -> None:
@@ -282,7 +281,7 @@ class Calibration:
         self._once(("window", reference.prompt, window[0]), made)
 
     def _run_with_window(self, reference: Reference, window: range) -> Outcome:
-        """A run in which these steps alone are skipped, forecast from the two before."""
+        """A run that skips only these steps, forecast from the two before."""
         full = tuple(one for one in range(self.runner.steps) if one not in window)
         settings = preset("balanced", full_steps=full, max_window=self.runner.steps)
         outcome, trace = self._enabled(reference, settings, full)
@@ -294,9 +293,9 @@ class Calibration:
         return outcome
 
     def _errors(self, prompt: str, window: range) -> list[float]:
-        """Relative errors of the skipped steps, as recorded on the plain run."""
+        """Relative errors of the skipped steps, from the recording of the plain run."""
         recording, levels = self.log.known["recording", prompt], self._levels[:-1]
-        errors = errors_among([recording], self._way(prompt), self.runner.schedule.prediction, levels, levels)
+        errors = errors_among([recording], self._forecast(prompt), self.runner.schedule.prediction, levels, levels)
         assert errors is not None
         return [errors(window[0] - 2, window[0] - 1, step) for step in window]
 
@@ -336,7 +335,7 @@ class Calibration:
         self._once(("fewer", reference.prompt, steps), made)
 
     def _fewer_chosen(self, reference: Reference, steps: int) -> None:
-        """A plain run at the noise levels that a plan would make full, solved without this prompt."""
+        """A plain run at the full steps of a plan that is solved without this prompt."""
         plan, change = self._plan_to_try(reference.prompt, steps)
         chosen = plan.full_steps
 
@@ -345,21 +344,21 @@ class Calibration:
                 outcome = self.runner.run(reference.prompt, reference.seed, len(chosen))
             return FewerSteps(reference.prompt, len(chosen), _psnr(outcome, reference), chosen, change)
 
-        # Of short runs two lengths may have the same plan.
+        # In short runs two shares may give the same number of steps.
         self._once(("fewer", reference.prompt, len(chosen), "chosen"), made)
 
     def _plan_to_try(self, prompt: str, count: int, guarded: bool = True) -> tuple[Plan, float]:
-        """Of this many steps, solved without this prompt: once for all numbers of steps, when all probes are known."""
+        """A plan with this many full steps, solved without this prompt once all probes are in the log."""
         profile = counted(self._probes_alone())
         if prompt not in self._choices:
             self._choices[prompt] = best_choices(profile, self._levels, prompt)
         return plan_to_try(profile, self._levels, self._choices[prompt], count, guarded)
 
     def _probes_alone(self) -> Profile:
-        """What is known without trials and shorter runs."""
+        """The profile without trials and shorter runs."""
         facts, skipped, added = (self.log.of(kind) for kind in ("facts", "skipped", "added"))
         if not facts:
-            raise FileFormatError(f"to go on with {self.log.path}", "no plain run", AGAIN)
+            raise FileFormatError(f"to continue {self.log.path}", "no plain run", AGAIN)
         seconds = Seconds(
             statistics.median(one.seconds.computed for one in facts),
             facts[0].branches * statistics.median(skipped) if skipped else 0.0,
@@ -380,12 +379,12 @@ class Calibration:
             trials=[],
             online=[],
             fewer=[],
-            mended=self.runner.mended,
+            mended=self.runner.replays,
         )
 
 
 def _psnr(outcome: Outcome, reference: Reference) -> float:
-    """Of the clip against the plain one, in dB."""
+    """PSNR of the clip against the plain one, in dB."""
     return psnr(reference.outcome.frames, outcome.frames).total
 
 

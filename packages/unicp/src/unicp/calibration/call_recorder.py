@@ -1,4 +1,4 @@
-"""Watching one plain run from inside the transformer's call, and giving its outputs again without computing them."""
+"""Records the calls of a plain run, and plays its outputs again without computing them."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from unicp.numerics.noise_levels import NoiseLevel, Prediction, QuantityKind, is
 from unicp.planning.profile import Recording
 from unicp.runtime.model_call import OutputForm, read_output
 
-POSITIONS = 4096  # per sample, as many and the same ones as UniCP measures errors on
+POSITIONS = 4096  # per sample, the same on which UniCP measures errors
 QUANTITIES: tuple[QuantityKind, ...] = ("output", "noise", "clean")
 
 
 class CallRecorder:
-    """Stands in for a transformer's `forward`: records the calls of a plain run, or plays its first steps again.
+    """Replaces a transformer's `forward`: records the calls of a plain run, or plays its first steps again.
 
-    A step is a run of calls with one timestep. Played outputs are the recorded tensors themselves, so that a run that
-    differs from some step on costs only what comes after.
+    A step is a row of calls with one timestep. Played outputs are the recorded tensors, so a run that differs from some
+    step on costs only the steps from there.
 
     Args:
         transformer: Whose `forward` is replaced within `recording` and `playing`.
@@ -35,7 +35,7 @@ class CallRecorder:
     Attributes:
         calls: By step and branch, (sample, output) of the plain run.
         seconds: Wall time of its calls, in order.
-        played_on: Wall time of the calls that were computed after the played ones, in seconds.
+        played_on: Wall time of the calls after the played ones, in seconds.
     """
 
     def __init__(self, transformer: Any, sample_name: str):
@@ -51,14 +51,14 @@ class CallRecorder:
 
     @contextmanager
     def recording(self) -> Iterator[None]:
-        """The run in this block is the plain one."""
+        """Records the run in this block as the plain one."""
         self.calls, self.seconds = [], []
         with self._installed(True, 0):
             yield
 
     @contextmanager
     def playing(self, steps: int) -> Iterator[None]:
-        """The run in this block is equal to the recorded one for this many steps."""
+        """Plays this many steps in the run in this block."""
         self.played_on = 0.0
         with self._installed(False, steps):
             yield
@@ -80,7 +80,7 @@ class CallRecorder:
             self._forward = None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """The transformer's call; a played output is of the kind asked for."""
+        """The transformer's call."""
         named = {**dict(zip(self._names, args)), **kwargs}
         timestep = named["timestep"]
         now = float(timestep.max()) if isinstance(timestep, Tensor) else float(timestep)
@@ -97,14 +97,14 @@ class CallRecorder:
         return output
 
     def _timed(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Tensor, float]:
-        """The output as the transformer gives it, its one tensor, and the seconds that the call took."""
+        """The output as the transformer gives it, its one tensor, and the seconds of the call."""
         begin = time.perf_counter()
         output = self._forward(*args, **kwargs)
         read = read_output(output)
         if read is None or len(read[1]) != 1:
             raise InputError("to calibrate this pipeline", "an output of several tensors", "use a preset")
         self._form, (tensor,) = read
-        # Read back, so that a device that works ahead is waited for.
+        # Reading a value waits for an asynchronous device.
         float(tensor.flatten()[0])
         return output, tensor, time.perf_counter() - begin
 
@@ -117,7 +117,7 @@ class CallRecorder:
         return output
 
     def forget_samples(self) -> None:
-        """Only outputs are played: the samples may go."""
+        """Drops the samples; only outputs are played."""
         self.calls = [[(output, output) for _, output in step] for step in self.calls]
 
 
@@ -127,11 +127,11 @@ def recording_of(
     levels: Sequence[NoiseLevel],
     prediction: Prediction,
 ) -> Recording:
-    """What a profile keeps of a plain run.
+    """Reduces a plain run to what a profile keeps.
 
     Args:
         prompt: Of the run.
-        calls: By step and branch, (sample, output).
+        calls: By step and branch, (sample, output), each (B, ...).
         levels: Noise level of each step.
         prediction: What the model's output is.
     """

@@ -1,4 +1,4 @@
-"""What a calibration has found so far, beside its output file: one JSON line per finished run, so that it can go on."""
+"""The log from which a stopped calibration continues: one JSON line per finished run, beside the output file."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from unicp.files import (
 from unicp.planning.profile import FewerSteps, OnlineTrial, Probe, Recording, Trial, WindowProbe
 
 SUFFIX = ".unfinished"
-AGAIN = "delete it to begin anew"
+AGAIN = "delete it to start over"
 
-# Kind of result, prompt, and what tells it from others of its kind, such as a step or a share.
+# Kind of result, prompt, and what distinguishes it from others of its kind, such as a step or a share.
 Key = tuple[str | float, ...]
 
 
 @dataclass(frozen=True)
 class PlainSeconds:
-    """Wall time of a plain run, in seconds: of a full step (median), and of all the rest."""
+    """Wall time of a plain run in seconds: median of its steps, and the rest of the run."""
 
     computed: Positive
     rest: NotNegative
@@ -38,14 +38,14 @@ class PlainSeconds:
 
 @dataclass(frozen=True)
 class Facts:
-    """What a plain run shows: shape of its latent (batch first), calls a step, and its wall time."""
+    """Facts of a plain run: shape of its latent (batch first), calls a step, and wall time."""
 
     shape: list[Annotated[int, Within(1, 10**9)]]
     branches: Annotated[int, Within(1, 1000)]
     seconds: PlainSeconds
 
 
-# What a line holds, by the kind of its key.
+# Type of a line's value, by the kind of its key.
 KINDS: dict[str, Any] = {
     "about": dict[str, Any],
     "facts": Facts,
@@ -55,7 +55,7 @@ KINDS: dict[str, Any] = {
     "trial": Trial,
     "online": OnlineTrial,
     "fewer": FewerSteps,
-    # Median seconds of a skipped step in a trial, and what UniCP cost in one as a share of its full steps.
+    # Median seconds of a skipped step in a trial, and what UniCP cost as a share of its full steps.
     "skipped": NotNegative,
     "added": Annotated[float, Within(-1e30, 1e30)],
 }
@@ -71,12 +71,12 @@ class _Line:
 
 @dataclass
 class CheckpointLog:
-    """Results by key, each on the disk the moment it is known.
+    """Results by key, each written to disk at once.
 
     Attributes:
-        path: The file.
-        about: What the results hold for; a log of something else is not gone on with.
-        known: The results.
+        path: Of the file.
+        about: The calibration that the results belong to; a log of another one is refused.
+        known: The results so far.
     """
 
     path: Path
@@ -85,52 +85,52 @@ class CheckpointLog:
 
     @classmethod
     def open(cls, out: Path, about: dict[str, Any]) -> CheckpointLog:
-        """The log beside `out`, new or gone on with. A last line that was cut off is dropped.
+        """Opens the log beside `out`, new or continued. A last line that was cut off is dropped.
 
         Raises:
-            InputError: It is of another calibration or of an older version, or cannot be written.
+            InputError: It belongs to another calibration or an older version, or cannot be written.
             FileFormatError: It is damaged.
         """
         log = cls(out.with_name(out.name + SUFFIX), json_ready(about))
         path = log.path
         raw = read_bytes(path) if path.exists() else b""
-        if not raw or (b"\n" not in raw and raw.startswith(b'{"key": ["about"]')):  # nothing was found out yet
+        if not raw or (b"\n" not in raw and raw.startswith(b'{"key": ["about"]')):  # no result yet
             log._append(("about",), log.about)
             return log
         if raw.startswith(b'{"key": "'):
-            raise InputError(f"to go on with {path}", "the notes of an older version of UniCP", AGAIN)
+            raise InputError(f"to continue {path}", "a log of an older version of UniCP", AGAIN)
         lines = raw.split(b"\n")
         for number, line in enumerate(lines):
             try:
                 key, value = _read(line, path)
             except FileFormatError:
-                # Every whole line ends with a line break: only what stands behind the last one can be half a line.
+                # Every whole line ends with a line break, so only the last one can be cut off.
                 if number == len(lines) - 1 and number > 0:
                     break
                 raise
             if number == 0 and (key != ("about",) or value != log.about):
                 old = value if key == ("about",) else {}
                 names = ", ".join(sorted(name for name, new in log.about.items() if new != old.get(name)))
-                raise InputError(f"to go on with {path}", f"another {names or 'calibration'}", AGAIN)
+                raise InputError(f"to continue {path}", f"another {names or 'calibration'}", AGAIN)
             if number > 0:
                 log.known[key] = value
         return log
 
     def add(self, key: Key, value: Any) -> None:
-        """Keeps a result, of the kind that its key begins with.
+        """Adds a result, of the kind that its key begins with.
 
         Raises:
-            InputError: It cannot be written, or nobody could read it again.
+            InputError: It cannot be written, or could not be read again.
         """
         self._append(key, value)
         self.known[key] = value
 
     def of(self, kind: str) -> list[Any]:
-        """All results of one kind, in the order in which they became known."""
+        """All results of one kind, in the order in which they were added."""
         return [value for key, value in self.known.items() if key[0] == kind]
 
     def done(self) -> None:
-        """The output is written: the log is not needed any more."""
+        """Deletes the log once the output is written."""
         self.path.unlink(missing_ok=True)
 
     def _append(self, key: Key, value: Any) -> None:
@@ -139,13 +139,13 @@ class CheckpointLog:
             _read(line.encode(), self.path)
         except (FileFormatError, TypeError, ValueError) as error:
             found = getattr(error, "found", str(error))
-            raise InputError(f"to note {key!r:.60}", found, "see what made such a value") from error
+            raise InputError(f"to log {key!r:.60}", found, "see what made such a value") from error
         append_line(self.path, line)
 
 
 def _read(line: bytes, path: Path) -> tuple[Key, Any]:
     """Key and value of a line. Raises FileFormatError."""
-    asked = f"to go on with {path}"
+    asked = f"to continue {path}"
     raw = parse_json(line, asked, AGAIN)
     try:
         read = read_as(_Line, raw)

@@ -1,4 +1,4 @@
-"""Runs of a pipeline as a calibration needs them: the clip, its final latent, and the plain run's recorded calls."""
+"""Runs a pipeline for a calibration, and keeps the clip, its final latent and the seconds."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from unicp.sampler.scheduler_state import can_repeat
 
 @dataclass
 class Outcome:
-    """What one run gave.
+    """The result of one run.
 
     Attributes:
         frames: Of the clip, (frames, height, width, 3) in [0, 1].
-        latent: The final one, as the pipeline has it.
+        latent: The final one, batch first.
         seconds: Wall time of the whole call.
     """
 
@@ -48,8 +48,8 @@ class PipelineRunner:
 
     def __init__(self, pipe: Any, arguments: Mapping[str, Any], steps: int):
         self.pipe, self.arguments, self.steps = pipe, dict(arguments), steps
-        known = inspect.signature(type(pipe).__call__).parameters
-        if "callback_on_step_end" not in known:
+        parameters = inspect.signature(type(pipe).__call__).parameters
+        if "callback_on_step_end" not in parameters:
             raise _refusal(f"a {type(pipe).__name__} without callback_on_step_end", "use a newer pipeline")
         modules = transformers_of(pipe)
         if len(modules) > 1:
@@ -69,7 +69,7 @@ class PipelineRunner:
         return self.map.transformer
 
     @property
-    def mended(self) -> bool:
+    def replays(self) -> bool:
         """Whether the sampler replays skipped steps."""
         return can_repeat(self.pipe.scheduler)
 
@@ -79,14 +79,18 @@ class PipelineRunner:
         return self.map.family.sample_argument
 
     def levels(self) -> tuple[NoiseLevel, ...]:
-        """Of the steps of the last run, and the one after it. Raises InputError where they are not known."""
+        """Noise levels of the last run's steps, and the one after the last.
+
+        Raises:
+            InputError: They are not known.
+        """
         levels = self.schedule.levels()
         if levels is None or len(levels) != self.steps + 1:
             raise _refusal("a run whose noise levels the scheduler does not tell", "use another scheduler")
         return levels
 
     def run(self, prompt: str, seed: int, steps: int | None = None) -> Outcome:
-        """One call of the pipeline. steps: `None` = those of a whole run."""
+        """Calls the pipeline once. steps: `None` = those of a whole run."""
         last: dict[str, Tensor] = {}
 
         def keep(pipe: Any, index: int, timestep: Any, values: dict[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""A trace in numbers, and as a printed table. Needs a trace only, no torch."""
+"""A trace in numbers, and as a printed table. Needs no torch."""
 
 from __future__ import annotations
 
@@ -21,9 +21,14 @@ _LABEL_WIDTH = 18
 
 @dataclass(frozen=True)
 class ActionCost:
-    """What one kind of action took. calls: entries; share: of all calls; seconds: wall time.
+    """What one kind of action cost.
 
-    operations: executed; full_operations: what the plain model would have executed instead.
+    Attributes:
+        calls: Entries with it.
+        share: Of all calls.
+        operations: Executed, two per multiply-add.
+        full_operations: That the plain model would have executed instead.
+        seconds: Wall time.
     """
 
     calls: int
@@ -37,16 +42,23 @@ class ActionCost:
 class Summary:
     """The numbers of a trace.
 
-    calls: entries, one per cache point, step and branch. actions: by name, all four. reasons: calls by reason.
-    left_out: calls of steps that a plan left out of a run; no entries tell of them.
-    operations, full_operations: executed, and what the plain model would have executed (two per multiply-add), in calls
-    left out as much as in others on the average.
-    operations_saved: full / executed, None where nothing was counted, inf where nothing was executed.
-    worst_measured, mean_measured: relative error that serving would have had, where the output was computed anyway.
-    worst_predicted, mean_predicted: predicted relative error of what was served or sliced.
-    All four are None where there is no such number; a mean is over the finite ones.
-    dropped_runs: older runs that the trace kept no more; no other number tells of them.
-    peak_stored_bytes: most bytes held in the store. non_finite: forecasts refused for a NaN or infinity in them.
+    Attributes:
+        model, preset, device, dtype, warnings: As in the trace.
+        runs: Number of runs.
+        calls: Entries, one per cache point, step and branch.
+        actions: Cost by the name of the action, all four.
+        reasons: Calls by reason.
+        left_out: Calls of steps that a plan left out of a run. They have no entries.
+        operations: Executed, two per multiply-add.
+        full_operations: That the plain model would have executed; a call left out counts as the mean of the others.
+        operations_saved: Full over executed; `None` = not counted, inf = nothing was executed.
+        seconds: Wall time of all calls.
+        worst_measured, mean_measured: Relative error that skipping would have had, measured in full calls. `None` =
+            not measured; a mean is over finite numbers.
+        worst_predicted, mean_predicted: Predicted relative error of skipped and sliced calls, likewise.
+        peak_stored_bytes: Most bytes held in the store.
+        non_finite: Forecasts refused for a NaN or infinity.
+        dropped_runs: Older runs that the trace did not keep. No other number counts them.
     """
 
     model: str
@@ -73,11 +85,11 @@ class Summary:
 
     @property
     def computed(self) -> int:
-        """Calls computed in full."""
+        """Full calls."""
         return self.actions[Action.FULL.value].calls
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values that strict JSON can hold: NaN and infinities as the strings "nan", "inf", "-inf"."""
+        """Plain values for strict JSON, with NaN and infinities as strings."""
         return json_ready(dataclasses.asdict(self))
 
     def text(self) -> str:
@@ -85,14 +97,14 @@ class Summary:
         title = f"UniCP {self.preset or 'with own settings'}: {self.model} on {self.device}, {self.dtype}"
         lines = [_shorten(title, WIDTH)]
         if not self.calls:
-            return "\n".join([*lines, "Nothing was recorded: the model has not been called.", *self._notes()])
+            return "\n".join([*lines, "Nothing was recorded: the model was not called.", *self._notes()])
         counted = f"{_count(self.runs, 'run')}, {_count(self.calls, 'call')}"
         if self.left_out:
-            lines.append(f"{counted}, {self.computed} computed in full; the plan left out {self.left_out} more.")
+            lines.append(f"{counted}, {self.computed} of them full; the plan left out {self.left_out} more.")
         elif self.computed == self.calls:
-            lines.append(f"{counted}. Nothing was skipped: every call was computed in full.")
+            lines.append(f"{counted}. Nothing was skipped: every call was full.")
         else:
-            lines.append(f"{counted}, {self.computed} computed in full.")
+            lines.append(f"{counted}, {self.computed} of them full.")
         return "\n".join([*lines, "", *self._table(), "", *self._notes()])
 
     def __str__(self) -> str:
@@ -115,12 +127,12 @@ class Summary:
             notes.append(("why", ", ".join(f"{why} {count}" for why, count in self.reasons.items())))
         if self.worst_predicted is not None:
             what = _errors(self.mean_predicted, self.worst_predicted)
-            notes.append(("error predicted", f"{what} (of what was served or sliced)"))
+            notes.append(("error predicted", f"{what} (of skipped and sliced calls)"))
         if self.worst_measured is not None:
             what = _errors(self.mean_measured, self.worst_measured)
-            notes.append(("error measured", f"{what} (of serving, where it was computed anyway)"))
+            notes.append(("error measured", f"{what} (of skipping, measured in full calls)"))
         if self.non_finite:
-            notes.append(("not finite", f"{_count(self.non_finite, 'forecast')} with NaN or infinity, not served"))
+            notes.append(("not finite", f"{_count(self.non_finite, 'forecast')} with NaN or infinity, not used"))
         if self.dropped_runs:
             notes.append(("not kept", f"{_count(self.dropped_runs, 'older run')}, beyond the setting trace_entries"))
         notes += [("warning", warning) for warning in self.warnings]
@@ -135,7 +147,7 @@ class Summary:
 
 
 def summarise(trace: Trace) -> Summary:
-    """The numbers of all runs of a trace."""
+    """Summarises all runs of a trace."""
     entries = trace.entries
     operations, full = sum(e.operations for e in entries), sum(e.full_operations for e in entries)
     left_out = trace.counts.get("left_out", 0)
@@ -183,13 +195,13 @@ def align(rows: Sequence[Sequence[str]], right: Iterable[int] = ()) -> list[str]
 
 
 def _action_cost(entries: list[Entry], action: Action) -> ActionCost:
-    own = [entry for entry in entries if entry.action == action.value]
+    acted = [entry for entry in entries if entry.action == action.value]
     return ActionCost(
-        calls=len(own),
-        share=len(own) / max(1, len(entries)),
-        operations=sum(entry.operations for entry in own),
-        full_operations=sum(entry.full_operations for entry in own),
-        seconds=math.fsum(entry.seconds for entry in own),
+        calls=len(acted),
+        share=len(acted) / max(1, len(entries)),
+        operations=sum(entry.operations for entry in acted),
+        full_operations=sum(entry.full_operations for entry in acted),
+        seconds=math.fsum(entry.seconds for entry in acted),
     )
 
 

@@ -160,7 +160,7 @@ def test_the_cost_of_a_prompt_is_about_seventeen_plain_runs():
 @pytest.mark.parametrize(
     ("changes", "found"),
     [
-        ({"steps": 5}, "too few to learn from"),
+        ({"steps": 5}, "too few to probe"),
         ({"prompts": []}, "no prompts"),
         ({"prompts": ["a", "a"]}, "one of them twice"),
     ],

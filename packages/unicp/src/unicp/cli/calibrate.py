@@ -1,4 +1,4 @@
-"""`unicp calibrate`: a profile of a model on this machine, from which plans are made."""
+"""`unicp calibrate`: measures a profile of a model on this machine, from which plans are made."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ PROMPTS = 4
 
 ModelArgument = Annotated[
     str | None,
-    typer.Argument(metavar="MODEL", help="Folder of a pipeline, or its name on the hub [default: the test-bed]."),
+    typer.Argument(metavar="MODEL", help="A folder, a name on the hub, or a test-bed [default: glyphs]."),
 ]
 PromptsOption = Annotated[
-    Path | None, typer.Option(metavar="FILE", help="Prompts, one a line [default: four of a test-bed's].")
+    Path | None, typer.Option(metavar="FILE", help="Prompts, one a line [default: those of the test-bed].")
 ]
-CountOption = Annotated[int, typer.Option(metavar="N", help="How many prompts of the file.")]
+CountOption = Annotated[int, typer.Option(metavar="N", help="How many of the prompts to use.")]
 ProfileOption = Annotated[Path, typer.Option("--out", metavar="FILE", help="The profile to write.")]
 
 
@@ -38,10 +38,10 @@ def calibrate(
     frames: options.FramesOption = None,
     sampler: options.SamplerOption = "default",
 ) -> None:
-    """Measure what plans are made from, on a few prompts, and write it down: the profile.
+    """Measure a model on a few prompts and write a profile, from which plans are made.
 
-    Says first how long it will take. Stopped at any moment, the same command goes on where it was. A profile is of one
-    model, sampler and precision; it serves other prompts, seeds and step counts, and other sizes but for seconds.
+    The command first says how long it will take. If it is stopped, the same command continues. A profile belongs to one
+    model, sampler and precision. It holds for other prompts, seeds and step counts; its seconds hold for its size only.
 
     \b
     Examples:
@@ -71,7 +71,7 @@ def calibrate(
     from unicp.calibration.checkpoint_log import SUFFIX
 
     options.check_written("--out", out, {"--prompts": prompts})
-    # What is known so far is kept beside it, under a longer name.
+    # The log of results is kept beside it, under a longer name.
     options.check_written("--out", out.with_name(out.name + SUFFIX), {"--prompts": prompts})
     _run(request, texts, out)
 
@@ -90,7 +90,7 @@ def _run(request: Request, prompts: list[str], out: Path) -> None:
     with common.waiting("timing two steps"):
         seconds = calibration.estimate()
     common.say(
-        f"{len(prompts)} prompts of {prepared.steps} steps: about {_duration(seconds)}; may be stopped and resumed"
+        f"{len(prompts)} prompts of {prepared.steps} steps: about {_duration(seconds)}; can be stopped and resumed"
     )
     profile = calibration.run()
     cost = profile.seconds
@@ -110,7 +110,7 @@ def _duration(seconds: float) -> str:
 
 
 def calibration_prompts(file: Path | None, count: int, model: str | None) -> list[str]:
-    """The first prompts of a file, or else of a shipped test-bed: the model's own, or the first one's."""
+    """The first prompts of a file, or else of a test-bed: of the model if it is one, or of the default one."""
     if count < 1:
         raise InputError(f"--count {count}", "not a positive number", "use 1 or more")
     if file is None:

@@ -1,4 +1,4 @@
-"""What commands share once the options are checked: loading, generating with a progress bar, printing."""
+"""What commands share after the options: loading, generating with a progress bar, printing."""
 
 from __future__ import annotations
 
@@ -35,13 +35,20 @@ if TYPE_CHECKING:
 DEFAULT_FPS = 16.0
 
 _FRAME_NAMES = ("num_frames", "video_length")
-# Where pipelines and schedulers look at what they are given, before the first step.
+# Functions in which pipelines and schedulers check their arguments, before the first step.
 _CHECKS = frozenset(("check_inputs", "retrieve_timesteps", "set_timesteps", "prepare_latents"))
 
 
 @dataclass(frozen=True, eq=False)
 class Prepared:
-    """A loaded pipeline and how to call it. arguments: for the pipeline; fps: of the file."""
+    """A loaded pipeline and how to call it.
+
+    Attributes:
+        pipe: The pipeline.
+        arguments: Of its call.
+        fps: Frames a second of the file.
+        seed: Of the noise.
+    """
 
     pipe: DiffusionPipeline
     arguments: dict[str, Any]
@@ -50,7 +57,7 @@ class Prepared:
 
     @property
     def steps(self) -> int | None:
-        """Denoising steps of a run, None where only the pipeline knows."""
+        """Denoising steps of a run; `None` if only the pipeline knows."""
         if "num_inference_steps" in self.arguments:
             return self.arguments["num_inference_steps"]
         parameter = inspect.signature(type(self.pipe).__call__).parameters.get("num_inference_steps")
@@ -60,7 +67,7 @@ class Prepared:
 
 @dataclass(frozen=True, eq=False)
 class Made:
-    """A run with what was asked for: its video, and, where there are such, the summary, the plan and the trace."""
+    """The video of a run, with summary, plan and trace if there are any."""
 
     video: Generated
     summary: Summary | None = None
@@ -77,9 +84,16 @@ class Generated:
 
 
 def model_of(model: str | None) -> str | Path:
-    """The model to use: a folder, a name of the hub or of an installed test-bed; None = the test-bed glyphs.
+    """The model to use, checked without loading it.
 
-    Checked as far as that needs no loading.
+    Args:
+        model: A folder, a name on the hub, or an installed test-bed; `None` = the test-bed glyphs.
+
+    Returns:
+        A folder, or a name on the hub.
+
+    Raises:
+        UniCPError: There is no such model, or it is no video pipeline.
     """
     from unicp.cli.loading import check_model
 
@@ -94,7 +108,7 @@ def model_of(model: str | None) -> str | Path:
 
 
 def prepare(request: Request) -> Prepared:
-    """Loads the model and settles its arguments: the user's, else the model folder's, else the pipeline's own."""
+    """Loads the model. Its arguments are the user's, else those of the model folder, else the pipeline's own."""
     from unicp.cli.loading import generation_defaults, load_pipeline, sampler
 
     model = model_of(request.model)
@@ -112,7 +126,7 @@ def prepare(request: Request) -> Prepared:
 
 
 def generate(prepared: Prepared, title: str, steps: int | None = None) -> Generated:
-    """Runs the pipeline once, with a progress bar on stderr. steps: instead of the prepared number."""
+    """Runs the pipeline once, with a progress bar on stderr. steps: `None` = the prepared number."""
     import numpy as np
     import torch
 
@@ -127,14 +141,14 @@ def generate(prepared: Prepared, title: str, steps: int | None = None) -> Genera
         with _refusing(prepared):
             output = prepared.pipe(generator=generator, output_type="np", **arguments)  # type: ignore[operator]
         seconds = time.perf_counter() - begin
-    # Of pictures the first is a video of one frame.
+    # A picture counts as a video of one frame.
     frames = output.frames[0] if hasattr(output, "frames") else output.images[:1]
     return Generated(np.asarray(frames, dtype=np.float32), seconds)
 
 
 @contextmanager
 def _refusing(prepared: Prepared) -> Iterator[None]:
-    """One line for what a pipeline says of its arguments, and for too little memory."""
+    """Turns a pipeline's errors about its arguments and about memory into one line."""
     import torch
 
     try:
@@ -153,7 +167,7 @@ def _refusing(prepared: Prepared) -> Iterator[None]:
 
 
 def generate_enabled(prepared: Prepared, request: Request, title: str) -> Made:
-    """A run with what was asked for."""
+    """Runs the pipeline with UniCP as the request asks for."""
     if request.enabling is None:
         return Made(generate(prepared, "generating"))
     import unicp
@@ -164,7 +178,7 @@ def generate_enabled(prepared: Prepared, request: Request, title: str) -> Made:
 
 
 def plan_facts(request: Request, plan: Plan | None) -> dict[str, Any]:
-    """What --json says of a target and its plan."""
+    """The target and its plan for --json; empty without a target."""
     if request.target is None:
         return {}
     profile = None if request.profile is None else str(request.profile)
@@ -173,11 +187,11 @@ def plan_facts(request: Request, plan: Plan | None) -> dict[str, Any]:
 
 @contextmanager
 def waiting(what: str) -> Iterator[None]:
-    """A moving sign on stderr while something takes long; nothing where stderr is no terminal."""
+    """Shows a spinner on stderr, if that is a terminal."""
     from rich.text import Text
 
     console = _console()
-    # Not as a string: rich would take a name like "a[/b].mp4" for markup.
+    # Not a string: rich would take a name like "a[/b].mp4" for markup.
     with console.status(Text(f"{clean(what)} …")) if console.is_terminal else nullcontext():
         yield
     check_interrupt()
@@ -200,7 +214,7 @@ def say(text: str) -> None:
 
 
 def write(frames: Any, request: Request, prepared: Prepared, made: Made) -> None:
-    """Writes the video, and then the trace; tells of a codec that is not the usual one."""
+    """Writes the video, then the trace; prints a note if the codec is not H.264."""
     from unicp.cli.video import write_or_keep
     from unicp.records import save_trace
 
@@ -217,14 +231,14 @@ def write(frames: Any, request: Request, prepared: Prepared, made: Made) -> None
 
 
 class _StepsBar:
-    """A progress bar that a pipeline moves; after the last step it says that the video is being decoded."""
+    """A progress bar that a pipeline moves; after the last step it says "decoding"."""
 
     def __init__(self, progress: Any, title: str, steps: int | None):
         self._progress, self._title, self._steps = progress, title, steps
         self._task = progress.add_task(title, total=steps)
 
     def step(self, pipe: Any, index: int, timestep: Any, values: dict[str, Any]) -> dict[str, Any]:
-        """The callback of diffusers: called after each step, gives back what it was given."""
+        """The callback of diffusers after each step; returns `values` unchanged."""
         decoding = self._steps is not None and index + 1 >= self._steps
         title = f"{self._title}, decoding" if decoding else self._title
         self._progress.update(self._task, completed=index + 1, description=title)
@@ -244,7 +258,7 @@ def _steps_bar(title: str, steps: int | None) -> Iterator[_StepsBar]:
 
     console = _console()
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    # Not a terminal: rich would write an empty line, which spoils "errors are one line".
+    # Without a terminal rich would write an empty line, but errors are one line.
     hidden = not console.is_terminal
     with Progress(*columns, TimeRemainingColumn(), console=console, transient=True, disable=hidden) as progress:
         yield _StepsBar(progress, title, steps)
@@ -269,7 +283,7 @@ def _arguments(pipe: Any, request: Request, defaults: dict[str, Any]) -> dict[st
 
 
 def _check_kind(pipe: Any, arguments: dict[str, Any]) -> None:
-    """Refuses pipelines that make no pictures, or none of a prompt alone."""
+    """Refuses pipelines that make no pictures, or need more than a prompt."""
     name, parameters = type(pipe).__name__, dict(inspect.signature(type(pipe).__call__).parameters)
     parameters.pop("self", None)
     needed = [
@@ -285,7 +299,7 @@ def _check_kind(pipe: Any, arguments: dict[str, Any]) -> None:
 
 
 def _check_size(pipe: Any, request: Request, arguments: dict[str, Any], fps: float) -> None:
-    """With what the model folder and the pipeline say of what the user left out."""
+    """Checks the size, with the defaults of the model folder and the pipeline."""
     parameters = inspect.signature(type(pipe).__call__).parameters
 
     def size(*names: str) -> int:
@@ -296,7 +310,7 @@ def _check_size(pipe: Any, request: Request, arguments: dict[str, Any], fps: flo
 
 
 def _from_argument_check(error: Exception) -> bool:
-    """Whether a pipeline's own check of its arguments raised this; any other ValueError is no fault of the user."""
+    """Whether a pipeline's check of its arguments raised this; any other ValueError is a fault of a program."""
     return any(frame.name in _CHECKS for frame in traceback.extract_tb(error.__traceback__))
 
 
@@ -306,7 +320,7 @@ def _parameters(pipe: Any) -> frozenset[str]:
 
 @contextmanager
 def _quiet_loading() -> Iterator[None]:
-    """Silences the bars of the libraries: ours says the same in one line."""
+    """Silences the progress bars of diffusers and transformers."""
     from diffusers.utils import logging as diffusers_logging
 
     logs: list[Any] = [diffusers_logging]

@@ -1,4 +1,4 @@
-"""`unicp compare`: the same video plain and accelerated, beside each other, and the numbers."""
+"""`unicp compare`: the same video plain and accelerated, side by side, and the numbers."""
 
 from __future__ import annotations
 
@@ -55,10 +55,10 @@ def compare(
     sampler: options.SamplerOption = "default",
     as_json: options.JsonOption = False,
 ) -> None:
-    """Make the same video plain and accelerated, show both in one file, and measure the difference.
+    """Make a video plain and accelerated, side by side in one file, and measure the difference.
 
-    Both runs start from the same noise. A short run before them is not timed. Seconds are those of whole pipeline
-    calls: text, denoising and decoding.
+    Both runs start from the same noise. A short run before them warms up and is not timed. Seconds are those of whole
+    pipeline calls: text, denoising and decoding.
 
     \b
     Examples:
@@ -99,7 +99,7 @@ def _run(request: Request) -> _Comparison:
 
     assert request.enabling is not None
     prepared = common.prepare(request)
-    # A model that cannot be accelerated is told before the plain run, not after it.
+    # A model that cannot be accelerated fails before the plain run, not after it.
     with unicp.enable(prepared.pipe, **request.enabling):
         pass
     common.generate(prepared, "warming up", steps=min(WARM_UP_STEPS, prepared.steps or WARM_UP_STEPS))
@@ -132,11 +132,11 @@ def _report(request: Request, result: _Comparison, as_json: bool) -> None:
     if summary is not None:
         typer.echo(summary.text() + "\n")
     counted = None if summary is None else summary.operations_saved
-    saved = "not counted" if counted is None else f"{counted:.2f}x fewer"
+    saved = "not counted" if counted is None else f"{counted:.2f}x less"
     rows = [
         ("plain", f"{result.plain.seconds:.2f} s"),
         (request.name, f"{result.fast.seconds:.2f} s, {result.speed_up:.2f}x as fast"),
-        ("operations", saved),
+        ("compute", saved),
         ("PSNR", f"{_decibels(fidelity.total)}, worst frame {_decibels(fidelity.worst)}"),
         ("video", str(request.out)),
     ]

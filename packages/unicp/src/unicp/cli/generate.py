@@ -31,7 +31,7 @@ def generate(
     sampler: options.SamplerOption = "default",
     as_json: options.JsonOption = False,
 ) -> None:
-    """Make one video, accelerated, and say what was saved.
+    """Make one accelerated video, and print what was saved.
 
     \b
     Examples:

@@ -1,4 +1,4 @@
-"""`unicp inspect`: what in a model can be served from store or sliced, and why not."""
+"""`unicp inspect`: what in a model can be skipped or sliced, and why not."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def inspect_model(model: options.ModelOption = None, as_json: options.JsonOption = False) -> None:
-    """Show blocks, units and attention geometry of a model, and what can be cached or sliced. Loads no weights.
+    """Show the blocks and units of a model, and what can be skipped or sliced. Loads no weights.
 
     \b
     Examples:
@@ -70,7 +70,7 @@ def _facts(found: ModelMap) -> dict[str, Any]:
 
 
 def _levels(found: ModelMap) -> dict[str, str]:
-    """Why each level cannot be skipped as one; "" = it can."""
+    """Why nothing can be skipped at each level; "" = something can."""
     no_units = "" if found.units_with(ATTENTION_ROLES) else "no attention unit was found"
     return {
         "model": "",
@@ -106,7 +106,7 @@ def _lines(name: str, found: ModelMap) -> list[str]:
 
 
 def _unit_rows(units: tuple[Unit, ...]) -> list[tuple[str, ...]]:
-    """One row for all units that differ in nothing but the number of their block."""
+    """One row for all units that differ only in the number of their block."""
     groups: dict[tuple[str, ...], list[int]] = {}
     for unit in units:
         blocks, number, attribute = unit.name.split(".", 2)

@@ -1,4 +1,4 @@
-"""What no video file can hold, and no memory: known before a video is made, so that none is made in vain."""
+"""Limits of video files and of memory, checked before a video is made."""
 
 from __future__ import annotations
 
@@ -6,27 +6,37 @@ import os
 
 from unicp.errors import InputError
 
-# A frame a hundred seconds long is the slowest that all players and formats know, a millisecond the fastest.
+# All players and formats know frames from a millisecond to a hundred seconds.
 LEAST_FPS, MOST_FPS = 0.01, 1000.0
-# Most pixels of a side, by ending: the limits of H.264 as x264 has it, and of GIF.
+# Most pixels of a side, by ending: the limits of x264 and of GIF.
 SIDES = {".mp4": 16384, ".gif": 65535}
-# GIF counts the time of a picture in 16 bits of hundredths of a second, and frames that are alike are one picture.
+# GIF counts the time of a picture in 16 bits of hundredths of a second, and equal frames are one picture.
 GIF_SECONDS = 655.0
-# Between two videos beside each other, and the most that the labels above them take.
+# Pixels between two videos side by side, and the largest height of their labels.
 PAIR_GAP, PAIR_HEAD = 8, 64
 _BYTES_A_PIXEL = 3 * 4
 
 
 def check_fps(asked: str, fps: float) -> None:
-    """Raises InputError for what is no frame rate. asked: how the user gave it."""
+    """Checks a frame rate, given by the user as `asked`.
+
+    Raises:
+        InputError: It is none.
+    """
     if not LEAST_FPS <= fps <= MOST_FPS:
         raise InputError(asked, "not a frame rate", f"use a number from {LEAST_FPS:g} to {MOST_FPS:g}")
 
 
 def check_clip(ending: str, frames: int, height: int, width: int, fps: float | None) -> None:
-    """Raises InputError for a clip that a file of this ending cannot hold, or that no memory of this machine can.
+    """Checks that a file of this ending, and the memory of this machine, can hold a clip.
 
-    A clip is floats of three colours while it is made. fps: None = not known yet.
+    Args:
+        ending: Such as ".mp4".
+        frames, height, width: Of the clip, which is three floats a pixel while it is made.
+        fps: Frames a second; `None` = not known yet.
+
+    Raises:
+        InputError: They cannot.
     """
     asked, most = f"a video of {frames} frames of {width} x {height}", SIDES.get(ending.lower(), max(SIDES.values()))
     if max(height, width) > most:
@@ -40,12 +50,12 @@ def check_clip(ending: str, frames: int, height: int, width: int, fps: float | N
 
 
 def side_by_side_size(height: int, width: int) -> tuple[int, int]:
-    """Least height and width of two videos of this size beside each other, as `unicp.cli.video` puts them."""
+    """Least height and width of two videos of this size side by side."""
     return height + PAIR_HEAD, 2 * width + PAIR_GAP
 
 
 def memory() -> int | None:
-    """Bytes of memory of this machine; None where it does not tell."""
+    """Bytes of memory of this machine; `None` if it does not tell."""
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):

@@ -1,4 +1,4 @@
-"""From a folder or a hub name to a diffusers pipeline. The only place that imports diffusers to load something."""
+"""Loads diffusers pipelines from a folder or the hub. No other module imports diffusers to load something."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _PASS_A_PIPELINE = "pass the folder that save_pretrained made of a video pipelin
 
 @dataclass(frozen=True)
 class Defaults:
-    """What a model folder may say in `unicp_defaults.json` of how its pipeline is meant to be called."""
+    """Arguments for the pipeline that a model folder may give in `unicp_defaults.json`."""
 
     height: Annotated[int, Within(1, 65_536)] = 1
     width: Annotated[int, Within(1, 65_536)] = 1
@@ -40,7 +40,13 @@ class Defaults:
 
 @dataclass(frozen=True, eq=False)
 class Outline:
-    """A pipeline without its weights: its class name, transformers (without memory) and scheduler."""
+    """A pipeline without its weights.
+
+    Attributes:
+        pipeline: Name of its class.
+        transformers: On the meta device, by component.
+        scheduler: As in the folder; `None` = without one.
+    """
 
     pipeline: str
     transformers: dict[str, nn.Module]
@@ -48,13 +54,15 @@ class Outline:
 
 
 def check_model(model: str | Path) -> None:
-    """Raises for what can be seen to be no video pipeline without loading it: InputError where nothing usable is there,
-    FileFormatError for a damaged index, UnsupportedModelError for a pipeline without a transformer.
+    """Checks that a model is a video pipeline, without loading it. A name like "owner/name" is not looked up.
 
-    A name like "owner/name" that is no folder is taken for one of the hub and not looked up.
+    Raises:
+        InputError: There is no such folder, or it has no pipeline.
+        FileFormatError: The index is damaged.
+        UnsupportedModelError: The pipeline has no transformer.
     """
     folder = Path(model)
-    # os.path answers "no" for names that are too long to be asked for, or no names at all; Path would raise.
+    # os.path answers "no" for names that are too long, or no names at all; Path would raise.
     if not os.path.exists(folder):
         if _HUB_NAME.fullmatch(str(model)):
             return
@@ -79,10 +87,15 @@ def check_model(model: str | Path) -> None:
 
 
 def load_pipeline(model: str | Path, dtype: str | None = None, device: Any = None) -> DiffusionPipeline:
-    """The pipeline in a folder, or of that name on the hub, ready to be called.
+    """Loads a pipeline.
 
-    dtype: "float32", "bfloat16" or "float16"; None = bfloat16 on CUDA, else float32. device: None = CUDA if there is
-    one, else the CPU. Raises what `check_model` raises, and InputError where loading fails.
+    Args:
+        model: A folder, or a name on the hub.
+        dtype: "float32", "bfloat16" or "float16"; `None` = bfloat16 on CUDA, else float32.
+        device: `None` = CUDA if there is one, else the CPU.
+
+    Raises:
+        InputError: Loading fails; and as `check_model`.
     """
     if dtype not in (None, *_DTYPES):
         raise InputError(f"dtype {dtype!r}", f"known ones {', '.join(_DTYPES)}", "use one of them")
@@ -106,9 +119,10 @@ def load_pipeline(model: str | Path, dtype: str | None = None, device: Any = Non
 
 
 def load_outline(model: str | Path) -> Outline:
-    """The structure of a pipeline without its weights: takes seconds and no memory at any size.
+    """Loads the structure of a pipeline without its weights: in seconds and without memory at any size.
 
-    Raises what `check_model` raises, and InputError where loading fails.
+    Raises:
+        InputError: Loading fails; and as `check_model`.
     """
     check_model(model)
     import diffusers
@@ -139,9 +153,10 @@ def load_outline(model: str | Path) -> Outline:
 
 
 def generation_defaults(model: str | Path) -> dict[str, Any]:
-    """The numbers in `unicp_defaults.json` of a model folder, {} where there is none. Needs no torch.
+    """The numbers in `unicp_defaults.json` of a model folder; {} if there is none. Needs no torch.
 
-    Raises FileFormatError for names it does not know and values of the wrong type.
+    Raises:
+        FileFormatError: Names are unknown, or values have the wrong type.
     """
     path = Path(model) / DEFAULTS_FILE
     if not os.path.isfile(path):
@@ -156,7 +171,11 @@ def generation_defaults(model: str | Path) -> dict[str, Any]:
 
 
 def check_frames(pipe: Any, frames: int | None) -> None:
-    """Latte's positions in time are of one number of frames. Raises InputError for another; None = not given."""
+    """Checks the number of frames for models that can make only one, as Latte; `None` = not given.
+
+    Raises:
+        InputError: The model cannot make as many.
+    """
     config = getattr(getattr(pipe, "transformer", None), "config", {})
     known = config.get("video_length")
     if known is not None and frames is not None and frames != known:
@@ -164,11 +183,14 @@ def check_frames(pipe: Any, frames: int | None) -> None:
 
 
 def sampler(pipe: Any, name: str) -> None:
-    """Swaps the scheduler of a pipeline: "euler", "unipc", "dpm" (DPM-Solver++), "default" = none.
+    """Swaps the scheduler of a pipeline, and keeps the noise levels that the model was trained on.
 
-    The noise levels that the model was trained on stay: the shift of flow matching, else the training schedule of
-    variances as the pipeline's own scheduler has it. Raises InputError for another name, and for a scheduler that tells
-    neither.
+    Args:
+        pipe: The pipeline.
+        name: "euler", "unipc", "dpm" (DPM-Solver++), or "default" = change nothing.
+
+    Raises:
+        InputError: The name is unknown, or the pipeline's own scheduler does not tell its noise levels.
     """
     if name not in SAMPLERS:
         raise InputError(f"sampler {name!r}", f"known ones {', '.join(SAMPLERS)}", "use one of them")
@@ -198,7 +220,7 @@ def _flow_sampler(before: Any, name: str) -> Any:
 
 
 def _variance_sampler(before: Any, name: str) -> Any:
-    # As betas, because not every class knows all the ways in which CogVideoX's schedulers bend theirs.
+    # As betas: not every class has all the options of CogVideoX's schedulers.
     alphas = before.alphas_cumprod.double()
     earlier = alphas.roll(1)
     earlier[0] = 1.0
@@ -248,7 +270,7 @@ def _device(device: Any) -> Any:
 
 
 def _raise_not_loaded(model: str | Path, error: Exception) -> NoReturn:
-    """A failed load as one line: what it was, and whether the folder or the hub is to blame."""
+    """Raises a failed load as one line, which says whether the folder or the hub failed."""
     reason = " ".join(str(error).split())[:200] or type(error).__name__
     if os.path.isdir(model):
         found, do = f"a folder that cannot be loaded ({reason})", "check that all its files are there and whole"

@@ -27,13 +27,13 @@ Exit codes:
   1    an error in UniCP or in a library, with a traceback
   2    bad input: one line on stderr says what was asked, what was found and what to do
   130  interrupted; no half-written file is left
-  141  whoever read the output has left, as in `unicp … | head`
+  141  the reader of the output has left, as in `unicp … | head`
 """
 
 # Commands that another package brings.
 _OF_BENCH = ("bench", "report")
 
-# Errors of the machine, not of the program: one line tells them.
+# Errors of the machine, not of the program: reported in one line.
 _OF_THE_MACHINE = frozenset(
     getattr(errno, name, -1)
     for name in ("ENOSPC", "EDQUOT", "EIO", "EROFS", "EMFILE", "ENFILE", "ENOMEM", "EACCES", "EPERM", "ENAMETOOLONG")
@@ -53,8 +53,8 @@ class _Group(TyperGroup):
             sys.exit(self._code(*args, **extra))
 
     def _code(self, *args: Any, **extra: Any) -> int:
-        """The exit code of a command; what went wrong is told on stderr."""
-        # Always as a part: standalone, typer would print its own errors over several lines.
+        """Runs a command and returns its exit code; errors are printed on stderr."""
+        # Never standalone: typer would print its own errors over several lines.
         try:
             code = super().main(*args, standalone_mode=False, **extra)
         except (KeyboardInterrupt, typer.Abort):
@@ -67,10 +67,10 @@ class _Group(TyperGroup):
 
 
 def _told(error: Exception) -> int:
-    """The exit code of what went wrong, which is told on stderr.
+    """Prints an error on stderr and returns its exit code.
 
-    What a user did wrong, what the parser says of it and what the machine lacks is one line; anything else is a fault
-    of UniCP or of a library, with a traceback.
+    Errors of the user, the parser and the machine are one line. Any other is a fault of UniCP or of a library, and is
+    printed with a traceback.
     """
     if isinstance(error, UniCPError):
         return _failed(str(error))
@@ -80,7 +80,7 @@ def _told(error: Exception) -> int:
             return NOBODY_READS
         return _failed(f"asked: to print the result; found: {error.reason}; do: send stdout where there is room")
     if isinstance(error, MemoryError):
-        return _failed("asked: to hold it all in memory; found: not enough; do: ask for less")
+        return _failed("asked: to hold it all in memory; found: too little memory; do: ask for less")
     # Where the class of the parser's errors lives depends on the version of typer.
     message = getattr(error, "format_message", None)
     if message is not None:
@@ -88,7 +88,9 @@ def _told(error: Exception) -> int:
         return _failed(f"{message()} (see {'unicp' if context is None else context.command_path} --help)")
     if isinstance(error, OSError) and error.errno in _OF_THE_MACHINE:
         where = "" if error.filename is None else f" ({error.filename})"
-        return _failed(f"asked: to use a file; found: {error.strerror}{where}; do: free some space or name another one")
+        return _failed(
+            f"asked: to use a file; found: {error.strerror}{where}; do: free some space, or name another file"
+        )
     traceback.print_exception(error)
     return CRASHED
 
@@ -115,13 +117,16 @@ app.command("plan")(plan)
 
 
 def _add_plugins() -> None:
-    """Adds the commands of other packages. One that cannot be loaded is told and left out."""
+    """Adds the commands of other packages. One that cannot be loaded is reported and left out."""
     for name, point in sorted(plugins.entry_points(plugins.COMMANDS).items()):
         try:
             command = point.load()
         except Exception as error:
             found = f"{type(error).__name__}: {one_line(str(error))}"
-            typer.echo(f"unicp: asked: the command {name} of {point.value}; found: {found}; do: mend it", err=True)
+            typer.echo(
+                f"unicp: asked: the command {name} of {point.value}; found: {found}; do: reinstall its package",
+                err=True,
+            )
             continue
         if isinstance(command, typer.Typer):
             app.add_typer(command, name=name)
@@ -142,10 +147,10 @@ def _print_version(wanted: bool) -> None:
 def start(
     context: typer.Context,
     version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and leave.")
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    """UniCP makes diffusion videos sooner, without training.
+    """Make videos with diffusion transformers faster, without training.
 
     \b
     Examples:

@@ -22,12 +22,12 @@ from unicp.settings import PRESETS, Settings, preset
 
 OFF = "off"
 DEFAULT_PRESET = "balanced"
-# The test-bed that is used where no model is named, and what is said where it is not installed.
+# The test-bed that is used if no model is named, and the words for the error if it is not installed.
 DEFAULT_MODEL = "glyphs"
 NO_TESTBEDS = "no package with test-beds"
 GET_TESTBEDS = 'pip install "unicp[demo]"'
 ENDINGS = tuple(SIDES)
-# Steps of one run. Samplers are trained on 1000 noise levels; ten times as many is a slip of the finger.
+# Steps of one run. Samplers are trained on 1000 noise levels; ten times as many is a typing error.
 MOST_STEPS = 10_000
 PROMPT_BYTES = 10_000_000
 
@@ -36,9 +36,12 @@ ModelOption = Annotated[
     str | None,
     typer.Option(metavar="PATH_OR_ID", help="A folder, a name on the hub, or a test-bed [default: glyphs]."),
 ]
-PresetOption = Annotated[str, typer.Option("--preset", metavar="NAME", help=f"{', '.join(PRESETS)} or {OFF}.")]
+PresetOption = Annotated[
+    str, typer.Option("--preset", metavar="NAME", help=f"How much to skip: {', '.join(PRESETS)} or {OFF}.")
+]
 ToleranceOption = Annotated[
-    float | None, typer.Option(metavar="FLOAT", help="Largest relative error, instead of the preset's. 0 = lossless.")
+    float | None,
+    typer.Option(metavar="FLOAT", help="Tolerance instead of the preset's, a relative error; 0 = lossless."),
 ]
 StepsOption = Annotated[int | None, typer.Option(metavar="N", help="Denoising steps [default: the model's].")]
 SeedOption = Annotated[int, typer.Option(metavar="N", help="Seed of the noise.")]
@@ -46,24 +49,32 @@ CfgOption = Annotated[float | None, typer.Option("--cfg", metavar="FLOAT", help=
 HeightOption = Annotated[int | None, typer.Option(metavar="PIXELS", help="Height of the video.")]
 WidthOption = Annotated[int | None, typer.Option(metavar="PIXELS", help="Width of the video.")]
 FramesOption = Annotated[int | None, typer.Option(metavar="N", help="Number of frames.")]
-NegativeOption = Annotated[str | None, typer.Option(metavar="TEXT", help="What the video must not show.")]
+NegativeOption = Annotated[str | None, typer.Option(metavar="TEXT", help="Negative prompt.")]
 OutOption = Annotated[Path, typer.Option(metavar="FILE", help=f"The video to write: {' or '.join(ENDINGS)}.")]
 FpsOption = Annotated[
     float | None, typer.Option(metavar="FLOAT", help=f"Frames per second of the file, {LEAST_FPS:g} to {MOST_FPS:g}.")
 ]
-TraceOption = Annotated[Path | None, typer.Option(metavar="FILE", help="Also write what was done at each step (JSON).")]
-SamplerOption = Annotated[str, typer.Option(metavar="NAME", help=f"{', '.join(SAMPLERS)}; default = the model's own.")]
+TraceOption = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="Also write the trace: what was done at each step (JSON).")
+]
+SamplerOption = Annotated[
+    str, typer.Option(metavar="NAME", help=f"Sampler: {', '.join(SAMPLERS)} (default = the model's own).")
+]
 TargetOption = Annotated[
     str | None, typer.Option(metavar="TARGET", help='Instead of a preset: "psnr>=35", "speedup>=2" or "seconds<=40".')
 ]
 ProfileOption = Annotated[
-    Path | None, typer.Option(metavar="FILE", help="Profile to meet the target by [default: a built-in one].")
+    Path | None, typer.Option(metavar="FILE", help="Profile for the target [default: a built-in one].")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else on stdout.")]
 
 
 def read_prompts(flag: str, file: Path) -> tuple[str, ...]:
-    """The prompts in a text file, one a line. Raises InputError."""
+    """Reads the prompts in a text file, one a line.
+
+    Raises:
+        InputError: The file cannot be read, or has no prompts.
+    """
     try:
         with file.open("rb") as opened:
             raw = opened.read(PROMPT_BYTES + 1)
@@ -80,7 +91,16 @@ def read_prompts(flag: str, file: Path) -> tuple[str, ...]:
 
 
 def check_written(flag: str, written: Path, read: Mapping[str, Path | None]) -> None:
-    """Raises InputError where a file cannot be written, or is one that the command reads. read: by flag."""
+    """Checks that a file can be written and is none that the command reads.
+
+    Args:
+        flag: Of the written file.
+        written: Its path.
+        read: Files that the command reads, by flag.
+
+    Raises:
+        InputError: It cannot, or is one of those.
+    """
     check_writable(written)
     for other, file in read.items():
         if file is not None and _same_file(written, file):
@@ -88,7 +108,11 @@ def check_written(flag: str, written: Path, read: Mapping[str, Path | None]) -> 
 
 
 def make_folder(flag: str, folder: Path) -> None:
-    """Makes a folder, with those it is in, where there is none. Raises InputError."""
+    """Makes a folder with its parents, if there is none.
+
+    Raises:
+        InputError: It cannot be made.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except (OSError, ValueError) as error:
@@ -106,9 +130,14 @@ def _same_file(one: Path, other: Path) -> bool:
 
 @dataclass(frozen=True)
 class Request:
-    """What a user asked for; None = not given. Checked when it is made, as far as that is cheap.
+    """The options of a command; `None` = not given.
 
-    is_pair: whether `out` shows two videos beside each other.
+    Attributes:
+        prompt: What the video shows.
+        is_pair: Whether `out` shows two videos side by side.
+
+    Raises:
+        InputError: An option cannot be used, as far as that is cheap to check.
     """
 
     prompt: str
@@ -154,27 +183,27 @@ class Request:
 
     @property
     def name(self) -> str:
-        """What the accelerated run goes by: the target, else the preset."""
+        """Name of the accelerated run: the target, else the preset."""
         return self.target or self.preset
 
     @property
     def enabling(self) -> dict[str, Any] | None:
-        """Arguments of `unicp.enable`; None = nothing is to be enabled."""
+        """Arguments of `unicp.enable`; `None` = UniCP is off."""
         if self.target is not None:
             return {"target": self.target, "profile": self.profile}
         return None if self.settings is None else {"settings": self.settings}
 
     @property
     def settings(self) -> str | Settings | None:
-        """What to enable: the name of a preset, or settings made from one; None = nothing."""
+        """The name of a preset, or settings made from one; `None` = UniCP is off."""
         if self.preset == OFF:
             return None
-        # The name where nothing is changed, so that the trace can say it.
+        # The name if nothing is changed, for the trace.
         return self.preset if self.tolerance is None else preset(self.preset, tolerance=self.tolerance)
 
     @property
     def given(self) -> dict[str, tuple[str, Any]]:
-        """Arguments of a pipeline that the user gave: name of the argument -> (flag, value)."""
+        """(flag, value) of the pipeline's arguments that the user gave, by the name of the argument."""
         values = {
             "num_inference_steps": ("--steps", self.steps),
             "guidance_scale": ("--cfg", self.cfg),
@@ -186,10 +215,14 @@ class Request:
         return {name: (flag, value) for name, (flag, value) in values.items() if value is not None}
 
     def check_size(self, frames: int, height: int, width: int, fps: float | None) -> None:
-        """Raises InputError where no file, or no memory, holds a video of this size."""
+        """Checks that a file and the memory can hold a video of this size.
+
+        Raises:
+            InputError: They cannot.
+        """
         ending = "" if self.out is None else self.out.suffix
         if self.is_pair:
-            # The two plain ones are at least as large together as the one that shows both.
+            # Two videos of this size are at least as large as the one that shows both.
             height, width = side_by_side_size(height, width)
         check_clip(ending, frames, height, width, fps)
 
@@ -204,7 +237,7 @@ class Request:
         if self.preset not in PRESETS:
             found = f"the presets {', '.join(PRESETS)} and {OFF}"
             raise InputError(f"--preset {self.preset!r}", found, "name one of them")
-        _ = self.settings  # made once here, so that a bad tolerance is seen before the model is loaded
+        _ = self.settings  # a bad tolerance fails here, before the model is loaded
 
     def _check_target(self) -> None:
         if self.target is None:

@@ -1,4 +1,4 @@
-"""`unicp plan`: what a profile promises for a target, and the schedule that keeps it."""
+"""`unicp plan`: the plan for a target by a profile."""
 
 from __future__ import annotations
 
@@ -10,9 +10,12 @@ import typer
 from unicp.cli import options
 from unicp.errors import InputError
 
-ProfileArgument = Annotated[Path, typer.Argument(metavar="PROFILE", help="A file of unicp calibrate.")]
+ProfileArgument = Annotated[Path, typer.Argument(metavar="PROFILE", help="A profile that `unicp calibrate` wrote.")]
 TargetOption = Annotated[
-    str, typer.Option(metavar="TARGET", help='"psnr>=35", "speedup>=2" or "seconds<=40".', show_default=False)
+    str,
+    typer.Option(
+        metavar="TARGET", help='What to reach: "psnr>=35", "speedup>=2" or "seconds<=40".', show_default=False
+    ),
 ]
 StepsOption = Annotated[int | None, typer.Option(metavar="N", help="Steps of the run [default: the profile's].")]
 OutOption = Annotated[Path | None, typer.Option("--out", metavar="FILE", help="Also write the plan (JSON).")]
@@ -25,10 +28,10 @@ def plan(
     out: OutOption = None,
     as_json: options.JsonOption = False,
 ) -> None:
-    """Solve the schedule that meets a target, draw it, and say what speed and fidelity to expect.
+    """Solve the plan that meets a target, draw it, and predict its speed and fidelity.
 
-    A run with --target and --profile solves again for its own noise levels; with another number of steps than the
-    profile's, those shown here are read off between the profile's.
+    A run with --target and --profile solves its own plan for its own noise levels. With another number of steps than
+    the profile's, the noise levels used here are interpolated.
 
     \b
     Examples:

@@ -1,4 +1,4 @@
-"""What other installed packages add: commands of the command line, and test-beds. Found through entry points."""
+"""Commands and test-beds of other installed packages, found through entry points."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ COMMANDS, TESTBEDS = "unicp.commands", "unicp.testbeds"
 
 
 class ShippedPipeline(Protocol):
-    """A pipeline that a package brings with it: what a name in the group `unicp.testbeds` stands for."""
+    """A pipeline that a package ships, under a name in the group `unicp.testbeds`."""
 
     @property
     def folder(self) -> Path:
@@ -19,16 +19,16 @@ class ShippedPipeline(Protocol):
         ...
 
     def prompts(self, split: str) -> tuple[str, ...]:
-        """Prompts that the pipeline understands. split: "calibration" for those that profiles are made from."""
+        """Prompts that the pipeline understands. split: "calibration" = for profiles."""
         ...
 
 
 def entry_points(group: str) -> dict[str, EntryPoint]:
-    """What installed packages offer in a group (COMMANDS or TESTBEDS), by name. Imports none of it."""
+    """Entry points of installed packages in a group (COMMANDS or TESTBEDS), by name. Imports none of them."""
     return {point.name: point for point in importlib.metadata.entry_points(group=group)}
 
 
 def shipped_pipeline(name: str) -> ShippedPipeline | None:
-    """The test-bed of this name, None where no installed package has one."""
+    """The test-bed of this name; `None` if no installed package has one."""
     point = entry_points(TESTBEDS).get(name)
     return None if point is None else point.load()

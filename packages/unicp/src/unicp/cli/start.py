@@ -1,17 +1,17 @@
-"""The command `unicp`: starts the command line, or says in one line what must be installed for it."""
+"""The command `unicp`: starts the command line, or says in one line what is not installed."""
 
 from __future__ import annotations
 
 import sys
 from importlib.util import find_spec
 
-# Top-level names of what the extra `cli` brings and no command can do without.
+# Top-level packages of the extra `cli` that every command needs.
 _OF_THE_EXTRA = ("typer", "rich", "av", "PIL", "numpy")
 
 
 def main() -> None:
-    """Runs the command line; exit code 2 and one line on stderr where the extra `cli` is not installed."""
-    # Looked for and not imported: `unicp --help` needs few of them.
+    """Runs the command line; exits with code 2 and one line on stderr if the extra `cli` is not installed."""
+    # find_spec imports nothing: `unicp --help` needs few of them.
     missing = [name for name in _OF_THE_EXTRA if find_spec(name) is None]
     if missing:
         found = f"no package {', '.join(missing)}"

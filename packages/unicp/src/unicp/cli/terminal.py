@@ -1,4 +1,4 @@
-"""What reaches the user's terminal: cleaned of what would steer it, and one line where it cannot be written at all."""
+"""Output to the terminal without control characters, lost output, and Ctrl-C."""
 
 from __future__ import annotations
 
@@ -15,7 +15,12 @@ from unicp.errors import clean
 
 
 class OutputLostError(Exception):
-    """Stdout cannot be written. reason: in words; has_left: nobody reads it any more, as after `| head`."""
+    """Stdout cannot be written.
+
+    Attributes:
+        reason: In words.
+        has_left: Whether the reader has left, as after `| head`.
+    """
 
     def __init__(self, error: OSError):
         self.reason, self.has_left = error.strerror or str(error), error.errno == errno.EPIPE
@@ -24,9 +29,10 @@ class OutputLostError(Exception):
 
 @contextlib.contextmanager
 def guarded() -> Iterator[None]:
-    """Everything that is printed meanwhile goes through `clean`, whoever prints it.
+    """Passes everything printed inside through `clean`, and drops what stderr cannot take.
 
-    Raises OutputLostError where stdout cannot be written; stderr that cannot be is left unwritten.
+    Raises:
+        OutputLostError: Stdout cannot be written.
     """
     _fill_closed()
     before = sys.stdout, sys.stderr
@@ -40,11 +46,11 @@ def guarded() -> Iterator[None]:
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[None]:
-    """Notes a Ctrl-C: while they are imported, libraries swallow it, or make another error of it."""
+    """Remembers a Ctrl-C: libraries swallow it while they are imported, or raise another error."""
     _interrupts.clear()
     try:
         before = signal.signal(signal.SIGINT, _interrupt)
-    except ValueError:  # not the main thread, which alone gets signals
+    except ValueError:  # not the main thread
         yield
         return
     try:
@@ -73,7 +79,7 @@ def _interrupt(number: int, _frame: Any) -> None:
 
 
 def give_up_stdout() -> None:
-    """What is left in its buffer goes nowhere, so that Python does not fail again when it ends."""
+    """Sends the rest of stdout to nowhere, so that Python does not fail again when it ends."""
     with contextlib.suppress(OSError, ValueError, AttributeError):
         place = os.open(os.devnull, os.O_WRONLY)
         os.dup2(place, raw(sys.stdout).fileno())
@@ -81,7 +87,7 @@ def give_up_stdout() -> None:
 
 
 def raw(stream: Any) -> Any:
-    """The stream itself, for what draws on a terminal and cleans its texts on its own."""
+    """The stream behind a cleaned one, for code that draws on a terminal and cleans its own texts."""
     return stream.raw_stream if isinstance(stream, _Cleaned) else stream
 
 
@@ -92,7 +98,7 @@ class _Cleaned(io.TextIOBase):
         self.raw_stream, self._is_needed = stream, is_needed
 
     def write(self, text: str, /) -> int:
-        # As the stream can encode it: not every terminal knows every letter.
+        # Not every terminal can encode every letter.
         name = self.encoding or "utf-8"
         shown = clean(text).encode(name, "backslashreplace").decode(name)
         self._try(lambda: self.raw_stream.write(shown))
@@ -127,8 +133,10 @@ class _Cleaned(io.TextIOBase):
 
 
 def _fill_closed() -> None:
-    """Standard streams that are closed become /dev/null: else the next file that is opened takes their place, and what
-    a library prints goes into the video."""
+    """Opens /dev/null for closed standard streams.
+
+    Otherwise the next opened file takes their number, and what a library prints goes into the video.
+    """
     for number in range(3):
         try:
             os.fstat(number)

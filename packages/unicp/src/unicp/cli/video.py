@@ -1,4 +1,4 @@
-"""Frames to files: H.264 or GIF, written whole or not at all; and two videos beside each other with labels."""
+"""Writes videos as H.264 or GIF, whole or not at all; and puts two videos side by side with labels."""
 
 from __future__ import annotations
 
@@ -32,10 +32,17 @@ _BT709 = 1
 def write_video(frames: Any, path: str | Path, fps: float) -> str:
     """Writes frames as .mp4 or .gif, by the ending of `path`; the file appears only when it is complete.
 
-    frames: (T, H, W, 3), bytes or floats in [0, 1]. Odd sizes get their last row or column twice, since H.264 has
-    even sizes only. Returns the codec: "h264", "gif", or "mpeg4" where PyAV was built without an H.264 encoder.
-    Raises InputError for other shapes and endings, for what the format cannot hold (`unicp.cli.limits`), and
-    where the path cannot be written.
+    Args:
+        frames: (T, H, W, 3), bytes or floats in [0, 1]. H.264 has even sizes only, so odd ones get their last row or
+            column twice.
+        path: Of the file.
+        fps: Frames a second.
+
+    Returns:
+        The codec: "h264", "gif", or "mpeg4" if PyAV has no H.264 encoder.
+
+    Raises:
+        InputError: Shape or ending cannot be used, the format cannot hold the video, or the path cannot be written.
     """
     pictures = _as_bytes(frames)
     check_fps(f"fps {fps}", fps)
@@ -46,7 +53,7 @@ def write_video(frames: Any, path: str | Path, fps: float) -> str:
     count, height, width, _ = pictures.shape
     check_clip(Path(path).suffix, count, height, width, fps)
     try:
-        # What is written wrong because the disk is full `replacing` tells as that.
+        # `replacing` recognises an encoder's error that comes from a full disk.
         with replacing(path) as part:
             return writer(pictures, part, fps)
     except UniCPError:
@@ -58,10 +65,12 @@ def write_video(frames: Any, path: str | Path, fps: float) -> str:
 
 
 def write_or_keep(frames: Any, path: str | Path, fps: float) -> str:
-    """As `write_video`, for frames that took long to make: where `path` cannot be written they are kept elsewhere.
+    """As `write_video`, but keeps the frames elsewhere if `path` cannot be written, since they took long to make.
 
-    They are tried as the same kind of file in the folder for temporary files, then as an array (.npz: frames, fps)
-    beside `path`, and there. The InputError says which it was.
+    It tries the same kind of file in the temporary folder, then an array (.npz: frames, fps) beside `path` and there.
+
+    Raises:
+        InputError: The path cannot be written; it says where the frames are.
     """
     try:
         return write_video(frames, path, fps)
@@ -73,7 +82,7 @@ def write_or_keep(frames: Any, path: str | Path, fps: float) -> str:
 
 
 def _kept(frames: Frames, path: Path, fps: float) -> Path | None:
-    """Where the frames are now; None where no place takes them."""
+    """Keeps the frames elsewhere; returns where, or None if no place takes them."""
     for folder, ending in ((None, path.suffix), (path.parent, ".npz"), (None, ".npz"), (Path(), ".npz")):
         try:
             number, name = tempfile.mkstemp(ending, "unicp-", folder)
@@ -94,10 +103,15 @@ def _kept(frames: Frames, path: Path, fps: float) -> Path | None:
 
 
 def side_by_side(left: Any, right: Any, labels: tuple[str, str]) -> Frames:
-    """Two videos of equal shape beside each other, a label above each, small ones scaled up by a whole factor.
+    """Puts two videos of equal shape side by side, with a label above each.
 
-    left, right: (T, H, W, 3) as for `write_video`. The short side is at least 256 pixels afterwards, unless that made
-    the long one too long for a file.
+    Args:
+        left, right: (T, H, W, 3) as for `write_video`. They are enlarged by a whole factor until the short side has 256
+            pixels, if a file can hold that.
+        labels: Of the two.
+
+    Raises:
+        InputError: Shapes differ or are no videos.
     """
     first, second = _as_bytes(left), _as_bytes(right)
     if first.shape != second.shape:
@@ -170,7 +184,7 @@ def _enlarge(frame: Frames, factor: int) -> Frames:
 
 
 def _label_band(labels: tuple[str, str], width: int) -> Frames:
-    """The strip above two videos of this width: both labels in the largest size at which they fit."""
+    """The strip above two videos of this width, with both labels as large as they fit."""
     size = max(14, min(48, width // 16))
     while size > 6 and max(_font(size).getlength(label) for label in labels) > width - 2 * _MARGIN:
         size -= 1

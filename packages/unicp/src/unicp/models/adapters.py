@@ -1,4 +1,4 @@
-"""Which adapters (LoRA) a transformer runs with: what was stored under others must not be used."""
+"""Which adapters (LoRA) a transformer runs with: outputs kept under others must not be used."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import nn
 def adapters_in_use(transformer: nn.Module) -> Hashable:
     """Active adapters with their scales and weights, merged or not; () without any. Changes when any of them does.
 
-    Duck-typed after peft's layers. diffusers marks models that have adapters, so that others cost nothing.
+    Duck-typed after peft's layers. diffusers marks models that have adapters.
     """
     if not getattr(transformer, "_hf_peft_config_loaded", False):
         return ()

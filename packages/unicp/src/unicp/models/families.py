@@ -1,4 +1,4 @@
-"""Finds the table row of a transformer by the name of its class, and takes in rows for models that are in no table."""
+"""Finds the table row of a transformer by the name of its class, and registers rows for other models."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _registered: dict[str, Family] = {}
 
 
 def family_named(name: str) -> Family | None:
-    """The row of a class of transformer: a registered one, or one of the table; None where there is none."""
+    """The row of a class of transformer, registered or of the table; `None` if there is none."""
     return _registered.get(name, FAMILIES.get(name))
 
 
@@ -24,8 +24,8 @@ def register(family: Family) -> None:
         family: The row.
 
     Raises:
-        SettingsError: A row that cannot work, or a class that the table knows: its row is tested, and another one would
-            change what every pipeline gets.
+        SettingsError: The row cannot work, or the table has the class: its row is tested, and another one would change
+            every pipeline.
 
     Example:
         >>> import unicp

@@ -21,12 +21,16 @@ _TRANSFORMER_NAMES = ("transformer", "transformer_2")
 class Unit:
     """One skippable call in one block.
 
-    name: dotted, from the transformer ("blocks.3.attn1").
-    block: execution index of its block.
-    heads, head_width: of attention, head_width in channels of the queries and keys; None where they cannot be told
-        or the unit is no attention.
-    sliceable: its attention can be computed at reduced width; if not, `why_not` says why.
-    text_keys: its keys and values are the same at every step.
+    Attributes:
+        name: Dotted, from the transformer ("blocks.3.attn1").
+        module: The module.
+        role: What it does.
+        block: Execution index of its block.
+        heads: Of its attention; `None` = unknown, or no attention.
+        head_width: Channels of a head's queries and keys, likewise.
+        sliceable: Whether its attention can run at reduced width.
+        why_not: Why it is not sliceable; "" = it is.
+        text_keys: Whether its keys and values are the same at every step.
     """
 
     name: str
@@ -41,7 +45,7 @@ class Unit:
 
     @property
     def output_projection(self) -> Tensor | None:
-        """Weight (outputs, heads x channels) of the linear layer after its attention; None where it cannot be told."""
+        """Weight (outputs, heads x channels) of the linear layer after its attention; `None` = unknown."""
         layer = getattr(self.module, "to_out", None)
         if isinstance(layer, (nn.ModuleList, nn.Sequential)) and len(layer):
             layer = layer[0]
@@ -57,8 +61,12 @@ class Unit:
 class Block:
     """One block.
 
-    name: dotted, from the transformer. index: counts blocks in execution order, over all lists.
-    row: says what its forward takes and returns.
+    Attributes:
+        name: Dotted, from the transformer.
+        module: The module.
+        index: In execution order, over all lists.
+        units: In execution order.
+        row: What its forward takes and returns.
     """
 
     name: str
@@ -83,12 +91,12 @@ class ModelMap:
 
     @property
     def stack_refusal(self) -> str:
-        """Why all blocks cannot be skipped as one, "" = they can."""
+        """Why all blocks cannot be skipped as one; "" = they can."""
         return self.family.stack_refusal
 
     @property
     def sliced_units(self) -> tuple[Unit, ...]:
-        """The units that slicing is for: attention over the video's own tokens, not over a text of few tokens."""
+        """Units whose attention is over the video's own tokens; over a text of few tokens slicing does not pay."""
         return tuple(unit for unit in self.units if unit.sliceable and unit.role != "cross")
 
     def level_refusal(self, level: Level) -> str:
@@ -104,9 +112,10 @@ class ModelMap:
 
 
 def map_model(transformer: Any) -> ModelMap:
-    """The map of a transformer of a known class, or of a subclass of one; torch.compile's wrapper is looked through.
+    """Maps a transformer of a known class, or of a subclass of one, also inside torch.compile's wrapper.
 
-    Raises UnsupportedModelError for any other object, and when a known class no longer has the attributes of its row.
+    Raises:
+        UnsupportedModelError: The class is unknown or refused, or lacks an attribute of its row.
     """
     transformer = unwrapped(transformer)
     family = _family_of(transformer)
@@ -118,10 +127,10 @@ def map_model(transformer: Any) -> ModelMap:
 
 
 def transformers_of(pipe_or_transformer: Any) -> dict[str, nn.Module]:
-    """The transformers of a pipeline, {"transformer": …, "transformer_2": …} less those that are None.
+    """The transformers of a pipeline by component, "transformer" and "transformer_2"; a module counts as the first.
 
-    A module on its own is given back as {"transformer": module}.
-    Raises UnsupportedModelError for anything that has no transformer.
+    Raises:
+        UnsupportedModelError: There is no transformer.
     """
     if isinstance(pipe_or_transformer, nn.Module):
         return {"transformer": pipe_or_transformer}
@@ -224,7 +233,7 @@ def _map_unit(name: str, module: nn.Module, row: UnitRow, block: int) -> Unit:
 
 
 def _head_shape(attention: nn.Module) -> tuple[int | None, int | None]:
-    """Heads and channels per head of an attention module, (heads, None) or (None, None) where they cannot be told."""
+    """Heads and channels per head of an attention module; None = unknown."""
     # The names in Kandinsky's attention come second.
     heads = getattr(attention, "heads", getattr(attention, "num_heads", None))
     if not isinstance(heads, int) or heads < 1:

@@ -16,7 +16,7 @@ from unicp.numerics.forecasting import NoiseLevel, Prediction
 
 # "rising": flow matching whose sigmas rise from 0 at pure noise to 1, and whose timesteps rise with them.
 _Kind = Literal["flow", "rising", "sigmas", "scaled", "alphas"]
-# They hold clean + sigma·gaussian and scale it to unit variance for the model: there it is variance-preserving.
+# They hold clean + sigma·gaussian and scale it to unit variance for the model, which sees a variance-preserving sample.
 _SCALING = ("EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler")
 
 _TURNED: dict[Prediction, Prediction] = {"flow": "turned_flow", "turned_flow": "flow"}
@@ -24,7 +24,7 @@ _TOLERANCE = 1e-4
 
 
 class _Numbers:
-    """Reads one tensor attribute of an object as Python floats, and again only once the tensor is another."""
+    """Reads one tensor attribute of an object as Python floats, and again only when the tensor has changed."""
 
     def __init__(self, owner: Any, name: str):
         self._owner, self._name = owner, name
@@ -35,7 +35,7 @@ class _Numbers:
     def read(self) -> tuple[float, ...]:
         source = getattr(self._owner, self._name, None)
         version = _version(source)
-        # The source is kept and compared itself, not by id(): an id can be given again to a new tensor.
+        # Compared itself, not by id(), which a new tensor can get again.
         if source is not self._source or version != self._version:
             self._source, self._version, self._values = source, version, _floats(source)
         return self._values
@@ -43,17 +43,15 @@ class _Numbers:
 
 @dataclass(frozen=True, eq=False)
 class NoiseSchedule:
-    """What a scheduler says about noise, read live: `set_timesteps` may be called between any two calls.
+    """The noise levels of a scheduler, read at each call: `set_timesteps` may be called between any two.
 
-    prediction: what the model's output means. With a sample x = signal·clean + noise·gaussian, "flow" is
-    gaussian - clean, "turned_flow" clean - gaussian, "epsilon" gaussian, "v_prediction"
-    signal·gaussian - noise·clean, "sample" clean. sampler_prediction: the same of what `scheduler.step` is given, which
-    differs from it where a pipeline turns the output's sign in between.
+    Timesteps are those of the model, counted so that they fall along a run. A timestep that was rounded to half
+    precision (HunyuanVideo) or cut to a whole number (Helios) is still recognised. Where two steps look alike,
+    `scheduler.step_index` decides.
 
-    Timesteps are those the model is called with, counted so that they fall along a run. One that was rounded to half
-    precision on its way to the model (HunyuanVideo's pipeline does so), or cut to a whole number (Helios'), is still
-    recognised; where two steps look alike, `scheduler.step_index` decides, which counts if the loop calls
-    `scheduler.step`.
+    Attributes:
+        prediction: What the model's output is, as in `unicp.numerics.forecasting.to_quantity`.
+        sampler_prediction: What `scheduler.step` is given; differs if a pipeline turns the output's sign in between.
     """
 
     prediction: Prediction
@@ -66,13 +64,13 @@ class NoiseSchedule:
 
     @property
     def steps(self) -> int | None:
-        """Timesteps of the run the scheduler is set to; None before `set_timesteps`."""
+        """Number of timesteps that the scheduler is set to; `None` before `set_timesteps`."""
         if getattr(self._scheduler, "num_inference_steps", None) is None:
             return None
         return len(self._timesteps.read()) or None
 
     def levels(self) -> tuple[NoiseLevel, ...] | None:
-        """The level of each step of the run and the one after the last; None where not all of them are known."""
+        """Noise levels of the run's steps, and the one after the last; `None` if one is unknown."""
         timesteps = [self._counted(timestep) for timestep in self._timesteps.read()]
         found = [self.level(timestep) for timestep in timesteps]
         last = self.next_level(timesteps[-1]) if timesteps else None
@@ -80,12 +78,12 @@ class NoiseSchedule:
         return tuple(known) if timesteps and len(known) == len(timesteps) + 1 else None
 
     def step_index(self, timestep: float) -> int | None:
-        """Index of a timestep in the run, from 0; None when it is not in it, is ambiguous, or no run is set."""
+        """Index of a timestep in the run, from 0; `None` if it is not in it, is ambiguous, or no run is set."""
         matches = self.step_indices(timestep)
         return matches[0] if len(matches) == 1 else None
 
     def level(self, timestep: float) -> NoiseLevel | None:
-        """The noise level of the sample that the model gets with this timestep; None when it is unknown."""
+        """Noise level of the sample that the model gets with this timestep; `None` = unknown."""
         if self._kind == "scaled" and not getattr(self._scheduler, "is_scale_input_called", False):
             return None
         if self._kind != "alphas":
@@ -95,7 +93,7 @@ class NoiseSchedule:
         return None if self._kind in ("flow", "rising") else self._level_of_training_step(timestep)
 
     def next_level(self, timestep: float) -> NoiseLevel | None:
-        """The noise level after the step at this timestep; None when the timestep has no `step_index`."""
+        """Noise level after the step at this timestep; `None` if the timestep has no `step_index`."""
         index = self.step_index(timestep)
         if index is None:
             return None
@@ -107,7 +105,7 @@ class NoiseSchedule:
         return _last_level(self._scheduler)
 
     def _level_at(self, index: int) -> NoiseLevel | None:
-        """From the scheduler's sigmas, of which there is one more than timesteps."""
+        """Level from the scheduler's sigmas, of which there is one more than timesteps."""
         sigmas = self._sigmas.read()
         if index >= len(sigmas):
             return None
@@ -128,13 +126,13 @@ class NoiseSchedule:
         return _level_of_alpha(alphas[round(timestep)])
 
     def _counted(self, timestep: float) -> float:
-        """From the scheduler's count of timesteps to the falling one, and back."""
+        """Converts between the scheduler's timesteps and those that fall."""
         if self._kind != "rising":
             return float(timestep)
         return float(_setting(self._scheduler, "num_train_timesteps") or 1000) - float(timestep)
 
     def step_indices(self, timestep: float) -> tuple[int, ...]:
-        """Indices at which the run may have this timestep; the scheduler's own count decides between several."""
+        """Indices at which the run may have this timestep; one, if the scheduler's own index is among them."""
         if self.steps is None:
             return ()
         timesteps, timestep = self._timesteps.read(), self._counted(timestep)
@@ -150,12 +148,14 @@ class NoiseSchedule:
 
 
 def read_schedule(scheduler: Any) -> NoiseSchedule | None:
-    """How this scheduler maps timesteps to noise, or None when that is unknown.
+    """Reads how a scheduler maps timesteps to noise.
 
-    Known are flow matching (sigmas from 1 to 0: FlowMatchEuler, FlowMatchHeun, and UniPC, DPM-Solver++, … with flow
+    It knows flow matching (sigmas from 1 to 0: FlowMatchEuler, FlowMatchHeun, and UniPC, DPM-Solver++, … with flow
     sigmas; from 0 to 1: Mochi), variance-preserving schedulers (DDPM, DDIM, CogVideoX's DDIM and DPM, PNDM, UniPC,
-    DPM-Solver++, …), and Euler and Euler ancestral where the loop calls `scale_model_input`. Unknown are the others
-    that scale the model's input (Heun, EDM, LMS, …).
+    DPM-Solver++, …), and Euler and Euler ancestral where the loop calls `scale_model_input`.
+
+    Returns:
+        `None` for other schedulers, such as those that scale the model's input (Heun, EDM, LMS, …).
     """
     prediction = _setting(scheduler, "prediction_type")
     kind = _kind(scheduler, prediction)
@@ -171,7 +171,7 @@ def read_schedule(scheduler: Any) -> NoiseSchedule | None:
 
 
 def schedule_of(family: Family, scheduler: Any) -> NoiseSchedule | None:
-    """The schedule of a model of this family under this scheduler; None where noise levels cannot be told."""
+    """The schedule of a model of this family under this scheduler; `None` if noise levels are unknown."""
     schedule = None if family.noise_refusal else read_schedule(scheduler)
     if schedule is None or not family.output_turned:
         return schedule
@@ -216,11 +216,11 @@ def _level_of_alpha(alpha: float) -> NoiseLevel:
 
 @lru_cache(maxsize=8)
 def _by_rounded_value(timesteps: tuple[float, ...]) -> dict[float, tuple[int, ...]]:
-    """Which timesteps are this number once rounded to half precision, float16 or bfloat16, or cut to a whole number."""
+    """Indices of timesteps by their value rounded to float16 or bfloat16, or cut to a whole number."""
     roundings = [torch.tensor(timesteps).to(dtype).tolist() for dtype in (torch.float16, torch.bfloat16)]
     whole = [float(math.trunc(value)) for value in timesteps if math.isfinite(value)]
     if len(set(whole)) == len(timesteps):
-        # Where steps look alike once cut, as those between 0 and 1 do, nobody can have cut them.
+        # If steps look alike once cut, as those between 0 and 1, nobody cuts them.
         roundings.append(whole)
     indices: dict[float, tuple[int, ...]] = {}
     for rounding in roundings:

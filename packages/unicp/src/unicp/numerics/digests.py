@@ -1,4 +1,4 @@
-"""A short number for what a tensor holds, by which it is known again without keeping a copy of it."""
+"""Digests of tensors, which recognise a tensor without a copy of it."""
 
 from __future__ import annotations
 
@@ -11,14 +11,13 @@ Digest = tuple[object, ...]
 
 
 def digest(tensor: Tensor) -> Digest:
-    """Shape, dtype and three sums over the bits of a tensor; equal for equal tensors, on whatever device they lie.
+    """Shape, dtype and three sums over the bits of a tensor; equal for equal tensors on any device.
 
-    The bits are taken as whole numbers in rows of 1,024. Rows, columns and what is left over are summed up, each with a
-    weight of its own: two tensors with the same three sums are not met by chance.
+    The bits are whole numbers in rows of 1,024. Rows, columns and the rest are summed with a weight for each place.
     """
     plain = tensor.detach()
     if tensor.is_nested or plain.layout is not torch.strided:
-        return (object(),)  # never known again, so that what it is given with is computed
+        return (object(),)  # equal to no other digest
     about = (tuple(tensor.shape), str(tensor.dtype))
     if tensor.is_meta or not tensor.numel():
         return about
@@ -33,11 +32,11 @@ def digest(tensor: Tensor) -> Digest:
 
 
 def version_of(tensor: Tensor) -> int | None:
-    """How often a tensor was written to; None where that is not counted: of tensors made in inference mode."""
+    """How often a tensor was written to; `None` for tensors made in inference mode, where that is not counted."""
     return None if tensor.is_inference() else tensor._version
 
 
 def _weighted(values: Tensor) -> Tensor:
-    # Odd weights, so that no bit is lost where the sum runs over; numbers wrap around, which changes nothing.
+    # Odd weights, so that no bit is lost when the sum wraps around.
     places = torch.arange(len(values), device=values.device)
     return (values * (places * 2_654_435_761 + 1).bitwise_or(1)).sum()

@@ -1,4 +1,4 @@
-"""How far a predicted tensor is from the true one, and cheap samples of large tensors to measure drift on."""
+"""Relative errors of predicted tensors, and small samples of large tensors."""
 
 from __future__ import annotations
 
@@ -11,12 +11,20 @@ from unicp.errors import InputError
 
 
 def relative_error(predicted: Tensor, true: Tensor, scale: Tensor | None = None) -> Tensor:
-    """Relative error of each sample of a batch: rms(predicted - true) / rms(scale, or true where no scale is given).
+    """Relative error of each sample of a batch: rms(predicted - true) / rms(scale), over all axes but the first.
 
-    predicted, true: (B, ...) of equal shape; scale: (B, ...), its other axes free (for instance the residual stream).
-    The root mean square is over all axes but the first. Returns (B,), dimensionless, float32 (float64 for float64
-    inputs), also for half-precision inputs. Zero against zero is 0, anything else against zero is inf; NaN stays NaN.
-    Raises InputError where shapes do not fit. Source: our reading of the paper's error, docs/method.md, 3.1.
+    Source: our reading of the paper's error, docs/method.md, 3.1.
+
+    Args:
+        predicted, true: (B, ...) of equal shape.
+        scale: (B, ...), such as the residual stream; `None` = `true`.
+
+    Returns:
+        (B,), dimensionless, float32 (float64 for float64 inputs). Zero against zero is 0, anything else against zero
+        inf.
+
+    Raises:
+        InputError: Shapes do not fit.
     """
     if predicted.shape != true.shape or predicted.dim() == 0:
         raise InputError(
@@ -33,12 +41,20 @@ def relative_error(predicted: Tensor, true: Tensor, scale: Tensor | None = None)
 
 
 def strided_sample(x: Tensor, count: int) -> Tensor:
-    """At most `count` values of each sample, evenly spread and always the same ones: (B, ...) -> (B, n <= count).
+    """Takes at most `count` values of each sample, evenly spread and always the same ones.
 
-    All axes but the first are taken as one, and every k-th value is kept, with k from `coprime_stride`, so that no
-    single channel, column or frame is favoured. The result has its own memory: keeping it does not keep `x`, and
-    `x` is never copied as a whole. Raises InputError for a scalar `x` or a count below 1.
+    It keeps every k-th value over all axes but the first, with k from `coprime_stride`, and never copies all of `x`.
     Source: ours (docs/method.md, 3.1).
+
+    Args:
+        x: (B, ...).
+        count: At least 1.
+
+    Returns:
+        (B, n <= count), with memory of its own.
+
+    Raises:
+        InputError: `x` is a scalar, or `count` is below 1.
     """
     if x.dim() == 0:
         raise InputError("a strided sample", "a scalar", "pass a tensor with a batch axis")
@@ -48,7 +64,7 @@ def strided_sample(x: Tensor, count: int) -> Tensor:
         return x[:, None].clone()
     if x.is_contiguous():
         return x.flatten(1)[:, ::stride].clone()
-    # Flattening would copy the whole tensor when its memory is permuted.
+    # Flattening would copy a tensor with permuted memory.
     positions = torch.arange(0, length, stride, device=x.device)
     return x[(slice(None), *torch.unravel_index(positions, x.shape[1:]))]
 
@@ -56,8 +72,10 @@ def strided_sample(x: Tensor, count: int) -> Tensor:
 def coprime_stride(length: int, count: int) -> int:
     """Smallest step that takes at most `count` of `length` positions and shares no factor with `length`.
 
-    Positions that are laid out as frames x rows x columns are then never sampled at one column or channel only.
-    Returns 1 where all positions are few enough. It can take fewer than `count`. Raises InputError for count < 1.
+    So a tensor of frames x rows x columns is never sampled at a single column or channel.
+
+    Raises:
+        InputError: `count` is below 1.
     """
     if count < 1:
         raise InputError(f"a sample of {count}", "less than one position", "ask for 1 or more")
@@ -68,7 +86,7 @@ def coprime_stride(length: int, count: int) -> int:
 
 
 def all_finite(x: Tensor) -> Tensor:
-    """Whether no value of `x`, of any shape, is NaN or infinite: a boolean scalar tensor on the device of `x`."""
+    """Whether all values of `x` are finite: a boolean scalar tensor on the device of `x`."""
     return torch.isfinite(x).all()
 
 

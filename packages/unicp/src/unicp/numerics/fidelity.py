@@ -1,4 +1,4 @@
-"""How close an accelerated video is to the plain one."""
+"""PSNR of an accelerated video against the plain one."""
 
 from __future__ import annotations
 
@@ -11,23 +11,31 @@ from unicp.errors import InputError
 
 
 class Psnr(NamedTuple):
-    """Peak signal-to-noise ratios in dB: one per frame, and of all frames together. inf = equal."""
+    """Peak signal-to-noise ratios in dB; inf = equal.
+
+    Attributes:
+        frames: One per frame.
+        total: Of all frames together.
+    """
 
     frames: list[float]
     total: float
 
     @property
     def worst(self) -> float:
-        """Of the worst frame; NaN if any frame is."""
+        """The worst frame; NaN if any frame is."""
         return min(self.frames, key=lambda value: -math.inf if math.isnan(value) else value)
 
 
 def psnr(a: Any, b: Any, peak: float = 1.0) -> Psnr:
-    """PSNR in dB of two videos of equal shape (frames, ...), tensors or arrays of any number type.
+    """PSNR of two videos in dB. The total is that of the mean squared error, not a mean of decibels.
 
-    peak: the largest value a sample can have (1.0, or 255 for bytes). The total is that of the mean squared error
-    over everything, not a mean of decibels. Equal videos give inf, a NaN in either gives NaN.
-    Raises InputError for shapes that differ or have no frames, and for a peak that is not positive.
+    Args:
+        a, b: Tensors or arrays of equal shape (frames, ...), of any number type.
+        peak: Largest possible value: 1.0, or 255 for bytes.
+
+    Raises:
+        InputError: Shapes differ or have no frames, or `peak` is not positive.
     """
     first, second = torch.as_tensor(a), torch.as_tensor(b)
     if first.shape != second.shape or first.dim() == 0 or first.numel() == 0:

@@ -1,7 +1,7 @@
-"""Forecasts of a model output from earlier ones, and the other quantities that a forecast may be made of.
+"""Forecasts of model outputs from earlier ones, and the quantities that can be forecast.
 
-All diffusion models here see a noisy sample x = signal * clean + noise * eps, and predict one of several quantities;
-each of these is a linear function of the sample and of the model's output, so that one can be forecast for another.
+A diffusion model sees a noisy sample x = signal * clean + noise * eps and predicts one of several quantities. Each is a
+linear function of the sample and of the model's output, so one can be turned into another.
 """
 
 from __future__ import annotations
@@ -23,15 +23,21 @@ from unicp.numerics.noise_levels import is_invertible as is_invertible
 
 
 def extrapolate(points: Sequence[tuple[float, Tensor]], at: float, share: Tensor | None = None) -> Tensor:
-    """The value at `at` of the straight line through the last two of `points`, (place, tensor) in order.
+    """The straight line through the last two points: last + w (last - previous), w = (at - x1) / (x1 - x0).
 
-    share: (B,), how much of the line's rise each sample of a batch follows, 0 = none (the last point), 1 or None = all.
-
-    Tensors may have any one shape; places any unit (our reading: noise level, log-SNR or step number), and any
-    spacing. One point gives that very tensor, and so do two equal places (the last point). Computed as
-    last + w (last - previous) with w = (at - x1) / (x1 - x0), in float32 or better; the result has the dtype of the
-    last point. Raises InputError for no points, a place that is not finite, or tensors of different shapes.
     Source: first order of TaylorSeer's forecast (finite differences), generalised to uneven places.
+
+    Args:
+        points: (place, tensor) in order; tensors of one shape, places in any one unit and spacing.
+        at: Place of the forecast.
+        share: (B,), how much of the line's rise each sample follows: 0 = none, 1 or `None` = all.
+
+    Returns:
+        In the dtype of the last point, computed in float32 or better. The last tensor itself if there is one point, or
+        if both places are equal.
+
+    Raises:
+        InputError: There are no points, a place is not finite, or shapes differ.
     """
     used = list(points)[-2:]
     if not used:
@@ -44,7 +50,7 @@ def extrapolate(points: Sequence[tuple[float, Tensor]], at: float, share: Tensor
         found = f"shapes {tuple(previous.shape)} and {tuple(last.shape)}"
         raise InputError("a forecast", found, "forecast from outputs of one shape")
     weight = (at - x1) / (x1 - x0) if x1 != x0 else 0.0
-    # A subnormal distance between two places can overflow: no line can be drawn through such points either.
+    # A subnormal distance between two places can overflow.
     if weight == 0.0 or not math.isfinite(weight):
         return last
     wide = _wide(last)
@@ -55,23 +61,32 @@ def extrapolate(points: Sequence[tuple[float, Tensor]], at: float, share: Tensor
 
 
 def interpolate(points: Sequence[tuple[float, Tensor]], at: float) -> Tensor:
-    """The value at `at` of the polynomial through all `points`, (place, tensor) of one shape.
+    """The value at `at` of the polynomial through all points, by Lagrange's form.
 
-    Lagrange's form, in float32 or better. Raises InputError for no points, and where two lie at one place or one is
-    not a finite number.
+    Args:
+        points: (place, tensor); tensors of one shape, all places different.
+        at: Place of the value.
+
+    Returns:
+        In float32 or better.
+
+    Raises:
+        InputError: There are no points, two are at one place, or a place is not finite.
     """
     places = [x for x, _ in points]
     if not places or len(set(places)) < len(places) or not all(math.isfinite(x) for x in (at, *places)):
         raise InputError(f"a value at {at!r}", f"places {places}", "use different finite numbers")
-    weights = [math.prod((at - x) / (own - x) for x in places if x != own) for own in places]
+    weights = [math.prod((at - x) / (place - x) for x in places if x != place) for place in places]
     return torch.stack([weight * _wide(value) for weight, (_, value) in zip(weights, points)]).sum(dim=0)
 
 
 @dataclass(frozen=True)
 class Rise:
-    """How a line's rise compares with what came: sums per sample of a batch, (B,), float32 or better.
+    """How a line's rise compares with the true one: sums per sample, (B,), float32 or better.
 
-    along: of (true - last) * (line - last). size: of (line - last) ** 2. last: the newest of the line's two points.
+    Attributes:
+        along: Of (true - last) * (line - last), with `last` the newer of the line's two points.
+        size: Of (line - last) ** 2.
     """
 
     along: Tensor
@@ -79,14 +94,14 @@ class Rise:
 
     @classmethod
     def of(cls, true: Tensor, line: Tensor, last: Tensor, copies: int = 1) -> Rise:
-        """From (B, n) tensors. copies: the batch holds the same samples so many times over, which count as one."""
-        rise, came = _wide(line) - _wide(last), _wide(true) - _wide(last)
-        sums = (came * rise).sum(dim=1), (rise * rise).sum(dim=1)
+        """From (B, n) tensors. copies: how many times the batch holds the same samples, which then count as one."""
+        rise, true_rise = _wide(line) - _wide(last), _wide(true) - _wide(last)
+        sums = (true_rise * rise).sum(dim=1), (rise * rise).sum(dim=1)
         return cls(*(x.reshape(copies, -1).sum(dim=0).repeat(copies) for x in sums))
 
 
 def copies_in(probe: Tensor) -> int:
-    """How many times over a batch, (B, n), holds the same samples: guidance may put its branches into one batch."""
+    """How many times a batch, (B, n), holds the same samples: guidance may put its branches into one batch."""
     rows = len(probe)
     for single in range(1, rows):
         if rows % single == 0 and torch.equal(probe[single:], probe[:-single]):
@@ -95,10 +110,15 @@ def copies_in(probe: Tensor) -> int:
 
 
 def share_of_rise(rises: Sequence[Rise]) -> Tensor:
-    """The share of the rise that came true, of all `rises` together: (B,), from 0 to 1.
+    """The damping factor: the share of the rise that came true, of all `rises` together, by least squares.
 
-    The least-squares factor on the line's rise. Damped trends (Gardner & McKenzie 1985) have a chosen one, this is
-    measured (ours). 1 where nothing rises, and where a sum is not a number. Raises InputError for no rises.
+    Source: damped trends (Gardner & McKenzie 1985) have a chosen factor; this one is measured (ours).
+
+    Returns:
+        (B,), from 0 to 1; 1 where nothing rises or a sum is not a number.
+
+    Raises:
+        InputError: There are no rises.
     """
     if not rises:
         raise InputError("the share of a rise", "no rises", "give at least one")
@@ -110,14 +130,23 @@ def share_of_rise(rises: Sequence[Rise]) -> Tensor:
 def to_quantity(
     kind: QuantityKind, prediction: Prediction, sample: Tensor, output: Tensor, level: NoiseLevel
 ) -> Tensor:
-    """The quantity `kind` that a model output stands for, given the sample the model saw at noise level `level`.
+    """Turns a model output into the quantity `kind`.
 
-    kind: "output" itself, the "noise" estimate eps or the "clean" estimate x0. prediction: what the model puts out:
-    "flow" v = eps - x0, "turned_flow" x0 - eps, "epsilon" eps, "v_prediction" v = signal * eps - noise * x0 (signal^2 +
-    noise^2 = 1), or "sample" x0. sample, output: one shape. Where the output is the quantity it is returned as it is;
-    otherwise the result is float32 or better, because turning it back divides by a coefficient that may be small.
-    Raises InputError for unknown names, and where the quantity does not exist (for instance x0 of an "epsilon"
-    output at signal 0). Source: definitions of flow matching and of Salimans & Ho 2022 (v-prediction).
+    Source: definitions of flow matching and of Salimans & Ho 2022 (v-prediction).
+
+    Args:
+        kind: "output", the "noise" estimate eps, or the "clean" estimate x0.
+        prediction: What the model's output is: "flow" eps - x0, "turned_flow" x0 - eps, "epsilon" eps, "v_prediction"
+            signal * eps - noise * x0 (signal^2 + noise^2 = 1), or "sample" x0.
+        sample: That the model saw.
+        output: Of the model, in the shape of the sample.
+        level: Noise level of the sample.
+
+    Returns:
+        The output itself if it is the quantity; otherwise float32 or better.
+
+    Raises:
+        InputError: A name is unknown, or the quantity does not exist (such as x0 of an "epsilon" output at signal 0).
     """
     of_sample, of_output = _finite_coefficients(kind, prediction, level)
     if (of_sample, of_output) == (0.0, 1.0):
@@ -128,11 +157,12 @@ def to_quantity(
 def from_quantity(
     kind: QuantityKind, prediction: Prediction, sample: Tensor, quantity: Tensor, level: NoiseLevel
 ) -> Tensor:
-    """Inverse of `to_quantity`: the model output that stands for `quantity` at this sample and noise level.
+    """Inverse of `to_quantity`: turns `quantity` into the model's output, in float32 or better.
 
-    Arguments, dtypes and errors as there (the caller casts to the model's dtype); also raises InputError where the
-    output has no part in the quantity ("clean" of "flow" at noise 0). Near there the result is ill-conditioned:
-    ask `is_invertible` first.
+    The result is ill-conditioned where the output has little part in the quantity; ask `is_invertible` first.
+
+    Raises:
+        InputError: As `to_quantity`, or the output has no part in the quantity ("clean" of "flow" at noise 0).
     """
     of_sample, of_output = _finite_coefficients(kind, prediction, level)
     if (of_sample, of_output) == (0.0, 1.0):
@@ -143,11 +173,10 @@ def from_quantity(
 
 
 def output_at(prediction: Prediction, sample: Tensor, output: Tensor, moved: Tensor, level: NoiseLevel) -> Tensor:
-    """What the model would have put out for the sample `moved` instead of `sample`, about, at the same noise level.
+    """Estimates the model's output for the sample `moved` instead of `sample`, at the same noise level.
 
-    The noise estimate follows the sample as if clean samples were a standard normal, which is what latents are scaled
-    to: by noise / (signal^2 + noise^2) of the move. (Ours. Between an estimate that stays and a clean one that does.)
-    Shapes and errors as `to_quantity`.
+    The noise estimate moves by noise / (signal^2 + noise^2) of the sample's move. That is exact if clean samples are a
+    standard normal, to which latents are scaled (ours). Shapes and errors as `to_quantity`.
     """
     share = level.noise / (level.signal**2 + level.noise**2)
     noise = to_quantity("noise", prediction, sample, output, level) + share * (_wide(moved) - _wide(sample))

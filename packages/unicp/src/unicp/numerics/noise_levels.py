@@ -1,4 +1,4 @@
-"""Noise levels, and how quantities that can be forecast depend on the output at one. Floats only, no torch."""
+"""Noise levels, and how each quantity depends on the model's output at one. Floats only, no torch."""
 
 from __future__ import annotations
 
@@ -12,14 +12,21 @@ QuantityKind = Literal["output", "noise", "clean"]
 Prediction = Literal["flow", "turned_flow", "epsilon", "v_prediction", "sample"]
 
 LOG_SNR_LIMIT = 20.0
-# An error of the forecast quantity grows at most 1 / SKIP_FLOOR times when it is turned back into an output.
+# Turning a quantity back into an output may make its error at most 1 / SKIP_FLOOR times larger.
 SKIP_FLOOR = 0.045
 
 
 @dataclass(frozen=True)
 class NoiseLevel:
-    """How a sample is mixed: x = signal * clean + noise * eps. Raises InputError unless both are finite, at least 0
-    and not both 0. (alpha and sigma in papers; flow matching has signal = 1 - noise.)"""
+    """How a sample is mixed: x = signal * clean + noise * eps. Flow matching has signal = 1 - noise.
+
+    Attributes:
+        signal: Often called alpha.
+        noise: Often called sigma.
+
+    Raises:
+        InputError: A part is negative or not finite, or both are 0.
+    """
 
     signal: float
     noise: float
@@ -37,12 +44,12 @@ class NoiseLevel:
 
     @property
     def angle(self) -> float:
-        """Place on the way from a clean sample, 0, to noise alone, 1: the angle between signal and noise."""
+        """Angle between signal and noise, from 0 (a clean sample) to 1 (noise alone)."""
         return 2.0 / math.pi * math.atan2(self.noise, self.signal)
 
     @property
     def log_snr(self) -> float:
-        """2 ln(signal / noise), the natural logarithm of the ratio of powers, kept within +-20."""
+        """2 ln(signal / noise), the natural logarithm of the ratio of powers, limited to +-20."""
         if self.signal == 0 or self.noise == 0:
             return LOG_SNR_LIMIT if self.noise == 0 else -LOG_SNR_LIMIT
         exact = 2.0 * (math.log(self.signal) - math.log(self.noise))
@@ -50,10 +57,10 @@ class NoiseLevel:
 
 
 def is_invertible(kind: QuantityKind, prediction: Prediction, level: NoiseLevel, floor: float) -> bool:
-    """Whether a model output can be had back from the quantity `kind` at `level` without blowing up its error.
+    """Whether the quantity `kind` can be turned back into an output with at most 1/floor times its error.
 
-    True where the quantity exists and the coefficient of the output in it is at least `floor` in magnitude; an error
-    in the quantity then grows at most 1/floor times. Raises InputError for unknown names.
+    Raises:
+        InputError: A name is unknown.
     """
     of_sample, of_output = coefficients(kind, prediction, level)
     return math.isfinite(of_sample) and math.isfinite(of_output) and abs(of_output) >= floor
@@ -62,7 +69,10 @@ def is_invertible(kind: QuantityKind, prediction: Prediction, level: NoiseLevel,
 def coefficients(kind: str, prediction: str, level: NoiseLevel) -> tuple[float, float]:
     """(a, b) such that the quantity is a * sample + b * output; infinite where it does not exist.
 
-    Raises InputError for unknown names. Source: as `unicp.numerics.forecasting.to_quantity`.
+    Source: as `unicp.numerics.forecasting.to_quantity`.
+
+    Raises:
+        InputError: A name is unknown.
     """
     signal, noise = level.signal, level.noise
     total = signal + noise

@@ -1,7 +1,7 @@
 """Operations of attention and linear algebra, by formula and by watching a model run.
 
-One multiply-add counts as 2 operations, everywhere. Softmax, norms, activations, biases and sums of tensors are not
-counted; they are a few per cent of a transformer and are limited by memory, not arithmetic. All counts are integers.
+One multiply-add counts as 2 operations. Softmax, norms, activations, biases and sums are not counted: they are a few
+per cent of a transformer, and memory limits them. All counts are integers.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ def attention_operations(batch: int, heads: int, queries: int, keys: int, key_wi
     """Operations (2 per multiply-add) of both products of attention, over all batch x heads.
 
     Scores: queries x keys x key_width; weighted values: queries x keys x value_width. Widths are channels of a head.
-    A mask or causality changes nothing, as dense kernels compute what is masked.
+    A mask changes nothing, because dense kernels compute what is masked.
     """
     return 2 * batch * heads * queries * keys * (key_width + value_width)
 
 
 def sliced_attention_operations(batch: int, heads: int, queries: int, keys: int, width: int, head_width: int) -> int:
-    """Operations (2 per multiply-add) of `sliced_attention`: all of it, over all batch x heads.
+    """Operations (2 per multiply-add) of `sliced_attention`, over all batch x heads.
 
-    Projection of queries, keys and values from head_width to width channels, attention at that width, and the lift
-    of the result back. It is cheaper than full attention only where keys and queries are many.
+    They are the projection of queries, keys and values from head_width to width channels, attention at that width, and
+    the lift of the result.
     """
     rows_projected_or_lifted = batch * heads * (2 * queries + 2 * keys)
     change_of_width = linear_operations(rows_projected_or_lifted, head_width, width)
@@ -43,28 +43,32 @@ def sliced_attention_operations(batch: int, heads: int, queries: int, keys: int,
 
 
 def slice_fit_operations(heads: int, tokens: int, head_width: int) -> int:
-    """Operations of fitting bases, about: three second moments, and what is decomposed (30 d^3 for three of them)."""
+    """Approximate operations of fitting bases: three second moments, and three decompositions (30 d^3)."""
     return heads * (3 * linear_operations(tokens, head_width, head_width) + 30 * head_width**3)
 
 
 def convolution_operations(results: int, inputs: int, taps: int) -> int:
-    """Operations (2 per multiply-add) of a convolution with `results` output values (batch x channels x positions).
+    """Operations (2 per multiply-add) of a convolution.
 
-    inputs: input channels that one output channel sees (all of them / groups); taps: positions of the kernel.
+    Args:
+        results: Output values, batch x channels x positions.
+        inputs: Input channels that one output channel sees (all of them / groups).
+        taps: Positions of the kernel.
     """
     return 2 * results * inputs * taps
 
 
 class OperationCounter(TorchFunctionMode):
-    """Counts the operations that PyTorch executes inside `with OperationCounter() as counter:`, changing no result.
+    """Counts the operations that PyTorch executes inside `with OperationCounter() as counter:`.
 
-    Counted, at 2 per multiply-add: linear, the matrix products (matmul, @, mm, bmm, addmm, baddbmm, in-place too),
-    conv1d to conv3d, and scaled_dot_product_attention with its own key and value widths. Not counted: anything else,
-    among them einsum, transposed convolutions, torch.nn.MultiheadAttention, other attention libraries and compiled
-    code; only eager calls can be seen. Counts add up over repeated use; make a new counter to start at zero.
+    It counts linear layers, matrix products (matmul, @, mm, bmm, addmm, baddbmm, in-place too), conv1d to conv3d, and
+    scaled_dot_product_attention. It does not count anything else, such as einsum, transposed convolutions,
+    torch.nn.MultiheadAttention, other attention libraries and compiled code. Counts add up over repeated use.
 
-    total: all operations. attention: those of scaled_dot_product_attention alone. by_label: those executed inside
-    `with counter.label(name):`; labels may be nested, and each one on the stack gets the operations once.
+    Attributes:
+        total: All operations, 2 per multiply-add.
+        attention: Those of scaled_dot_product_attention.
+        by_label: Those inside `with counter.label(name):`; nested labels each get them once.
     """
 
     def __init__(self) -> None:
@@ -77,7 +81,7 @@ class OperationCounter(TorchFunctionMode):
 
     @contextmanager
     def counted_as(self, operations: int) -> Iterator[None]:
-        """Count what is executed inside as so many operations of attention, whatever it takes."""
+        """Counts what runs inside as so many operations of attention."""
         was_paused, self._is_paused = self._is_paused, True
         try:
             yield
@@ -88,7 +92,7 @@ class OperationCounter(TorchFunctionMode):
 
     @contextmanager
     def label(self, name: str) -> Iterator[None]:
-        """Attribute operations executed inside to `name` as well; the label is listed even if there are none."""
+        """Counts operations inside for `name` too; the label is listed even if there are none."""
         self.by_label.setdefault(name, 0)
         self._labels.append(name)
         try:

@@ -1,4 +1,4 @@
-"""What the measuring commands of this folder share: their options, and the pipeline these name."""
+"""Options that the commands of this folder share, and the pipeline that they name."""
 
 from __future__ import annotations
 
@@ -12,7 +12,13 @@ from unicp_testbeds import DEFAULT
 
 
 def measuring_parser(about: str | None, prompts: int, out: str) -> argparse.ArgumentParser:
-    """Options --model, --sampler, --prompts, --frames and --out. about: of the module; the others are defaults."""
+    """A parser with --model, --sampler, --prompts, --frames and --out.
+
+    Args:
+        about: Description of the command.
+        prompts: Default number of prompts.
+        out: Default name of the file.
+    """
     parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default=DEFAULT, help="a test-bed, or a folder")
     parser.add_argument("--sampler", default="default", choices=SAMPLERS)
@@ -23,6 +29,6 @@ def measuring_parser(about: str | None, prompts: int, out: str) -> argparse.Argu
 
 
 def harness_of(options: argparse.Namespace) -> Harness:
-    """The pipeline that these options name, under their sampler."""
+    """The pipeline of these options, under their sampler."""
     model = models().get(options.model, Path(options.model))
     return Harness(model, options.sampler, STEPS, frames=options.frames)

@@ -1,11 +1,11 @@
-"""What each constant of the method does: the same runs with a smaller, the chosen and a larger value.
+"""What each constant of the method does: the same runs with a smaller, the chosen, and a larger value.
 
     python -m experiments.constants --out docs/results/constants.json
 
-For constants of the online rule, runs over a sweep of tolerances; for those of the guard, targets of fidelity under the
-shipped profile. Prompts are of the tuning split. Fidelity is that of the final latent against the plain run of the same
-seed, in dB (-20 log10 of the relative error); compute is the share of model calls that were full. A frontier is read
-off at fixed compute, linear between its points, so that a constant which only moves along it shows no difference.
+Constants of the online rule are compared over a sweep of tolerances, those of the guard by targets of fidelity under
+the shipped profile. Prompts are of the tuning split. Fidelity is of the final latent against the plain run of the same
+seed, in dB (-20 log10 of the relative error). Compute is the share of full calls of the model. A frontier is
+interpolated at fixed compute, so a constant that only moves along it shows no difference.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ from unicp_testbeds.prompts import prompts_of
 
 TOLERANCES = (0.05, 0.1, 0.2, 0.4, 0.9, 10.0)
 TARGETS = ("psnr>=30", "psnr>=36", "psnr>=42")
-# Shares of the calls that are computed, at which frontiers are compared: 1.67x, 2x and 2.5x less.
+# Shares of full calls at which frontiers are compared: 1.67x, 2x and 2.5x less compute.
 AT = (0.6, 0.5, 0.4)
 
 
 @dataclass(frozen=True)
 class Constant:
-    """A constant: where it is looked up, and the values that are tried, the chosen one in the middle."""
+    """A constant: the module that looks it up, and the values to compare, the chosen one in the middle."""
 
     module: str
     name: str
@@ -64,7 +64,7 @@ CONSTANTS = (
 
 @contextmanager
 def set_to(constant: Constant, value: Any) -> Iterator[None]:
-    """The constant has this value inside."""
+    """Sets the constant to a value inside the block."""
     module = importlib.import_module(constant.module)
     before = getattr(module, constant.name)
     setattr(module, constant.name, value)

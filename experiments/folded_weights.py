@@ -1,13 +1,13 @@
-"""What it would give to fold the directions of sliced values into the weights around the attention.
+"""What folding the directions of sliced values into the weights around the attention would gain.
 
     OMP_NUM_THREADS=1 python -m experiments.folded_weights --out docs/results/folded_weights.json
 
-A whole self-attention is timed, with its four linear layers (no norms, no positions, no biases: they cost the same in
-all rows), random weights and inputs. "sliced" is what UniCP does: values are projected by the model, sliced, attended
-and lifted. "folded" projects them by W_v·B and takes the lift into W_o, as B'·W_o, for B the axes of the values
-of a head; queries and keys are sliced as ever, since norms and positions stand behind their weights. Both have all that
-they need for four calls: bases ("kq_svd") and, for "folded", both weights made once, errors measured in each call.
-Values of full width are nowhere made then: the trial rows average the inputs, and project the averages.
+A whole self-attention is timed with its four linear layers and random weights and inputs; norms, positions and biases
+would cost the same in all rows. "sliced" is what UniCP does: the model projects values, which are sliced, attended and
+lifted. "folded" projects them by W_v·B and takes the lift into W_o, as B'·W_o, for B the axes of the values of a head.
+Queries and keys are sliced in both, since norms and positions follow their weights. Both make bases ("kq_svd"), and for
+"folded" the weights, once for four calls, and measure errors in each call. "folded" never makes values of full width:
+its trial rows average the inputs, and project the averages.
 
 Gains are in time against the plain module, medians of alternating repeats; "operations" counts the whole module.
 """
@@ -41,7 +41,7 @@ from unicp_bench.harness import environment_of
 
 SHARES = (0.25, 0.5)
 BASIS = "kq_svd"
-CALLS = 4  # that bases and weights serve; with a fit in every call folding would have to pay for its weights each time
+CALLS = 4  # for which bases and weights are kept; with a fit in every call folding would make its weights each time
 TOKENS = (256, 512, 1024, 2048)
 # (heads, channels of a head) of the shipped glyphs and of Wan 1.3B.
 HEADS = ((2, 64), (12, 128))

@@ -1,7 +1,7 @@
-"""Slices in which each head has a width of its own: which widths, and attention that runs them in groups.
+"""Slices in which each head has its own width: the choice of widths, and attention that runs them in groups.
 
 Heads differ in rank, so a mean width may be shared out better than evenly. Heads of one width are one kernel call,
-hence at most three widths. Measured by the benchmark; the executor takes one width for all (docs/method.md, 3.2).
+hence at most three widths. UniCP takes one width for all heads (docs/results.md).
 """
 
 from __future__ import annotations
@@ -23,12 +23,21 @@ GROUPS = 3
 def predicted_errors(
     query: Tensor, key: Tensor, output: Tensor, bases: Bases, widths: Sequence[int], scale: float | None = None
 ) -> Tensor:
-    """Mean square that each head's output is expected to miss at each width: (H, len(widths)), from energies alone.
+    """Mean square that each head's output is predicted to miss at each width, from energies alone.
 
-    query, key: (B, H, S, d) as they enter attention; output: what it gives, (B, H, S, d). bases: of full width.
-    Directions that are left out of the values lose their energy in the output. Those left out of the scores change
-    them by a mean square s of what scores lose, which changes the output by about s times its energy about its mean
-    (to first order, where what is lost is independent of the key). Our derivation.
+    Directions left out of the values lose their energy in the output. Directions left out of the scores lose a mean
+    square s of them, which changes the output by about s times its energy about its mean (to first order, if the loss
+    is independent of the key). Our derivation.
+
+    Args:
+        query, key: (B, H, S, d), as they enter attention.
+        output: Of attention, (B, H, S, d).
+        bases: Of full width.
+        widths: To predict for.
+        scale: Of the scores; `None` = 1 / sqrt(d).
+
+    Returns:
+        (H, len(widths)).
     """
     scale = 1.0 / math.sqrt(query.shape[-1]) if scale is None else scale
     queries = _mean_squares(query @ bases.query)
@@ -49,19 +58,27 @@ def _left(energies: Tensor, width: int) -> Tensor:
 def choose_widths(
     errors: Sequence[Sequence[float]], widths: Sequence[int], mean_width: float, groups: int = GROUPS
 ) -> tuple[int, ...]:
-    """The width of each head, with the least sum of errors at a mean of at most mean_width and so many distinct ones.
+    """Chooses the width of each head for the least sum of errors at a mean width.
 
-    errors: by head and by width, in the order of `widths`, which rise. Every set of at most `groups` widths is filled
-    from its narrowest by the largest gain per channel that still fits; the best set wins. Equal widths are sets too,
-    so the sum is never above theirs. Raises InputError where not even the narrowest width fits.
+    Every set of at most `groups` widths is filled from its narrowest by the largest gain per channel that still fits,
+    and the best set wins. Sets of one width count too, so the sum is never above that of equal widths.
+
+    Args:
+        errors: By head and by width, in the order of `widths`.
+        widths: Possible widths, rising.
+        mean_width: Largest mean over heads.
+        groups: Most distinct widths.
+
+    Raises:
+        InputError: Not even the narrowest width fits.
     """
-    candidates = (
+    fillings = (
         filled
         for count in range(1, groups + 1)
         for chosen in combinations(range(len(widths)), count)
         if (filled := _filled(errors, widths, chosen, mean_width * len(errors))) is not None
     )
-    best = min(candidates, key=lambda places: sum(row[place] for row, place in zip(errors, places)), default=None)
+    best = min(fillings, key=lambda places: sum(row[place] for row, place in zip(errors, places)), default=None)
     if best is None:
         raise InputError(f"heads of a mean width {mean_width}", f"a narrowest width of {widths[0]}", "ask for more")
     return tuple(widths[place] for place in best)
@@ -70,7 +87,7 @@ def choose_widths(
 def _filled(
     errors: Sequence[Sequence[float]], widths: Sequence[int], chosen: Sequence[int], budget: float
 ) -> list[int] | None:
-    """Place in `widths` of each head, of those in `chosen`; None where the narrowest is too wide."""
+    """Index into `widths` for each head, of those in `chosen`; None if the narrowest is too wide."""
     levels = [0] * len(errors)
     left = budget - widths[chosen[0]] * len(errors)
     if left < 0:

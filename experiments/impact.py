@@ -2,10 +2,10 @@
 
     python -m experiments.impact --out docs/results/impact.json
 
-At one step the model's outputs are replaced by what a first-order forecast over the noise level from the two steps
-before would have served; the run is finished and the final latent compared with that of the untouched run. Impact =
-relative displacement of the final latent / relative error of the outputs, scaled so that its mean over the probed steps
-is 1. The built-in curve of `unicp.policies.impact` comes from this.
+At one step the model's outputs are replaced by their forecast over the noise level from the two steps before. The run
+is finished, and its final latent is compared with that of the untouched run. Impact = relative displacement of the
+final latent / relative error of the outputs, scaled to a mean of 1 over the probed steps. The built-in curve of
+`unicp.policies.impact` comes from this.
 """
 
 from __future__ import annotations

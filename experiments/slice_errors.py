@@ -204,9 +204,9 @@ def _nothing(call: Call) -> Tensor:
     return torch.zeros_like(call.output)
 
 
-def _worst(served: Tensor, call: Call) -> Errors:
-    seen = (projected(x, call.projection) for x in (served, call.output))
-    return float(relative_error(served, call.output).max()), float(relative_error(*seen).max())
+def _worst(output: Tensor, call: Call) -> Errors:
+    seen = (projected(x, call.projection) for x in (output, call.output))
+    return float(relative_error(output, call.output).max()), float(relative_error(*seen).max())
 
 
 def measure(harness: Harness, prompts: tuple[str, ...], say: Callable[[str], None]) -> list[dict[str, Any]]:

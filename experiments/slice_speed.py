@@ -1,15 +1,13 @@
-"""How much faster attention at reduced width is, with all that it takes, as tokens and head widths grow.
+"""How much faster attention at reduced width is, with all its costs, as tokens and head widths grow.
 
     python -m experiments.slice_speed --out docs/results/slice_speed.json
     python -m experiments.slice_speed --device cuda --dtype bfloat16 --tokens 8192 32768 65536 --width 128
 
-Random queries, keys and values: seconds depend on shapes alone. "kernel" is the attention call alone, on tensors of the
-reduced width: what no slice can beat. "attention" is that call with its projections and its lift; "all" adds what
-UniCP does around it, bases that serve `Slicing.refresh` calls and the trial rows in each. Full and sliced calls
-alternate; each repeat gives one ratio: the median, and of "all" the range. With one thread on a CPU times are those
-that the thread ran, so that other jobs on the machine add nothing but what they take from its caches. "operations" is
-the gain of "all" in operations. Whether UniCP slices a call is decided by `PcaSlices.share`, which counts small
-matrices more.
+Queries, keys and values are random, because seconds depend on shapes alone. "kernel" is the attention call on tensors
+of the reduced width, which no slice can beat. "attention" is that call with its projections and its lift. "all" adds
+what UniCP does around it: bases, kept for `Slicing.refresh` calls, and the trial rows. "operations" is the gain of
+"all" in operations. Full and sliced calls alternate, and each repeat gives one ratio; reported are the median, and the
+range of "all". With one thread on a CPU, times are those that the thread ran, so other jobs disturb little.
 """
 
 from __future__ import annotations

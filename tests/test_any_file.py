@@ -117,7 +117,7 @@ def use_notes(path: Path) -> None:
     made = profile()
     calibration.log, calibration._levels, calibration.fingerprint = notes, tuple(made.levels), made.fingerprint
     calibration.config = CalibrationConfig()
-    calibration.runner = SimpleNamespace(mended=True, transformer=SimpleNamespace(device="cpu"))  # type: ignore[assignment]
+    calibration.runner = SimpleNamespace(replays=True, transformer=SimpleNamespace(device="cpu"))  # type: ignore[assignment]
     found = counted(calibration.profile_of_log())
     Solver(found, found.levels).plan(parse_target("speedup>=1.3"))
 

@@ -1,4 +1,4 @@
-"""What every clip metric checks first: that two clips can be compared, and that its packages are there."""
+"""Checks of every clip metric: that two clips can be compared, and that its packages are installed."""
 
 from __future__ import annotations
 
@@ -16,8 +16,11 @@ _SLACK = 1e-3
 def checked_clips(clip: Any, reference: Any) -> tuple[Tensor, Tensor, bool]:
     """Two clips as float32 tensors on the CPU, and whether all their values are finite.
 
-    clip, reference: (frames, height, width, 3) of one shape, floating point, in [0, 1]; tensors or arrays.
-    Raises InputError for other shapes or number types, no pixels, or finite values outside of [0, 1].
+    Args:
+        clip, reference: (frames, height, width, 3) of one shape, floats in [0, 1]; tensors or arrays.
+
+    Raises:
+        InputError: Shapes or number types cannot be used, or finite values are outside of [0, 1].
     """
     first, second = torch.as_tensor(clip).detach(), torch.as_tensor(reference).detach()
     shapes = f"shapes {tuple(first.shape)} and {tuple(second.shape)}"
@@ -37,7 +40,11 @@ def checked_clips(clip: Any, reference: Any) -> tuple[Tensor, Tensor, bool]:
 
 
 def check_side(clip: Tensor, smallest: int, asked: str, metric: str) -> None:
-    """Raises InputError where frames (frames, height, width, 3) have a side below `smallest` pixels."""
+    """Checks that frames (frames, height, width, 3) have no side below `smallest` pixels.
+
+    Raises:
+        InputError: They have.
+    """
     height, width = clip.shape[1:3]
     if min(height, width) < smallest:
         do = f"use frames of at least {smallest}x{smallest}, or leave {metric} out of the metrics"

@@ -1,4 +1,4 @@
-"""How close an accelerated clip is to the plain clip of the same prompt and seed: every number at once.
+"""How close an accelerated clip is to the plain clip of the same prompt and seed.
 
 A clip is (frames, height, width, 3), floats in [0, 1]. A clip with values that are not finite has NaN for a number.
 """
@@ -27,7 +27,11 @@ _WINDOW = 11  # pixels: a Gaussian of 1.5, cut at 3.5 deviations
 def psnr(clip: Any, reference: Any) -> float:
     """PSNR in dB over all pixels of the clip, peak 1, at most PSNR_CAP (equal clips). NaN if a value is not finite.
 
-    clip, reference: (frames, height, width, 3), floats in [0, 1]. Raises InputError for clips that do not fit.
+    Args:
+        clip, reference: (frames, height, width, 3), floats in [0, 1].
+
+    Raises:
+        InputError: Clips do not fit.
     """
     first, second, finite = checked_clips(clip, reference)
     return _capped(plain_psnr(first, second)) if finite else math.nan
@@ -36,10 +40,15 @@ def psnr(clip: Any, reference: Any) -> float:
 def ssim(clip: Any, reference: Any) -> float:
     """Structural similarity, mean over frames and colours: 1 for equal clips, at least -1. NaN if not finite.
 
-    clip, reference: (frames, height, width, 3), floats in [0, 1]. Raises InputError for clips that do not fit or
-    frames below 11x11 (the window), UniCPError where scikit-image is missing.
     Source: Wang et al., "Image quality assessment: from error visibility to structural similarity" (2004): Gaussian
     weights of deviation 1.5, K1 0.01, K2 0.03, no sample covariance. Our reading for colour: each channel by itself.
+
+    Args:
+        clip, reference: (frames, height, width, 3), floats in [0, 1].
+
+    Raises:
+        InputError: Clips do not fit, or frames are below 11x11 (the window).
+        UniCPError: scikit-image is missing.
     """
     try:
         from skimage.metrics import structural_similarity
@@ -61,10 +70,14 @@ def ssim(clip: Any, reference: Any) -> float:
 def temporal_psnr(clip: Any, reference: Any) -> float:
     """PSNR in dB of the changes from frame to frame, at most PSNR_CAP. It sees flicker and lost motion.
 
-    clip, reference: (frames, height, width, 3), floats in [0, 1]. An error that stays the same in every frame costs
-    nothing. The peak is 1 though changes span -1 to 1, so that equal mean squared errors are equal decibels here and
-    in `psnr`; errors that are independent from frame to frame give 3.0 dB less than `psnr`. NaN for a single frame,
-    or if a value is not finite. Raises InputError for clips that do not fit. Source: ours.
+    An error that is equal in every frame costs nothing; errors that are independent from frame to frame give 3.0 dB
+    less than `psnr`, since the peak is 1 here too. NaN for a single frame, or if a value is not finite. Source: ours.
+
+    Args:
+        clip, reference: (frames, height, width, 3), floats in [0, 1].
+
+    Raises:
+        InputError: Clips do not fit.
     """
     first, second, finite = checked_clips(clip, reference)
     if not finite or len(first) < 2:
@@ -75,10 +88,14 @@ def temporal_psnr(clip: Any, reference: Any) -> float:
 def motion_energy_ratio(clip: Any, reference: Any) -> float:
     """Squared change from frame to frame, summed over the clip, over that of the reference; dimensionless, >= 0.
 
-    1: as much motion as the reference, below 1: frozen or damped motion, above 1: added motion or flicker. It does
-    not say whether the motion is the same. clip, reference: (frames, height, width, 3), floats in [0, 1].
-    NaN where the reference does not move (a single frame included), or if a value is not finite.
-    Raises InputError for clips that do not fit. Source: ours.
+    Below 1 is frozen or damped motion, above 1 added motion or flicker. It does not say whether the motion is the same.
+    NaN if the reference does not move, or if a value is not finite. Source: ours.
+
+    Args:
+        clip, reference: (frames, height, width, 3), floats in [0, 1].
+
+    Raises:
+        InputError: Clips do not fit.
     """
     first, second, finite = checked_clips(clip, reference)
     energy = _motion_energy(second)
@@ -88,8 +105,13 @@ def motion_energy_ratio(clip: Any, reference: Any) -> float:
 def latent_error(latent: Any, reference: Any) -> float:
     """Relative root mean square error of a latent: rms(latent - reference) / rms(reference), dimensionless.
 
-    latent, reference: any one shape, taken as a whole. 0 for equal ones, inf where only the reference is zero
-    everywhere, NaN if a value is not finite. Raises InputError for shapes that differ or are empty. Source: ours.
+    It is 0 for equal ones, inf if only the reference is all zero, NaN if a value is not finite. Source: ours.
+
+    Args:
+        latent, reference: Of any one shape.
+
+    Raises:
+        InputError: Shapes differ or are empty.
     """
     first, second = torch.as_tensor(latent).detach(), torch.as_tensor(reference).detach()
     if first.shape != second.shape or first.numel() == 0:
@@ -123,12 +145,17 @@ def measure_clip(
 ) -> dict[str, float]:
     """Every metric of a clip against its reference, by name, in the order of ALL.
 
-    clip, reference: (frames, height, width, 3), floats in [0, 1]. latent, reference_latent: the last latents, any one
-    shape. metrics: names out of ALL; None is all, FAST those that need no second program and no network.
-    Absent from the result: lpips where its packages or weights are missing, and
-    latent_error without latents. Clips that are not finite give NaN and no error.
-    Raises InputError for clips that do not fit, unknown names, one latent alone, and frames too small for a metric;
-    UniCPError where a package of the `bench` extra is missing.
+    The result lacks lpips if its packages or weights are missing, and latent_error without latents. Clips that are not
+    finite give NaN.
+
+    Args:
+        clip, reference: (frames, height, width, 3), floats in [0, 1].
+        latent, reference_latent: The final latents, of any one shape.
+        metrics: Names out of ALL, `None` = all. FAST has those that need no second program and no network.
+
+    Raises:
+        InputError: Clips do not fit, a name is unknown, one latent is missing, or frames are too small for a metric.
+        UniCPError: A package of the `bench` extra is missing.
     """
     wanted = ALL if metrics is None else metrics
     if unknown := [name for name in wanted if name not in ALL]:

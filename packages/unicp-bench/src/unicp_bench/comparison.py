@@ -1,4 +1,4 @@
-"""Who keeps most fidelity at a given speed, and who is fastest at a given fidelity; NaN where none goes so far."""
+"""The best fidelity at a given speed, and the best speed at a given fidelity; NaN if no method goes so far."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from unicp_bench.statistics import Number, Points, at_speed, frontier, speed_at,
 METRIC = "psnr"
 SPEEDS = (1.5, 2.0, 2.5, 3.0, 4.0)
 FIDELITIES = (30.0, 35.0, 40.0, 45.0)
-# Above it a clip differs from the plain one by less than a tenth of an 8-bit level. Equal clips count as 100 dB, which
-# is a convention and no measurement, so nothing is interpolated towards such a setting.
+# Above it a clip differs from the plain one by less than a tenth of an 8-bit level. Equal clips count as 100 dB by
+# convention, so nothing is interpolated towards such a setting.
 SAME = 70.0
 COMPUTE, SECONDS = "less compute", "speed-up in seconds"
 
 
 def costs(part: Part) -> dict[str, Number]:
-    """What can be compared of a part, by its name in headings: seconds only where pairs of runs tell them."""
+    """What can be compared in a part, by its name in headings; seconds only of runs in pairs."""
     timed = [group.name for group in part.timed]
     found: dict[str, Number] = {COMPUTE: lambda g: g.operations}
     if timed:
@@ -29,7 +29,7 @@ def costs(part: Part) -> dict[str, Number]:
 
 
 def worths(clips: int, metric: str = METRIC) -> dict[str, Number]:
-    """What of a metric is compared over so many clips: its mean, and that of the worst ones."""
+    """What is compared of a metric: its mean over all clips, and over the worst ones."""
     return {"mean": lambda group: group.mean(metric), worst_name(clips): lambda group: group.worst(metric)}
 
 
@@ -58,7 +58,7 @@ def fastest_at(points: Points, fidelity: float) -> float:
 
 
 def best(values: Mapping[str, float], is_wanted: Callable[[str], bool]) -> tuple[str, float]:
-    """The wanted family of the highest value, the first of equals, and that value; ("", NaN) where there is none."""
+    """The wanted family with the highest value, and that value; ("", NaN) if there is none."""
     known = [(name, value) for name, value in values.items() if is_wanted(name) and not math.isnan(value)]
     return max(known, key=lambda pair: pair[1]) if known else ("", math.nan)
 
@@ -67,8 +67,12 @@ def best(values: Mapping[str, float], is_wanted: Callable[[str], bool]) -> tuple
 class Comparison:
     """UniCP, online or planned, against the best peer at one speed or fidelity.
 
-    at: that speed or fidelity. values: of every family. is_slowest: the peer is read at its slowest setting, which
-    saves more than `at` asks for.
+    Attributes:
+        at: That speed or fidelity.
+        values: Of every family.
+        ours, peer: The best of UniCP's, and of the others.
+        peer_name: Of the best peer.
+        is_slowest: Whether the peer is read at its slowest setting, which saves more than `at` asks for.
     """
 
     at: float
@@ -85,19 +89,19 @@ class Comparison:
 
     @property
     def lost(self) -> bool:
-        """True where the peer is better by what the table shows, or goes where UniCP does not."""
+        """Whether the peer is better by what the table shows, or UniCP has no value."""
         return not math.isnan(self.peer) and not round(self.margin, 1) >= 0
 
     @property
     def equal(self) -> bool:
-        """True where the table shows no difference."""
+        """Whether the table shows no difference."""
         return round(self.margin, 1) == 0
 
 
 def at_each_speed(
     found: Mapping[str, Points], read: Callable[[Points, float], float] = fidelity_at
 ) -> list[Comparison]:
-    """One comparison per speed of SPEEDS. read: fidelity at a speed; metrics other than PSNR have no SAME."""
+    """One comparison per speed of SPEEDS. read: fidelity at a speed (metrics other than PSNR have no SAME)."""
     return [_compare(at, {name: read(points, at) for name, points in found.items()}, found) for at in SPEEDS]
 
 
@@ -112,7 +116,7 @@ def _compare(at: float, values: Mapping[str, float], found: Mapping[str, Points]
 
 
 def is_slower(points: Points | None, at: float) -> bool:
-    """Whether a speed is below the slowest setting of a frontier, which then counts for it."""
+    """Whether a speed is below the slowest setting of a frontier."""
     return bool(points) and at < points[0][0]
 
 

@@ -1,7 +1,6 @@
-"""What a measured number depends on besides method, prompt and seed: the model's weights, our own code, the machine.
+"""A hash of what a measured number depends on besides method, prompt and seed: weights, code, machine.
 
-All of it goes into one hash that every row carries. Rows with the same hash, method, setting, prompt and seed are the
-same measurement; no others are taken for one.
+Every row carries it. Rows with the same hash, method, setting, prompt and seed are the same measurement.
 """
 
 from __future__ import annotations
@@ -21,8 +20,8 @@ from unicp.files import json_ready
 WHOLE = 2**20  # files up to this size are read as a whole
 SAMPLE = 64  # bytes read at both ends of every tensor, so that one changed layer is seen
 HEADER = 100 * 2**20  # safetensors allows no larger one
-PLACES = 64  # of which a large file of another kind is read
-# Beside the weights, and of no influence: words about them, pictures, hidden folders of downloads.
+PLACES = 64  # at which another large file is read
+# Files beside the weights that influence nothing.
 _ASIDE = (".md", ".png", ".jpg", ".gif", ".mp4", ".log")
 # Parts of the packages that make no numbers.
 _NOT_MEASURING = (
@@ -41,10 +40,10 @@ _NOT_MEASURING = (
 
 
 def fingerprint(model: str | Path) -> str:
-    """Twelve digits that change with the weights or configuration of a model folder, not with where it lies.
+    """Twelve digits that change with the weights or configuration of a model folder; the name if it is no folder.
 
-    Small files count whole, of safetensors the header and both ends of every tensor, of other large files their size
-    and `PLACES` samples: a model of many gigabytes takes well under a second. The name itself where it is no folder.
+    Small files count whole, safetensors by the header and both ends of every tensor, other large files by their size
+    and `PLACES` samples. So a model of many gigabytes takes well under a second.
     """
     folder = Path(model)
     if not folder.is_dir():
@@ -66,7 +65,7 @@ def fingerprint(model: str | Path) -> str:
 
 
 def code() -> str:
-    """Twelve digits that change with what measures and what is measured: the sources and shipped profiles."""
+    """Twelve digits that change with the sources that measure and are measured, and with shipped profiles."""
     found = hashlib.sha256()
     for root in (Path(package.__file__).parent for package in (unicp, unicp_bench, unicp_testbeds)):
         for path in sorted([*root.rglob("*.py"), *(root / "planning" / "profiles").glob("*.json")]):
@@ -77,12 +76,12 @@ def code() -> str:
 
 
 def file_hash(path: Path) -> str:
-    """Twelve digits of what a file holds."""
+    """Twelve digits of a file's content."""
     return hashlib.sha256(path.read_bytes()).hexdigest()[:12]
 
 
 def hash_of(facts: Mapping[str, Any]) -> str:
-    """Sixteen digits of facts; the commit does not count, the code does."""
+    """Sixteen digits of facts, without the commit: the code counts."""
     told = {name: value for name, value in facts.items() if name != "commit"}
     text = json.dumps(json_ready(told), sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -1,4 +1,4 @@
-"""How far two clips are apart in the features of a trained image network: EfficientNet-Lite0, or LPIPS if present."""
+"""Distance of two clips in the features of a trained image network: EfficientNet-Lite0, or LPIPS if present."""
 
 from __future__ import annotations
 
@@ -26,14 +26,20 @@ _SMALLEST_LPIPS = 32  # below it, AlexNet has no pixel left to pool
 def feature_distance(clip: Any, reference: Any, every: int = 4) -> float:
     """EfficientNet-Lite0 feature distance (not LPIPS): 0 for equal clips, at most 20, dimensionless.
 
-    clip, reference: (frames, height, width, 3), floats in [0, 1]. NaN if a value is not finite. every: frames 0,
-    every, 2 every, … are measured, 1 for all. Each is resized to 224x224 (bicubic, antialiased, whatever its shape)
-    and normalised as ImageNet is. The outputs of blocks 0, 2, 4, 10 and 15 are scaled to unit length over channels;
-    the squared differences are summed over channels and blocks, averaged over positions and frames.
-    It is uncalibrated: not fitted to human judgement, and of use only to rank clips against each other.
-    Raises InputError for clips that do not fit and for every < 1, UniCPError where a package is missing.
+    Frames are resized to 224x224 (bicubic, antialiased, whatever their shape) and normalised like ImageNet. The outputs
+    of blocks 0, 2, 4, 10 and 15 are scaled to unit length over channels; the squared differences are summed over
+    channels and blocks, and averaged over positions and frames. It is not fitted to human judgement, so it only ranks
+    clips. NaN if a value is not finite.
     Source: ours; the construction is that of Zhang et al., "The unreasonable effectiveness of deep features as a
     perceptual metric" (2018), with equal weights and the network of Tan and Le (2019) without its squeeze layers.
+
+    Args:
+        clip, reference: (frames, height, width, 3), floats in [0, 1].
+        every: Measures frames 0, every, 2 every, …; 1 = all.
+
+    Raises:
+        InputError: Clips do not fit, or `every` is below 1.
+        UniCPError: A package is missing.
     """
     first, second, finite = checked_clips(clip, reference)
     if every < 1:
@@ -52,12 +58,17 @@ def feature_distance(clip: Any, reference: Any, every: int = 4) -> float:
 
 
 def lpips(clip: Any, reference: Any) -> float | None:
-    """LPIPS (AlexNet, version 0.1), mean over frames: 0 for equal clips; None where it is not available.
+    """LPIPS (AlexNet, version 0.1), mean over frames: 0 for equal clips; `None` if it is not available.
 
-    clip, reference: (frames, height, width, 3), floats in [0, 1]. NaN if a value is not finite.
-    It needs the packages lpips and torchvision, and AlexNet's weights in torch's hub folder: nothing is downloaded.
-    Raises InputError for clips that do not fit or frames below 32x32.
+    It needs the packages lpips and torchvision, and AlexNet's weights in torch's hub folder; it downloads nothing. NaN
+    if a value is not finite.
     Source: Zhang et al., "The unreasonable effectiveness of deep features as a perceptual metric" (2018).
+
+    Args:
+        clip, reference: (frames, height, width, 3), floats in [0, 1].
+
+    Raises:
+        InputError: Clips do not fit, or frames are below 32x32.
     """
     first, second, finite = checked_clips(clip, reference)
     network = _lpips_network()

@@ -1,4 +1,4 @@
-"""Numbers and words as people read them, in the page and in the tables of the documents."""
+"""Formats numbers and words, for the page and the tables of the documents."""
 
 from __future__ import annotations
 

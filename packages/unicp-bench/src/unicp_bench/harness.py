@@ -1,8 +1,7 @@
-"""Runs methods on a pipeline and measures every one of them in the same way, from outside.
+"""Runs methods on a pipeline and measures all of them in the same way, from outside.
 
-Operations are counted from what the transformer really executes (`OperationCounter` is on in every run, the plain
-ones too), seconds around the whole pipeline call, memory from the process, cached bytes from the tensors that are
-alive. A method is never asked what it did.
+Operations are what the transformer really executes (`OperationCounter` is on in every run, also in plain ones). Seconds
+are of the whole pipeline call, memory is of the process, and cached bytes are of the tensors that are alive.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ from unicp.numerics.operation_counts import OperationCounter
 from unicp_bench.conditions import hash_of
 from unicp_bench.methods import Bench, Method
 
-# Those that run, the peers, and those of metrics.
+# Packages that run the model, peers and metrics.
 PACKAGES = (
     *("unicp", "torch", "diffusers", "transformers", "cache-dit"),
     *("imageio-ffmpeg", "scikit-image", "efficientnet-lite-pytorch"),
@@ -39,7 +38,18 @@ WARM_UP_STEPS = 2
 
 @dataclass
 class Clip:
-    """What one run gave and cost. frames: (frames, height, width, 3) in [0, 1]; latent: the last one."""
+    """The result and cost of one run.
+
+    Attributes:
+        frames: (frames, height, width, 3) in [0, 1].
+        latent: The final one; `None` = not seen.
+        seconds: Of the whole pipeline call.
+        model_seconds: Inside the transformer.
+        operations: Executed, two per multiply-add.
+        step_operations: The same by step.
+        peak_bytes: Most memory above that before the run.
+        alive_bytes: Of all tensors, shortly before the last step.
+    """
 
     frames: Tensor
     latent: Tensor | None
@@ -60,10 +70,16 @@ class Case:
 
 
 class Harness:
-    """A loaded pipeline under one sampler, and the defaults it is run with.
+    """A loaded pipeline under one sampler, with the arguments of its runs.
 
-    calibration: prompts for methods that calibrate, disjoint from those of the table. profile: of the model, for
-    targets, None = the one that is shipped.
+    Args:
+        model: A folder, or a name on the hub.
+        sampler_name: As for `unicp.cli.loading.sampler`.
+        steps: Of the reference.
+        calibration: Prompts for methods that calibrate, disjoint from those of tables.
+        frames: Of a clip; `None` = the model's own.
+        device: `None` = CUDA if there is one, else the CPU.
+        profile: Of the model, for targets; `None` = the shipped one.
     """
 
     def __init__(
@@ -86,7 +102,7 @@ class Harness:
         self.conditions = ""
 
     def under(self, facts: Mapping[str, Any]) -> None:
-        """Notes what else the numbers depend on; with what is known already it makes the `conditions` of rows."""
+        """Adds facts that the numbers depend on, and makes the `conditions` of rows."""
         self.environment = self.environment | dict(facts)
         self.conditions = hash_of({**self.environment, "sampler": self.sampler, "steps": self.steps})
 
@@ -112,7 +128,7 @@ class Harness:
         return self.pipe(prompt, num_inference_steps=steps, generator=generator, output_type=output, **options)
 
     def warm_up(self, prompt: str) -> None:
-        """A short run that nobody counts: first calls load kernels."""
+        """Makes a short run that is not counted, because first calls load kernels."""
         self._call(prompt, 0, WARM_UP_STEPS)
 
     def seconds(self, prompt: str, seed: int, steps: int) -> float:
@@ -122,7 +138,7 @@ class Harness:
         return time.perf_counter() - begin
 
     def run(self, case: Case, steps: int) -> Clip:
-        """One clip with whatever is attached to the pipeline now."""
+        """Makes one clip with what is attached to the pipeline."""
         watch = _Watch(self.pipe.transformer, steps)
         gc.collect()
         with watch, _peak_memory(self.pipe) as peak:
@@ -142,13 +158,17 @@ class Harness:
         )
 
     def run_method(self, method: Method, case: Case) -> Clip:
-        """One clip under a method, which is taken off again. Raises CannotRunError."""
+        """Makes one clip under a method.
+
+        Raises:
+            CannotRunError: The method cannot run on this model.
+        """
         with method.attach(self.bench):
             return self.run(case, method.steps or self.steps)
 
 
 class _Watch:
-    """Counts and times the calls of a transformer, and looks at what is alive before the last step."""
+    """Counts and times the calls of a transformer, and measures live tensors before the last step."""
 
     def __init__(self, transformer: torch.nn.Module, steps: int):
         self.transformer, self.steps = transformer, steps
@@ -205,7 +225,7 @@ def _alive_bytes() -> int:
 
 @contextmanager
 def _peak_memory(pipe: Any) -> Iterator[list[int]]:
-    """Gives a list whose one number, afterwards, is the peak above what was in use before; 0 where not known."""
+    """Gives a list that afterwards holds the peak above what was in use before; 0 = unknown."""
     found = [0]
     device = next(pipe.transformer.parameters()).device
     if device.type == "cuda":
@@ -220,7 +240,7 @@ def _peak_memory(pipe: Any) -> Iterator[list[int]]:
 
 
 def _reset_peak() -> int | None:
-    """Linux forgets the peak of a process when 5 is written here. None where that cannot be done."""
+    """Resets the peak of the process, by a file of Linux; returns bytes in use, None if that is not possible."""
     try:
         Path("/proc/self/clear_refs").write_text("5")
         return _status("VmRSS")
@@ -242,7 +262,7 @@ def environment(pipe: Any) -> dict[str, Any]:
 
 
 def environment_of(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
-    """The same where there is no pipeline."""
+    """As `environment`, without a pipeline."""
     found: dict[str, Any] = {"device": _device_name(device), "dtype": str(dtype)[6:]}
     found["threads"] = torch.get_num_threads()
     for package in PACKAGES:

@@ -1,4 +1,4 @@
-"""Watching and disturbing a transformer from outside: its outputs at each step, and an error made at one of them."""
+"""Records a transformer's outputs at each step from outside, and makes an error at one of them."""
 
 from __future__ import annotations
 
@@ -13,11 +13,16 @@ from unicp.numerics.forecasting import extrapolate
 
 
 class Injection:
-    """Stands in for a transformer's forward: forecasts at one step (None = nowhere), remembers the outputs.
+    """Replaces a transformer's forward. A step is a row of calls with one timestep.
 
-    sigmas: a noise level for each step. step: at which the outputs are replaced by first-order forecasts over the
-    noise level from the two steps before. history: outputs by step and branch. errors: relative errors made.
-    A step is a run of calls with one timestep.
+    Args:
+        forward: The transformer's own.
+        sigmas: Noise level of each step.
+        step: Whose outputs are forecast over the noise level from the two steps before; `None` = no step.
+
+    Attributes:
+        history: Outputs by step and branch.
+        errors: Relative errors made.
     """
 
     def __init__(self, forward: Any, sigmas: list[float], step: int | None):
@@ -36,16 +41,16 @@ class Injection:
         step, branch = len(self.history) - 1, len(self.history[-1])
         if step == self.step:
             points = [(self.sigmas[step - d], self.history[step - d][branch]) for d in (2, 1)]
-            served = extrapolate(points, self.sigmas[step])
-            self.errors += relative_error(served, output).tolist()
-            output = served
+            forecast = extrapolate(points, self.sigmas[step])
+            self.errors += relative_error(forecast, output).tolist()
+            output = forecast
         self.history[-1].append(output)
         return (output,)
 
 
 @contextmanager
 def injected(pipe: Any, step: int | None, steps: int) -> Iterator[Injection]:
-    """Replaces the transformer's forward for the time of the block, in which one run of `steps` steps is made."""
+    """Replaces the transformer's forward in the block, which makes one run of `steps` steps."""
     pipe.scheduler.set_timesteps(steps)
     levels = getattr(pipe.scheduler, "sigmas", None)
     if levels is None or len(levels) < steps or float(max(levels)) > 1.0:

@@ -1,7 +1,6 @@
-"""What can be measured: a method is a name, a setting of its sweep, and how to put it on a pipeline and take it off.
+"""Methods that can be measured: a name, a setting of a sweep, and a context manager that puts it on a pipeline.
 
-An adapter is a context manager that puts a method on and takes it off; everything about speed and fidelity is measured
-around it in the same way for all (`harness`), so an adapter cannot flatter its method.
+Speed and fidelity are measured around the context manager, in the same way for all (`harness`).
 """
 
 from __future__ import annotations
@@ -23,21 +22,25 @@ from unicp_bench.plugins import REGISTRIES
 from unicp_bench.rows import PLAIN, PLANNED
 
 SLICE_WIDTHS = (0.25, 0.5, 0.75)  # shares of a head that reducers by name are tried at
-# A machine's speed changes while a long list of methods is measured: the plain run is timed anew after so many.
+# The plain run is timed again after so many methods, because a machine's speed changes.
 PLAIN_EVERY = 8
 
 
 class CannotRunError(Exception):
-    """A method cannot run on this model, or not rightly; the message is the reason that the table shows."""
+    """A method cannot run on this model, or not correctly; tables show the message."""
 
 
 @dataclass
 class Bench:
-    """What a method may need to know: the pipeline, how many steps the reference takes, and how to make a clip.
+    """What a method may need to know.
 
-    latent: the final latent of one run of (prompt, seed), for calibrations. calibration: prompts for that,
-    disjoint from those of the table. profile: of the model, for targets; None = the one that is shipped.
-    notes: results of calibrations, kept over clips.
+    Attributes:
+        pipe: The pipeline.
+        steps: Of the reference.
+        latent: Gives the final latent of a run of (prompt, seed), for calibrations.
+        calibration: Prompts for that, disjoint from those of tables.
+        profile: Of the model, for targets; `None` = the shipped one.
+        notes: Results of calibrations, kept over clips.
     """
 
     pipe: Any
@@ -53,9 +56,15 @@ Attach = Callable[[Bench], Any]  # gives a context manager
 
 @dataclass(frozen=True)
 class Method:
-    """One method at one setting. steps: None = as many as the reference. prepare: a calibration, once per model.
+    """One method at one setting.
 
-    is_plugged: whether it runs a policy, predictor or reducer that is named, which a plug-in may have registered.
+    Attributes:
+        family: Name of the method.
+        setting: Of its sweep.
+        attach: Gives a context manager that puts it on.
+        steps: Of a run; `None` = as many as the reference.
+        prepare: A calibration, once per model.
+        is_plugged: Whether it runs a registered policy, predictor or reducer by its name.
     """
 
     family: str
@@ -97,7 +106,7 @@ def unicp_method(setting: str, settings: Settings, family: str = "UniCP") -> Met
 
 
 def with_target(text: str) -> Method:
-    """UniCP under a target like "psnr>=35", by the profile of the model; a guess is not measured."""
+    """UniCP under a target like "psnr>=35", if there is a profile of the model."""
     parse_target(text)
 
     @contextmanager
@@ -107,7 +116,7 @@ def with_target(text: str) -> Method:
                 if session.is_guess:
                     raise CannotRunError("no profile of this model is shipped: unicp calibrate makes one for --profile")
                 yield
-        except InputError as error:  # also of the run: a target that cannot be met
+        except InputError as error:  # of `enable` or of the run
             raise CannotRunError(f"{error.found}: {error.do}") from None
 
     return Method(PLANNED, text, attach)
@@ -120,7 +129,7 @@ def with_preset(name: str, **changes: Any) -> Method:
 
 
 def fixed_window(window: int) -> Method:
-    """Every `window`-th step computed, whatever the error, with the same forecast as the preset "balanced"."""
+    """Every `window`-th step full, whatever the error, with the forecast of the preset "balanced"."""
     return unicp_method(str(window), preset("balanced", full_every=window), "fixed window")
 
 
@@ -151,17 +160,17 @@ def other_sampler(name: str, steps: int) -> Method:
 
 
 def with_registered(kind: str, name: str, changes: dict[str, Any], rest: str = "") -> Method:
-    """Preset "balanced" with a policy, predictor or reducer by its name, as a family of its own.
+    """The preset "balanced" with a registered policy, predictor or reducer.
 
     Args:
         kind: "policy", "predictor" or "reducer". A reducer runs with slices on, within the usual tolerance.
         name: As it was registered.
-        changes: Other settings, by name; what is said of slicing is changed in it.
-        rest: How the changes are written in the setting of the method.
+        changes: Other settings, by name; those in "slicing" change single fields of it.
+        rest: The changes as text, for the name of the method.
 
     Raises:
         InputError: There is none of this name.
-        SettingsError: A change that cannot be made.
+        SettingsError: A change cannot be made.
     """
     registry = REGISTRIES[kind]
     if name not in registry:
@@ -183,8 +192,11 @@ def with_registered(kind: str, name: str, changes: dict[str, Any], rest: str = "
 def parse_method(text: str, known: list[Method]) -> Method:
     """A method by its name.
 
-    Also "fixed window N", "fewer steps N", "target psnr>=35", a preset, or 'PRESET {"tolerance": 0.1, …}'; and what is
-    registered, "policy:NAME", "predictor:NAME" or "reducer:NAME", with changes behind it as for a preset.
+    Besides the known ones: "fixed window N", "fewer steps N", "target psnr>=35", a preset, 'PRESET {"tolerance": 0.1,
+    …}', and "policy:NAME", "predictor:NAME" or "reducer:NAME", with changes behind it as for a preset.
+
+    Raises:
+        InputError: There is no such method.
     """
     for method in known:
         if method.name == text:

@@ -27,10 +27,10 @@ _HEAD = """# Models
 
 Made from the family table and from the results of the contract suite (`make models`); a test keeps it up to date.
 
-Every model below is tested with tiny random weights on a CPU. With tolerance 0 its output is bit-equal to the plain one.
-Disabling UniCP leaves nothing behind. No branch gets the output of another, and no run that of the run before. Errors
-are measured per sample. These tests cover wiring, state and exactness; quality was measured on the shipped models only
-([results.md](results.md)).
+Every model below is tested with tiny random weights on a CPU. With tolerance 0 its output is bit-equal to the plain
+one. Disabling UniCP leaves nothing behind. No branch gets the output of another, and no run that of the run before.
+Errors are measured per sample. These tests cover wiring, state and exactness; quality was measured on the shipped
+models only ([results.md](results.md)).
 
 ## Your own model
 
@@ -62,20 +62,20 @@ unicp.register(
 unicp.enable(my_dit)
 ```
 
-`help(unicp.Family)`, `help(unicp.BlockListRow)` and `help(unicp.UnitRow)` describe the other fields. Check your row with
-`unicp inspect`, and with `tolerance=0`, which must give the plain output bit for bit.
+`help(unicp.Family)`, `help(unicp.BlockListRow)` and `help(unicp.UnitRow)` describe the other fields. Check your row
+with `unicp inspect`, and with `tolerance=0`, which must give the plain output bit for bit.
 
 ## Known models
 
-The tables show what UniCP can do with each model: the levels at which it can skip (the model's output, the whole stack, a
-block, a unit), whether attention can run at reduced width, and what can be forecast ("output" alone, or "all": the noise
-and the clean estimate too).
+The tables show what UniCP can do with each model: the levels at which it can skip (the model's output, the whole
+stack, a block, a unit), whether attention can run at reduced width, and what can be forecast ("output" alone, or "all":
+the noise and the clean estimate too).
 """
 
 _PIPELINES = """## Pipelines
 
-The table shows the pipelines that were built tiny, of their real classes with random weights, and called. All pipelines of
-video are here, and the main ones of images and sound. For each of them:
+The table shows the pipelines that were built tiny, of their real classes with random weights, and called. All
+pipelines of video are here, and the main ones of images and sound. For each of them:
 
 - Tolerance 0 gives the plain output bit for bit, and a large tolerance skips steps.
 - The trace has its runs, steps and branches.

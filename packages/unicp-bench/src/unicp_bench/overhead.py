@@ -1,9 +1,9 @@
-"""What deciding and recording cost when every action is forced to compute, as tokens, blocks and steps grow.
+"""What deciding and recording cost when every step is forced to be full, as tokens, blocks and steps grow.
 
     unicp bench overhead --out docs/results/overhead.json
 
-Plain and forced runs alternate; each repeat gives one ratio of the whole pipeline's seconds; median and range are
-reported. Other numbers of blocks than the test-bed's have random weights: only their time counts.
+Plain and forced runs alternate. Each repeat gives one ratio of the whole pipeline's seconds; median and range are
+reported. Other numbers of blocks than the test-bed's have random weights, because only their time counts.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ BLOCKS, FRAMES, STEPS, REPEATS = 8, 9, 10, 5
 
 @dataclass(frozen=True)
 class Size:
-    """One measurement: what is served as one, and how large model and run are."""
+    """One measurement: the level of the cache points, and the size of model and run."""
 
     level: Level = "model"
     frames: int = FRAMES
@@ -49,7 +49,7 @@ SIZES = (
 
 
 def measure(out: Path, say: Callable[[str], None], sizes: Sequence[Size] = SIZES, repeats: int = REPEATS) -> None:
-    """Writes one row per size to `out` as JSON; `say` is given a line for each."""
+    """Writes one row per size to `out` as JSON; `say` gets a line for each."""
     rows: list[dict[str, Any]] = []
     found: dict[str, Any] = {}
     for size in sizes:
@@ -72,7 +72,7 @@ def _row(harness: Harness, size: Size, repeats: int) -> dict[str, Any]:
     for repeat in range(repeats):
         plain = harness.seconds(prompt, repeat, size.steps)
         with unicp.enable(harness.pipe, forced):
-            harness.seconds(prompt, repeat, 1)  # operations are counted in the first call ever of a shape
+            harness.seconds(prompt, repeat, 1)  # operations are counted in the first call of a shape
             watched = harness.seconds(prompt, repeat, size.steps)
         pairs.append((plain, watched))
     shares = sorted(100 * (watched / plain - 1) for plain, watched in pairs)

@@ -1,4 +1,4 @@
-"""Rows sorted for comparison: parts that can be compared within, families in a fixed order, failures apart."""
+"""Sorts rows into parts that can be compared within, with families in a fixed order and failures apart."""
 
 from __future__ import annotations
 
@@ -31,11 +31,16 @@ class Failure:
 
 @dataclass(frozen=True)
 class Part:
-    """Everything of one model, sampler, kind of plain run and set of conditions, over the clips all its settings have.
+    """All rows of one model, sampler, plain run and set of conditions, over the clips that all settings have.
 
-    suites: those that were measured on the same clips. groups: with measured rows only. plain: None where it has no
-    row. shared: how many clips, and what was left out. apart: what tells it from parts that differ from it by their
-    conditions alone.
+    Attributes:
+        model, sampler, reference: What they have in common.
+        suites: Those that were measured on the same clips.
+        plain: The plain run; `None` if it has no row.
+        groups: Settings that could run.
+        failures: Settings that could not.
+        shared: How many clips, and what was left out.
+        apart: How its conditions differ from those of parts that are equal otherwise.
     """
 
     model: str
@@ -50,7 +55,7 @@ class Part:
 
     @property
     def name(self) -> str:
-        """What a heading says."""
+        """For headings."""
         names = [self.model, f"sampler {self.sampler}", self.reference.name, listed(self.suites), self.apart]
         return ", ".join(filter(None, names))
 
@@ -61,12 +66,12 @@ class Part:
 
     @property
     def timed(self) -> list[Group]:
-        """Settings whose seconds may be compared: those of enough interleaved pairs."""
+        """Settings whose seconds may be compared: those with enough pairs."""
         return [group for group in self.groups if group.paired and len(group.rows) >= LEAST_PAIRS]
 
     @property
     def families(self) -> dict[str, list[Group]]:
-        """Groups by family: UniCP online and planned, what is made of it, then the others as they appear."""
+        """Groups by family: UniCP online and planned, what is made from it, then the others in order."""
         found: dict[str, list[Group]] = {}
         for group in sorted(self.groups, key=lambda g: _rank(g.method)):
             found.setdefault(group.method, []).append(group)
@@ -74,23 +79,28 @@ class Part:
 
 
 def is_ours(family: str) -> bool:
-    """True for UniCP, by its online rule or by a plan."""
+    """Whether a family is UniCP, by its online rule or by a plan."""
     return family in (OURS, PLANNED)
 
 
 def is_peer(family: str) -> bool:
-    """True for what is neither UniCP nor made of it: its forecast in fixed windows, the plain run of steps it chose."""
+    """Whether a family is neither UniCP nor made from it (fixed windows, placed steps) nor the plain run."""
     return not is_ours(family) and family not in (BASELINE, CHOSEN, PLAIN)
 
 
 def load_rows(files: Sequence[Path]) -> list[Row]:
-    """All rows of the files; of two rows of the same measurement the later one. Raises InputError, FileFormatError."""
+    """Reads all rows of the files; of two rows of the same measurement the later one counts.
+
+    Raises:
+        InputError: A file cannot be read, or there are no rows.
+        FileFormatError: A file is damaged.
+    """
     rows: list[Row] = []
     for file in files:
         if not os.path.exists(file):
             raise InputError(f"rows in {file}", "no file there", "name a file that `unicp bench` wrote")
         rows += read_rows(file)
-    # The key alone would let rows of short clips take the place of those of long ones.
+    # With the key alone, rows of short clips would replace those of long ones.
     found = {(row.key, row.suite, against): row for row, against in zip(rows, references(rows))}
     if not found:
         names = ", ".join(str(file) for file in files) or "no file"
@@ -99,10 +109,13 @@ def load_rows(files: Sequence[Path]) -> list[Row]:
 
 
 def split(rows: Iterable[Row], together: bool = False) -> list[Part]:
-    """One part per model, sampler, kind of plain run, conditions and set of clips, in order of appearance.
+    """One part per model, sampler, plain run, conditions and set of clips, in order of appearance.
 
-    Suites that were measured on the same clips are one part, the later row of two of the same measurement; others would
-    leave each other but the clips that they share. together: all suites in one part nevertheless.
+    Suites with the same clips are one part, and of two rows of the same measurement the later one counts.
+
+    Args:
+        rows: Of any suites.
+        together: Puts suites with different clips in one part too.
     """
     rows = list(rows)
     suites: dict[_Kind, dict[str, dict[str, list[Row]]]] = {}
@@ -129,7 +142,7 @@ def _parts_of(kind: _Kind, by_suite: Mapping[str, list[Row]], together: bool) ->
 
 
 def _apart(of_kind: Mapping[str, Mapping[str, list[Row]]], conditions: str) -> str:
-    """In which facts these rows differ from those of the same kind under other conditions; "" where there are none."""
+    """The facts in which these rows differ from others of the same kind; "" if there are no others."""
     facts = {name: next(iter(by_suite.values()))[0].environment for name, by_suite in of_kind.items()}
     own = facts.pop(conditions)
     names = sorted({name for other in facts.values() for name in differences(own, other)})
@@ -144,7 +157,7 @@ def _part(model: str, sampler: str, reference: Reference, suites: tuple[str, ...
     plain: Group | None = None
     for group in groups:
         if group.reason:
-            # A method may end with an error on some clips only; the others are a group of their own.
+            # A method may fail on some clips only; the others are another group.
             clips = sum(len(other.rows) for other in groups if other.name == group.name)
             reasons = dict.fromkeys(row.reason for row in group.rows)
             failures.append(Failure(group.name, "; ".join(reasons), len(group.rows), clips))

@@ -1,7 +1,7 @@
 """Adapters for other libraries' accelerators: the caches of diffusers and of cache-dit, as installed.
 
-Each family has a sweep, and where the defaults of a library match or skip nothing, those defaults as one more
-setting. What keeps a method from running rightly on a model is raised as `CannotRunError` and becomes a row.
+Each family has a sweep. If the defaults of a library match or skip nothing, they are one more setting. A method that
+cannot run correctly on a model raises `CannotRunError`, which becomes a row.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ def cache_dit_methods() -> list[Method]:
 def _cache(config: str, **settings: Any) -> Attach:
     """An adapter for a config class of diffusers: on with `enable_cache`, off with `disable_cache`.
 
-    settings: arguments of the class; a function is asked for the value, with what it may need to know (`Bench`).
+    settings: arguments of the class; a function gives the value from the `Bench`.
     """
 
     @contextmanager
@@ -137,7 +137,7 @@ def _timestep_callback(bench: Bench) -> Callable[[], Any]:
 
 
 def _calibrate_mag_cache(bench: Bench) -> None:
-    """One run of the cache's own calibration, which prints its ratios: those of the first branch are kept."""
+    """Runs the cache's own calibration, which prints its ratios, and keeps those of the first branch."""
     if MAGNITUDES in bench.notes:
         return
     printed = io.StringIO()
@@ -152,7 +152,7 @@ def _calibrate_mag_cache(bench: Bench) -> None:
 
 def _sea_cache(threshold: float, most: int) -> Attach:
     def layout(bench: Bench) -> Any:
-        # It knows the layout of Wan's samples and of few others.
+        # SeaCache knows the layout of Wan's samples and of few others.
         return _frames_second if type(bench.pipe.transformer).__name__.startswith("CogVideoX") else None
 
     cache = _cache("SeaCacheConfig", threshold=threshold, max_consecutive_cached=most, raw_vision_callback=layout)
@@ -172,21 +172,21 @@ def _frames_second(module: Any, args: Any, kwargs: Any) -> list[Any]:
 
 @contextmanager
 def _telling_steps(bench: Bench) -> Iterator[None]:
-    """Says for a pipeline what most of them do not say: step, noise level and how many steps there are.
+    """Tells the cache context what most pipelines do not tell: step, noise level and number of steps.
 
-    Where it is not told, SeaCache computes everything.
+    Without them SeaCache computes everything.
     """
-    pipe, own = bench.pipe, bench.pipe.transformer.cache_context
+    pipe, inner = bench.pipe, bench.pipe.transformer.cache_context
 
     def cache_context(name: str, **told: Any) -> Any:
         if told:
-            return own(name, **told)
+            return inner(name, **told)
         timesteps = [float(one) for one in pipe.scheduler.timesteps]
         now = float(pipe.current_timestep)
         schedule = read_schedule(pipe.scheduler)
         level = None if schedule is None else schedule.level(now)
         sigma = None if level is None else level.sigma
-        return own(name, step_index=timesteps.index(now), sigma=sigma, num_inference_steps=len(timesteps))
+        return inner(name, step_index=timesteps.index(now), sigma=sigma, num_inference_steps=len(timesteps))
 
     pipe.transformer.cache_context = cache_context
     try:
@@ -222,7 +222,7 @@ def _enabled(bench: Bench, config: Any, calibrator: Any = None) -> Iterator[None
 
 
 def _db_cache(threshold: float | None, forecast: str | None, warm_up: int | None) -> Attach:
-    """threshold None: the library's own defaults."""
+    """threshold: None = the library's defaults."""
 
     @contextmanager
     def attach(bench: Bench) -> Iterator[None]:

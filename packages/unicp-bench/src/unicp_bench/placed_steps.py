@@ -1,7 +1,7 @@
 """Fewer steps at chosen noise levels: the plain pipeline at its best, which UniCP has to beat as well.
 
-The levels are those of the steps that a plan for the same number of computed steps would compute, solved from the
-profile of the model. Nothing is served: the sampler jumps from one of these levels to the next.
+The levels are those of a plan's full steps, solved from the profile of the model. The sampler jumps from one to the
+next.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ FAMILY = "fewer steps, placed"  # the report knows it by this name
 
 
 def placed_steps(steps: int) -> Method:
-    """The plain pipeline with `steps` of the reference's own steps, the ones that a plan would compute."""
+    """The plain pipeline with `steps` of the reference's steps, the ones that a plan would make full."""
 
     @contextmanager
     def attach(bench: Bench) -> Iterator[None]:
@@ -40,7 +40,7 @@ def _chosen(bench: Bench, steps: int) -> tuple[int, ...]:
         bench.notes[key] = best_choices(profile, levels_of(profile, bench.steps))
     choices = bench.notes[key]
     if steps not in choices:
-        raise CannotRunError(f"no plan of {steps} steps: from {min(choices)} to {max(choices)} there are")
+        raise CannotRunError(f"no plan of {steps} full steps: there are plans of {min(choices)} to {max(choices)}")
     return choices[steps].path.computed
 
 

@@ -1,8 +1,7 @@
-"""Policies, predictors and reducers of other people: imported for a sweep, and known by what their files hold.
+"""Imports plug-ins: policies, predictors and reducers of other people, for a sweep.
 
-A plug-in is a module, or a file of Python, that registers one or more of them when it is imported. A registered name is
-a method of `unicp bench` ("policy:NAME"). A plug-in that takes the place of one of UniCP's own is refused, since rows
-of all methods would then depend on it.
+A plug-in is a module, or a file of Python, that registers parts when it is imported. A registered name is a method of
+`unicp bench` ("policy:NAME"). A plug-in that replaces a part of UniCP is refused, since all rows would depend on it.
 """
 
 from __future__ import annotations
@@ -22,18 +21,21 @@ from unicp.predictors import predictors
 from unicp.reducers import reducers
 from unicp.registry import Registry
 
-# By the word before the colon in the name of a method.
+# By the word before the colon in a method's name.
 REGISTRIES: Mapping[str, Registry[Any]] = {"policy": policies, "predictor": predictors, "reducer": reducers}
 
 
 def load_plugins(names: Sequence[str]) -> str:
-    """Imports plug-ins: twelve digits that change with what they hold, "" where there are none.
+    """Imports plug-ins.
 
     Args:
         names: Modules ("my_package.rules"), or files that end with ".py".
 
+    Returns:
+        Twelve digits that change with their sources; "" for none.
+
     Raises:
-        InputError: One cannot be imported, or takes the place of something that is registered already.
+        InputError: One cannot be imported, or replaces a part of UniCP.
     """
     if not names:
         return ""
@@ -54,7 +56,7 @@ def load_plugins(names: Sequence[str]) -> str:
 def _imported(name: str) -> ModuleType:
     try:
         return _from_file(Path(name)) if name.endswith(".py") else importlib.import_module(name)
-    except Exception as error:  # whatever a module of somebody else's raises while it is imported
+    except Exception as error:  # a plug-in may raise anything
         found = f"it cannot be imported ({type(error).__name__}: {error})"
         raise InputError(f"--plugin {name}", found, "name a module or a file of Python that can") from error
 

@@ -1,4 +1,4 @@
-"""Which plain run a row is measured against: rows of longer clips or of more steps do not belong in one table."""
+"""Finds the plain run that each row is measured against."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _UNKNOWN: Size = (None, None, None)
 
 @dataclass(frozen=True)
 class Reference:
-    """The plain run that rows are measured against. frames, height, width: None where a row does not say."""
+    """A plain run. Its frames, height and width are `None` if rows do not say them."""
 
     steps: int
     frames: int | None = None
@@ -28,11 +28,10 @@ class Reference:
 
 
 def references(rows: Sequence[Row]) -> list[Reference]:
-    """For each row the plain run that it is measured against.
+    """Finds the plain run of each row, which rows do not name.
 
-    Rows do not name it. What one plain run costs tells it from others of the same model: rows that give the same number
-    belong together, and the one with most steps among them has the steps of the plain run. Rows under other conditions
-    say nothing of these: one model may have the name of another.
+    Rows of one model and conditions with the same operations of the plain run belong together. The plain run has as
+    many steps as the longest of them.
     """
     sizes: dict[tuple[str, str, int], Size] = {}
     steps: dict[tuple[str, str, int], int] = {}
@@ -56,7 +55,7 @@ def references(rows: Sequence[Row]) -> list[Reference]:
 
 
 def _of_failed(row: Row, known: Mapping[_Of, Collection[int]]) -> Reference:
-    """A row that could not run has no cost; its method may have asked for fewer steps than the plain run has."""
+    """The plain run of a row that could not run: the shortest that has as many steps as the row."""
     more = [
         steps for steps in known.get((row.conditions, row.model, row.sampler, _size(row)), ()) if steps >= row.steps
     ]

@@ -12,8 +12,8 @@ from typing import Annotated, Any
 from unicp.errors import FileFormatError, InputError
 from unicp.files import MisfitError, Step, Within, append_line, json_line, parse_json, read_as, read_bytes
 
-PLAIN, PLANNED = "plain", "UniCP planned"  # families that more than one place knows by name
-MOST_BYTES = 180  # of a name of a clip; file systems have 255, and an unfinished file's is longer
+PLAIN, PLANNED = "plain", "UniCP planned"  # families that several modules know by name
+MOST_BYTES = 180  # of the name of a clip; file systems allow 255, and an unfinished file's is longer
 RowKey = tuple[str, str, str, str, str, str, int]
 _Count = Annotated[int, Within(0, 2**63 - 1)]
 _Seconds = Annotated[float, Within(0, 1e9)]
@@ -24,18 +24,27 @@ _Metric = Annotated[float, Within(-1e9, 1e9, endless=True, missing=True)]
 class Row:
     """One run of a method against the plain run of the same model, sampler, prompt and seed.
 
-    suite, model, sampler, prompt, seed: what was asked; sampler is that of the plain run. method: the family
-    ("diffusers FirstBlockCache"), setting: what its sweep varies ("threshold 0.08"). steps: of this run.
-    reason: why the method cannot run here; then all numbers are 0.
-    operations: executed inside the transformer, two per multiply-add; full_operations: by the plain run.
-    seconds: the whole pipeline call; model_seconds: inside the transformer. peak_bytes: most memory of the
-    process above that before the call; cache_bytes: tensors alive shortly before the last step beyond those of the
-    plain run. work: operations of each step as a share of a plain step.
-    fidelity: numbers against the plain clip by name (`clip_metrics`), and adherence to the prompt.
-    environment: versions, device, commit, fingerprint of the model: what is needed to run this row again.
-    conditions: a hash of all that (`unicp_bench.conditions`); "" in rows from before there was one, which are
-    read and shown, and never taken for a measurement that is asked for now.
-    paired: the plain run was timed right before this one, so that the two sets of seconds may be compared.
+    Attributes:
+        suite, model, sampler, prompt, seed: What was asked; `sampler` is that of the plain run.
+        method: The family, such as "diffusers FirstBlockCache".
+        setting: What its sweep varies, such as "threshold 0.08".
+        steps: Of this run.
+        reason: Why the method cannot run here; all numbers are then 0.
+        operations: Executed inside the transformer, two per multiply-add.
+        full_operations: Those of the plain run.
+        seconds, plain_seconds: Of the whole pipeline call.
+        model_seconds, plain_model_seconds: Inside the transformer.
+        peak_bytes, plain_peak_bytes: Most memory of the process above that before the call.
+        cache_bytes: Tensors alive shortly before the last step, beyond those of the plain run.
+        work: Operations of each step as a share of a plain step.
+        fidelity: Numbers against the plain clip by name (`clip_metrics`), and adherence to the prompt.
+        environment: What is needed to run this row again: versions, device, commit, fingerprint of the model.
+        conditions: A hash of that (`unicp_bench.conditions`). Old rows have ""; they are shown, but never taken for a
+            measurement that is asked for now.
+        paired: Whether the plain run was timed right before this one, so that their seconds may be compared.
+
+    Raises:
+        FileFormatError: A measured row has no operations or seconds.
     """
 
     suite: str
@@ -68,7 +77,7 @@ class Row:
 
     @property
     def key(self) -> RowKey:
-        """What makes a row the same measurement."""
+        """Equal for rows of the same measurement."""
         return self.conditions, self.model, self.sampler, self.method, self.setting, self.prompt, self.seed
 
     @property
@@ -78,24 +87,26 @@ class Row:
 
     @property
     def measured(self) -> bool:
-        """False for a row that only says why the method cannot run."""
+        """Whether the method could run."""
         return not self.reason
 
 
 def clip_file(row: Row) -> str:
-    """The name of a kept clip: words to know it by, and what tells its row from all others."""
+    """The file name of a kept clip: readable words, and a hash of the row's key."""
     words = f"{row.model} {row.sampler} {row.name or PLAIN} {row.prompt} {row.seed}"
     name = "".join(letter if letter.isalnum() or letter in ".-" else "_" for letter in words)
     if not row.conditions and len(name.encode()) < MOST_BYTES:
-        return name + ".mp4"  # as clips of rows without conditions were named
+        return name + ".mp4"  # the name of old clips
     short = name.encode()[:MOST_BYTES].decode(errors="ignore")
     return f"{short}-{hashlib.sha256(repr(row.key).encode()).hexdigest()[:10]}.mp4"
 
 
 def read_rows(path: Path) -> list[Row]:
-    """All whole rows of a file; a last line that was cut off by a kill is not one. [] if there is no file.
+    """Reads all rows of a file, without a last line that was cut off by a kill; [] if there is no file.
 
-    Raises InputError where it cannot be read, FileFormatError for a damaged line before the last one.
+    Raises:
+        InputError: It cannot be read.
+        FileFormatError: A line before the last one is damaged.
     """
     if not os.path.exists(path):
         return []
@@ -107,7 +118,7 @@ def read_rows(path: Path) -> list[Row]:
         try:
             rows.append(_parse(line))
         except (MisfitError, FileFormatError) as error:
-            # Every whole row ends with a line break, so only what stands behind the last one can be half a row.
+            # Every whole row ends with a line break, so only the last line can be cut off.
             if number == len(lines):
                 continue
             found = f"line {number} is damaged ({getattr(error, 'found', str(error))})"
@@ -116,9 +127,10 @@ def read_rows(path: Path) -> list[Row]:
 
 
 def append_row(path: Path, row: Row) -> None:
-    """Adds one row, on the disk when this returns, after removing what a kill left of a half-written one.
+    """Adds one row, and waits until it is on the disk. Removes first what a kill left of a half-written one.
 
-    Raises InputError; the file is then what it was.
+    Raises:
+        InputError: It cannot be written; the file is then as it was.
     """
     defaults = {f.name: f.default for f in fields(Row)}
     values = {k: v for k, v in vars(row).items() if v != defaults.get(k) and v not in ({}, [])}

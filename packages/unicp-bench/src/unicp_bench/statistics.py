@@ -1,4 +1,4 @@
-"""From rows to numbers one can compare: means, worst tenths, and the best fidelity at a given speed."""
+"""Numbers of measured rows: means, worst tenths, and the best fidelity at a given speed."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ import numpy
 from unicp_bench.references import Reference, references
 from unicp_bench.rows import PLAIN, Row
 
-# A setting may not take a table below so many clips: it is left out, and named. Fewer where no setting has as many.
+# A setting is left out, and named, if it would take a table below so many clips (or as many as any setting has).
 LEAST_CLIPS = 4
-# Rows from before rows said whether they are paired. In this suite every method had a plain run of its own right before
-# it, but for the calibration that these two make on the first clip.
+# Old rows do not say whether they are paired. In this suite every method had a plain run right before it, except that
+# these two calibrate on the first clip.
 _PAIRED_SUITE, _CALIBRATED = "seconds", ("diffusers MagCache", "global schedule")
 Clip = tuple[str, int]
 
@@ -27,7 +27,7 @@ def is_paired(row: Row) -> bool:
 
 
 def worst_name(clips: int) -> str:
-    """What the mean of the lowest tenth is of so many clips: "worst clip" up to ten."""
+    """Name of the mean of the lowest tenth: "worst clip" for up to ten clips."""
     count = _tenth(clips)
     return "worst clip" if count == 1 else f"worst {count} of {clips} clips"
 
@@ -59,12 +59,12 @@ class Group:
 
     @property
     def clips(self) -> set[Clip]:
-        """Prompt and seed of each row."""
+        """(prompt, seed) of each row."""
         return {(row.prompt, row.seed) for row in self.rows}
 
     @property
     def conditions(self) -> str:
-        """Of all rows; "" where they do not say."""
+        """Of all rows; "" in old rows."""
         return self.rows[0].conditions
 
     @property
@@ -74,57 +74,57 @@ class Group:
 
     @property
     def operations(self) -> float:
-        """Operations saved: plain over executed, of all clips together."""
+        """Plain over executed operations, of all clips together."""
         return sum(r.full_operations for r in self.rows) / max(1, sum(r.operations for r in self.rows))
 
     @property
     def paired(self) -> bool:
-        """Whether its seconds may be shown: each run has a plain run of its own right before it."""
+        """Whether each run has a plain run right before it, so that seconds may be shown."""
         return all(is_paired(r) for r in self.rows)
 
     @property
     def seconds(self) -> float:
-        """Speed-up in seconds: the median over pairs of plain over accelerated; NaN where the rows are not paired."""
+        """Plain over accelerated seconds, median over pairs; NaN if the rows are not paired."""
         return statistics.median(self._ratios()) if self.paired else math.nan
 
     @property
     def seconds_spread(self) -> tuple[float, float]:
-        """Lowest and highest pair of the same ratio; NaN where the rows are not paired."""
+        """Lowest and highest pair of that ratio; NaN if the rows are not paired."""
         ratios = self._ratios() if self.paired else [math.nan]
         return min(ratios), max(ratios)
 
     @property
     def seconds_each(self) -> float:
-        """Mean seconds of a clip; NaN where the rows are not paired."""
+        """Mean seconds of a clip; NaN if the rows are not paired."""
         return statistics.fmean(r.seconds for r in self.rows) if self.paired else math.nan
 
     @property
     def outside_seconds(self) -> float:
-        """Mean seconds of a clip spent outside the transformer; NaN where the rows are not paired."""
+        """Mean seconds of a clip outside the transformer; NaN if the rows are not paired."""
         return statistics.fmean(r.seconds - r.model_seconds for r in self.rows) if self.paired else math.nan
 
     def _ratios(self) -> list[float]:
         return [r.plain_seconds / r.seconds for r in self.rows]
 
     def values(self, metric: str) -> list[float]:
-        """One metric of every clip; [] where one has no number: a mean without the clip that broke would flatter."""
+        """One metric of every clip; [] if one has no number, since a mean without it would flatter."""
         found = [r.fidelity.get(metric, math.nan) for r in self.rows]
         return [] if any(math.isnan(value) for value in found) else found
 
     def by_prompt(self, metric: str) -> list[float]:
-        """The mean of each prompt: clips of one prompt and several seeds are no independent ones. [] as in `values`."""
+        """The mean of each prompt, since clips of one prompt are not independent; [] as `values`."""
         found: dict[str, list[float]] = {}
         for row, value in zip(self.rows, self.values(metric)):
             found.setdefault(row.prompt, []).append(value)
         return [statistics.fmean(values) for values in found.values()]
 
     def mean(self, metric: str) -> float:
-        """Mean over clips; NaN where a clip has no number."""
+        """Mean over clips; NaN if a clip has no number."""
         values = self.values(metric)
         return statistics.fmean(values) if values else math.nan
 
     def worst(self, metric: str) -> float:
-        """Mean of the worst tenth (lowest values), see `worst_name`; NaN where a clip has no number."""
+        """Mean of the lowest tenth, see `worst_name`; NaN if a clip has no number."""
         values = self.values(metric)
         return worst_tenth(values) if values else math.nan
 
@@ -144,9 +144,13 @@ def group_rows(rows: Iterable[Row]) -> list[Group]:
 
 @dataclass(frozen=True)
 class Shared:
-    """Settings over the same clips. groups: in the order given, those that cannot run among them.
+    """Settings over the same clips.
 
-    clips: how many all of them have; beyond: how many more some of them have; left_out: settings with too few of them.
+    Attributes:
+        groups: In the order given, also those that cannot run.
+        clips: How many clips all of them have.
+        beyond: How many more some of them have.
+        left_out: Settings with too few clips in common with the others.
     """
 
     groups: tuple[Group, ...]
@@ -156,7 +160,7 @@ class Shared:
 
     @property
     def note(self) -> str:
-        """What was left out; "" where nothing was."""
+        """What was left out; "" for nothing."""
         said = []
         if self.beyond:
             said.append(
@@ -170,10 +174,10 @@ class Shared:
 
 
 def share(groups: Iterable[Group]) -> Shared:
-    """The groups with nothing but the rows of clips that all of them have.
+    """Reduces groups to the clips that all of them have.
 
-    As many settings are kept as leave LEAST_CLIPS clips. The plain run is held to the clips of the others, and what
-    cannot run is kept as it is.
+    It keeps as many settings as leave LEAST_CLIPS clips. The plain run is reduced to the clips of the others, and what
+    cannot run is kept.
     """
     groups = list(groups)
     measured = [group for group in groups if not group.reason and group.method != PLAIN]
@@ -203,10 +207,7 @@ Points = Sequence[tuple[float, float]]  # (speed-up, fidelity), slowest first
 
 
 def frontier(groups: Iterable[Group], cost: Number, worth: Number) -> list[tuple[float, float]]:
-    """(speed-up, fidelity) of the settings that no faster setting of the same method equals or beats; slowest first.
-
-    Settings without one of the two numbers are none.
-    """
+    """(speed-up, fidelity) of the settings that no faster one equals or beats, slowest first; without NaN."""
     known = ((cost(g), worth(g)) for g in groups if not g.reason)
     points = sorted((point for point in known if not any(map(math.isnan, point))), reverse=True)
     kept: list[tuple[float, float]] = []
@@ -219,7 +220,7 @@ def frontier(groups: Iterable[Group], cost: Number, worth: Number) -> list[tuple
 def at_speed(points: Points, speed: float) -> float:
     """Best fidelity at `speed` on a frontier, linear between its points; NaN beyond its fastest point.
 
-    Below its slowest point the slowest point counts: it saves more than was asked.
+    Below its slowest point that point counts, which saves more than was asked.
     """
     if not points:
         return math.nan

@@ -1,10 +1,10 @@
-"""A baseline: an offline, globally weighted step schedule in the spirit of LeMiCa and GCache. Published idea, our code.
+"""A baseline: an offline, globally weighted step schedule, after LeMiCa and GCache. Published idea, our code.
 
-Which steps are computed is fixed before the run and the same for every prompt. One recorded plain run of a calibration
-prompt gives the error of serving any step from any earlier ones; a few perturbed runs give what an error at each step
-does to the final latent; a shortest path over steps finds the schedule of a given length with the least weighted error.
-(LeMiCa, arXiv 2511.00090, weighs cache segments by the error of the final output and looks for the path whose worst
-segment is smallest; GCache bounds the sum. Here the sum is taken.)
+The full steps are fixed before the run and the same for every prompt. One recorded plain run of a calibration prompt
+gives the error of skipping any step, filled from any earlier ones. A few perturbed runs give what an error at each step
+does to the final latent. A shortest path over steps then finds the schedule of a given length with the least weighted
+error. (LeMiCa, arXiv 2511.00090, minimises the worst cache segment by the error of the final output; GCache bounds the
+sum. Here the sum is minimised.)
 """
 
 from __future__ import annotations
@@ -28,23 +28,30 @@ from unicp_bench.methods import Bench, Method, unicp_method
 FAMILY = "global schedule"
 PROBES = 8
 POSITIONS = 4096
-Errors = Callable[[Sequence[int], int], float]  # (computed steps so far, oldest first; served step) -> error
+Errors = Callable[[Sequence[int], int], float]  # (full steps so far, oldest first; skipped step) -> error
 
 
 def best_schedule(steps: int, computed: int, order: int, weights: Sequence[float], error: Errors) -> tuple[int, ...]:
-    """The schedule of `computed` out of `steps` steps with the smallest sum of weight * error over the served ones.
+    """The schedule of `computed` full steps with the smallest sum of weight * error over the skipped ones.
 
-    The first order + 2 steps are computed: a forecast needs them, and one measurement. error is asked with
-    the last order + 1 computed steps. Exact: a shortest path over pairs of computed steps.
+    It is a shortest path over pairs of full steps. The first order + 2 steps are full, for a forecast and one
+    measurement.
+
+    Args:
+        steps: Of the run.
+        computed: Full steps.
+        order: Of the forecast, 0 or 1.
+        weights: Of each step.
+        error: Of a skipped step, from the last order + 1 full ones.
     """
     begin = tuple(range(order + 2))
     if not len(begin) <= computed <= steps:
         raise ValueError(f"{computed} of {steps} steps cannot be computed with a forecast of order {order}")
 
-    def change(before: int, last: int, served: int) -> float:
-        return weights[served] * error((before, last)[-(order + 1) :], served)
+    def change(before: int, last: int, skipped: int) -> float:
+        return weights[skipped] * error((before, last)[-(order + 1) :], skipped)
 
-    # As published: nothing limits how far a step is served from.
+    # As published: nothing limits the reach of a forecast.
     return best_paths(steps, one_by_one(change), begin, max_window=steps, max_reach=math.inf)[computed].computed
 
 
@@ -84,8 +91,8 @@ def _attach(order: int, share: float) -> Callable[[Bench], Any]:
 def _errors(bench: Bench, order: int) -> Errors:
     table = bench.notes[f"{FAMILY} errors {order}"]
 
-    def error(tail: Sequence[int], served: int) -> float:
-        return table[",".join(map(str, (*tail[-(order + 1) :], served)))]
+    def error(tail: Sequence[int], skipped: int) -> float:
+        return table[",".join(map(str, (*tail[-(order + 1) :], skipped)))]
 
     return error
 
@@ -107,15 +114,15 @@ def _calibrate(bench: Bench) -> None:
 def _error_table(
     samples: Sequence[Sequence[Tensor]], sigmas: Sequence[float], order: int
 ) -> dict[tuple[int, ...], float]:
-    """Relative error of serving step k from each order + 1 earlier ones, mean over branches."""
+    """Relative error of skipping step k, by the order + 1 earlier steps that fill it; mean over branches."""
     steps, table = len(samples), {}
     for tail in itertools.combinations(range(steps), order + 1):
-        for served in range(tail[-1] + 1, steps):
-            found = []
-            for branch in range(len(samples[served])):
+        for skipped in range(tail[-1] + 1, steps):
+            errors = []
+            for branch, true in enumerate(samples[skipped]):
                 points = [(sigmas[i], samples[i][branch]) for i in tail]
-                found.append(float(relative_error(extrapolate(points, sigmas[served]), samples[served][branch]).mean()))
-            table[(*tail, served)] = sum(found) / len(found)
+                errors.append(float(relative_error(extrapolate(points, sigmas[skipped]), true).mean()))
+            table[(*tail, skipped)] = sum(errors) / len(errors)
     return table
 
 

@@ -31,9 +31,14 @@ STEPS = 30
 
 @dataclass(frozen=True)
 class Suite:
-    """Methods and how many prompts, seeds and frames they are measured on.
+    """Methods, and the prompts, seeds and frames they are measured on.
 
-    frames: None = the model's own. plain_every: the plain run is timed again before so many methods each.
+    Attributes:
+        methods: Of the suite.
+        about: What it compares.
+        prompts, seeds: Numbers of them.
+        frames: `None` = the model's own.
+        plain_every: The plain run is timed again before so many methods.
     """
 
     methods: tuple[Method, ...]
@@ -50,7 +55,11 @@ def models() -> dict[str, Path]:
 
 
 def suite(name: str) -> Suite:
-    """A suite by name. Raises InputError."""
+    """A suite by name.
+
+    Raises:
+        InputError: There is none of this name.
+    """
     known = {
         "presets": _presets,
         "quick": _quick,
@@ -84,12 +93,12 @@ def _quick() -> Suite:
 
 def _peers() -> Suite:
     ours = [with_preset("balanced", tolerance=t) for t in (0.01, 0.02, 0.04, 0.08, 0.15, 0.25, 0.5, 1.0, 2.0)]
-    # Windows of `balanced` cannot save more than about three times: these widen faster, whatever the error.
+    # Windows of `balanced` save about three times at most; these widen faster, whatever the error.
     ours += [
         with_preset("balanced", tolerance=1000.0, max_reach=reach, max_window=most)
         for reach, most in ((1.25, 8), (1.5, 8), (2.0, 8), (3.0, 8), (3.0, 12))
     ]
-    # So near each other that plans of every number of computed steps down to ten are among them.
+    # So close that there is a plan for every number of full steps down to ten.
     slow = ("1.3", "1.35", "1.4", "1.5", "1.6", "1.65", "1.7", "1.85")
     speeds = (*slow, "2", "2.1", "2.2", "2.35", "2.5", "2.7", "3", "3.4", "4")
     planned = [with_target(f"speedup>={x}") for x in speeds]
@@ -113,9 +122,9 @@ def _peers() -> Suite:
     )
 
 
-# Settings of peers that are worth a long table. Chosen by hand from the whole sweep on two tuning prompts of the
-# glyphs, 9 frames, both samplers: no faster setting of the same method had a better clip there, clips kept about 26 dB,
-# and no other version of the method was clearly better.
+# Settings of peers that are worth a long table, chosen from the whole sweep on two tuning prompts of the glyphs, 9
+# frames, both samplers: clips kept about 26 dB, no faster setting of the method was better, and no other version of it
+# was clearly better.
 _STRONG = {
     "fewer steps": ("20", "15", "12", "10", "8", "7"),
     "fewer steps, unipc": ("20", "10", "8"),
@@ -130,7 +139,7 @@ _STRONG = {
 _WHOLE = ("UniCP", "UniCP planned", "fewer steps, placed", "fixed window", "diffusers SeaCache", "diffusers MagCache")
 
 
-# What came out ahead in the tables of "rivals", for clips that take three times as long.
+# The best settings in the tables of "rivals", for clips that take three times as long.
 _LEADERS = {
     "UniCP": (
         *(f"balanced tolerance {tolerance}" for tolerance in (0.04, 0.15, 0.5, 1.0)),
@@ -142,7 +151,7 @@ _LEADERS = {
     "fewer steps": ("20", "15", "10", "8"),
 }
 
-# Of every method the setting that takes about half the compute of 30 steps on the test-beds.
+# The setting of each method that takes about half the compute of 30 steps on the test-beds.
 _AT_TWO = {
     "UniCP": ("balanced tolerance 0.15",),
     "UniCP planned": ("speedup>=1.85",),
@@ -164,18 +173,18 @@ def _some_of_peers(chosen: Mapping[str, Collection[str]], whole: Collection[str]
 
 
 def _seconds() -> Suite:
-    about = "methods at about 2x less compute, each right after a plain run of its own"
+    about = "methods at about 2x less compute, each right after a plain run"
     return Suite(_some_of_peers(_AT_TWO), about, prompts=2, seeds=1, plain_every=1)
 
 
 def _rivals() -> Suite:
     methods = _some_of_peers(_STRONG, _WHOLE)
-    return Suite(methods, "of the peers the settings worth a long table", prompts=4, seeds=1)
+    return Suite(methods, "the settings of peers that are worth a long table", prompts=4, seeds=1)
 
 
 def _leaders() -> Suite:
     methods = _some_of_peers(_LEADERS, ("diffusers SeaCache",))
-    return Suite(methods, "UniCP beside the peers that came out ahead, for long clips", prompts=4, seeds=1)
+    return Suite(methods, "UniCP and the best peers, for long clips", prompts=4, seeds=1)
 
 
 def _ablation() -> Suite:
@@ -190,7 +199,7 @@ def _ablation() -> Suite:
                 changed = dataclasses.replace(base, quantity=quantity, axis=axis)
                 methods.append(unicp_method(f"balanced, {quantity} over {axis}", changed))
     for level in ("stack", "block", "unit"):
-        # With the usual limit on what is stored a finer level gives way to a coarser one.
+        # With the usual limit on stored bytes a finer level gives way to a coarser one.
         finer = dataclasses.replace(base, level=level, store_factor=1000.0)
         methods.append(unicp_method(f"balanced, level {level}", finer))
     methods += _slicing_ablation(base)
@@ -209,7 +218,7 @@ def _slicing_ablation(base: Settings) -> list[Method]:
 
 
 def _slices() -> Suite:
-    """For runs of a few steps, in which little can be served."""
+    """For runs of a few steps, of which few can be skipped."""
     off = dataclasses.replace(preset("balanced"), tolerance=1e-9)  # windows that never open
     methods = []
     for share in (0.75, 0.5, 0.25):
@@ -227,7 +236,7 @@ def _slices() -> Suite:
     methods.append(unicp_method("balanced, slices within 0.03", dataclasses.replace(preset("balanced"), slicing=both)))
     peers = (*diffusers_methods(), *cache_dit_methods())
     methods = (*methods, *(fewer_steps(n) for n in (7, 6, 5, 4, 3)), *peers)
-    return Suite(methods, "slices of attention beside caches, for runs of 4 to 8 steps (--steps)", prompts=8, seeds=1)
+    return Suite(methods, "slices of attention and caches, for runs of 4 to 8 steps (--steps)", prompts=8, seeds=1)
 
 
 def _paper() -> Suite:

@@ -1,4 +1,4 @@
-"""A whole sweep: every method of a suite on every prompt and seed, resumable, clip by clip."""
+"""A sweep: every method of a suite on every prompt and seed, clip by clip and resumable."""
 
 from __future__ import annotations
 
@@ -25,11 +25,21 @@ CLIP_FPS = 16.0
 
 @dataclass(frozen=True)
 class Sweep:
-    """What is to be measured. prompts: texts; prompt i of them starts from noise of seed 1000 s + i, s below `seeds`.
+    """What to measure.
 
-    metrics: "all" or "fast" (those that cost milliseconds). clips: a folder to keep every clip in, or None.
-    profile: of the model, for targets; None = the one that is shipped. plugins: what plug-ins hold, in a few digits.
-    plain_every: the plain run is made again before so many methods each, for its seconds.
+    Attributes:
+        suite, model: Names in the rows.
+        folder: Of the model, or its name on the hub.
+        sampler, steps, frames: Of the reference.
+        prompts: Texts; prompt i starts from noise of seed 1000 s + i, with s below `seeds`.
+        seeds: Clips per prompt.
+        methods: To measure.
+        out: The file of rows.
+        metrics: "all", or "fast" for those that cost milliseconds.
+        clips: A folder to keep every clip in, or `None`.
+        profile: Of the model, for targets; `None` = the shipped one.
+        plain_every: The plain run is timed again before so many methods.
+        plugins: A hash of the plug-ins.
     """
 
     suite: str
@@ -50,9 +60,9 @@ class Sweep:
 
 
 def run(sweep: Sweep, say: Callable[[str], None]) -> str:
-    """Measures what has no row yet under the conditions of this sweep, which are returned.
+    """Measures what has no row yet under the conditions of this sweep, and returns these.
 
-    `say` is given a line for each new row, and one for rows of the same name that are not this sweep's.
+    `say` gets a line for each new row, and one about rows of the same name from other sweeps.
     """
     calibration = prompts_of("calibration", sweep.model)
     harness = Harness(sweep.folder, sweep.sampler, sweep.steps, calibration, sweep.frames, profile=sweep.profile)
@@ -79,7 +89,7 @@ def run(sweep: Sweep, say: Callable[[str], None]) -> str:
         sweep.plain_every,
         sweep.plugins,
     )
-    # Fewer steps than the reference are meant.
+    # A method with as many steps as the reference would be the reference.
     methods = [method for method in sweep.methods if method.steps is None or method.steps < sweep.steps]
     for index, prompt in enumerate(sweep.prompts):
         for seed in range(sweep.seeds):
@@ -92,11 +102,11 @@ def _tell_of_others(sweep: Sweep, harness: Harness, say: Callable[[str], None]) 
     others = [row for row in rows if row.conditions != harness.conditions]
     if others:
         what = sorted({name for row in others for name in differences(row.environment, harness.environment)})
-        say(f"note: {len(others)} rows in {sweep.out} are of another sweep and left alone: other {', '.join(what)}")
+        say(f"note: {len(others)} rows in {sweep.out} are of another sweep and are not used: other {', '.join(what)}")
 
 
 def _refuse_other_plugins(sweep: Sweep, harness: Harness) -> None:
-    """Raises InputError where the rows of a method are those of a plug-in as it was before it was changed."""
+    """Refuses rows that were measured with another version of a plug-in."""
     plugged = {(method.family, method.setting) for method in sweep.methods if method.is_plugged}
     for row in read_rows(sweep.out):
         is_mine = (row.model, row.conditions) == (sweep.model, harness.conditions)
@@ -106,7 +116,7 @@ def _refuse_other_plugins(sweep: Sweep, harness: Harness) -> None:
 
 
 class Fidelity:
-    """All numbers of a clip: against the plain clip, and against the prompt where it is one of the test-bed's."""
+    """All numbers of a clip: against the plain clip, and against the prompt if it is one of the test-bed's."""
 
     def __init__(self, metrics: str = ALL_METRICS):
         self.metrics = FAST if metrics == FAST_METRICS else None
@@ -124,11 +134,11 @@ class ClipFolder:
         self.folder = folder
 
     def lacks(self, row: Row) -> bool:
-        """True where the method ran and its clip is not there."""
+        """Whether the method ran and its clip is not there."""
         return row.measured and not (self.folder / clip_file(row)).is_file()
 
     def keep(self, row: Row, clip: Clip) -> None:
-        """Writes the clip; it is there as a whole or not at all."""
+        """Writes the clip, whole or not at all."""
         from unicp.cli.video import write_video
 
         write_video(clip.frames.numpy(), self.folder / clip_file(row), CLIP_FPS)
@@ -138,11 +148,15 @@ class ClipFolder:
 class Measuring:
     """Measures methods on one pipeline, and adds a row of each to `out`.
 
-    suite, model: names in the rows. fidelity: numbers of a clip against the plain one and the prompt. clips: keeps
-    every clip before its row is written, so that there is no row without its clip.
-    plain_every: the plain run is made again before so many methods each, for its seconds. With 1 every row has a plain
-    run of its own right before it and is marked as paired; otherwise none is, since a machine's speed changes between
-    the two. plugins: noted in the rows of methods that run one, in their environment.
+    Attributes:
+        harness: The pipeline.
+        suite, model: Names in the rows.
+        out: The file of rows.
+        fidelity: Gives the numbers of a clip against the plain one and the prompt.
+        say: Gets a line for each row.
+        clips: Keeps every clip before its row is written; `None` = keep none.
+        plain_every: The plain run is timed again before so many methods. With 1, rows are paired.
+        plugins: A hash of the plug-ins, for the rows of methods that run one.
     """
 
     harness: Harness
@@ -156,13 +170,13 @@ class Measuring:
     plugins: str = ""
 
     def case(self, methods: Iterable[Method], case: Case) -> None:
-        """All methods that have no row yet for this prompt and seed, or whose clip is not kept; the plain run first.
+        """Runs all methods that have no row for this prompt and seed, or no kept clip; the plain run first.
 
-        A plain run that gives another clip than the first is told: a method was taken off and left something behind.
+        It warns if a later plain run gives another clip: then a method left something behind.
         """
         known = {row.key: row for row in read_rows(self.out)}
         start, end = (self.harness.conditions, self.model, self.harness.sampler), (case.prompt, case.seed)
-        # By name: a method that is asked for twice is run once.
+        # By name, so that a method that is asked for twice runs once.
         every = {one.name: one for one in (plain(), *(one for one in methods if one.family != PLAIN))}
         rows = {name: known.get((*start, one.family, one.setting, *end)) for name, one in every.items()}
         missing = [every[name] for name, row in rows.items() if row is None or (self.clips and self.clips.lacks(row))]
@@ -172,7 +186,7 @@ class Measuring:
         reference = self.harness.run_method(plain(), case)
         for index, method in enumerate(missing):
             if self.plain_every == 1 and method.prepare is not None:
-                # A calibration is not to come between the two runs of a pair. One that fails is told below.
+                # A calibration must not come between the two runs of a pair. If it fails, `_measure` reports it.
                 with suppress(Exception):
                     method.prepare(self.harness.bench)
             if (index or method.prepare is not None) and index % self.plain_every == 0:
@@ -192,7 +206,7 @@ class Measuring:
         again = self.harness.run_method(plain(), case)
         if not torch.equal(again.frames, reference.frames):
             names = ", ".join(method.name for method in before)
-            self.say(f"warning: the plain run is another one now; one of these left something behind: {names}")
+            self.say(f"warning: the plain run gives another clip now; one of these left something behind: {names}")
         return replace(reference, seconds=again.seconds, model_seconds=again.model_seconds)
 
     def _measure(self, method: Method, case: Case, reference: Clip) -> tuple[Row, Clip | None]:
@@ -214,7 +228,7 @@ class Measuring:
             clip = reference if method.family == PLAIN else self.harness.run_method(method, case)
         except CannotRunError as error:
             return Row(**about, reason=str(error)), None
-        except Exception as error:  # a peer that crashes is a result, not the end of the sweep
+        except Exception as error:  # a crash of a peer is a result, not the end of the sweep
             if method.family.startswith(("UniCP", "fixed window")):
                 raise
             return Row(**about, reason=f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"), None

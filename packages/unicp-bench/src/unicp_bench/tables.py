@@ -1,7 +1,7 @@
-"""Measured rows as Markdown tables: what stands in the documents and at the end of `unicp bench`.
+"""Markdown tables of measured rows, for the documents and the end of `unicp bench`.
 
-Every table is over the clips that all its rows have, and says below it where that leaves some out. The fidelity of a
-family at a speed-up is read off its own sweep, linear between settings.
+Every table is over the clips that all its rows have, and says if that leaves some out. The fidelity of a family at a
+speed-up is interpolated between its settings.
 """
 
 from __future__ import annotations
@@ -45,10 +45,7 @@ def markdown(head: Sequence[str], rows: Iterable[Sequence[str]], *notes: str) ->
 
 
 def measured(groups: Iterable[Group]) -> str:
-    """A line for each setting; what cannot run says why.
-
-    Columns of seconds are there where a setting has paired rows; of the others they say nothing.
-    """
+    """One line for each setting, or the reason why it cannot run. Seconds are shown of paired rows only."""
     shared = share(groups)
     shown = [group for group in shared.groups if group.method != PLAIN]
     timed = any(group.paired for group in shown if not group.reason)
@@ -64,7 +61,7 @@ def measured(groups: Iterable[Group]) -> str:
 
 
 def decibels(*values: float) -> str:
-    """One decimal each, a slash between them; a dash for what is not a number."""
+    """One decimal each, with slashes between them; a dash for NaN."""
     return _several(values, ".1f", "dB")
 
 
@@ -77,7 +74,7 @@ def _seconds(group: Group) -> list[str]:
 
 
 def _several(values: Iterable[float], form: str, unit: str) -> str:
-    """Numbers with a slash between them; one dash where none is known."""
+    """Numbers with slashes between them; one dash if all are NaN."""
     each = "x" if unit == "x" else ""
     shown = ["-" if math.isnan(value) else f"{value:{form}}{each}" for value in values]
     if set(shown) == {"-"}:
@@ -86,10 +83,14 @@ def _several(values: Iterable[float], form: str, unit: str) -> str:
 
 
 def margins(rows: list[Row], what: str = "") -> str:
-    """The families of UniCP beside the best peer at each speed-up.
+    """The families of UniCP and the best peer at each speed-up.
 
-    what: "" for PSNR by compute, "seconds" for PSNR by seconds, or another metric, by compute. Raises InputError where
-    the rows do not tell seconds: they do where runs were made in pairs.
+    Args:
+        rows: Of one model, sampler and plain run.
+        what: "" = PSNR by compute, "seconds" = PSNR by seconds, or another metric, by compute.
+
+    Raises:
+        InputError: Rows are of several plain runs, or seconds are asked for and runs were not made in pairs.
     """
     part = _only_part(rows)
     cost, metric = (SECONDS, METRIC) if what == "seconds" else (COMPUTE, what or METRIC)
@@ -158,11 +159,13 @@ def _line(
 
 
 def equal_compute(groups: list[Group]) -> str:
-    """Each setting of UniCP beside its rivals at the compute it takes, as a Markdown table.
+    """Each setting of UniCP and its rivals at the same compute.
 
-    groups: over the same clips. A rival's fidelity is read off its own sweep, linear between settings; where its
-    slowest takes less compute, that one counts and is marked; "not reached" where its fastest takes more. Mean and
-    worst clips are read off separately.
+    A rival's fidelity is interpolated between its settings, mean and worst clips separately. If its slowest setting
+    takes less compute, that one counts and is marked; if its fastest takes more, the cell says "not reached".
+
+    Args:
+        groups: Over the same clips.
     """
     ours = [group for group in groups if group.method == "UniCP" and not group.reason]
     clips = max((len(group.rows) for group in ours), default=0)
@@ -185,7 +188,7 @@ def _slowest(groups: Sequence[Group], method: str) -> float:
 def targets_met(groups: list[Group]) -> str:
     """How often each target was met: PSNR against the plain clip, speed in seconds of the whole pipeline call.
 
-    Where runs are not in pairs nobody knows the seconds: then a speed is counted in compute, and seconds are not.
+    Runs that are not in pairs have no comparable seconds. Their speed is counted in compute.
     """
     rows = []
     for group in groups:
@@ -215,11 +218,10 @@ def _met(target: Target, group: Group) -> str:
 
 
 def targets_need(groups: list[Group]) -> str:
-    """What targets of PSNR spent beside the need, which is known only afterwards, with the plain clips at hand.
+    """What targets of PSNR spent beside the least that would have met them, over all settings of UniCP in the sweep.
 
-    Found by search over all settings of UniCP in the sweep: online tolerances, plans and guards. "One setting": the
-    fastest that met the target on all of these clips. "Clip by clip": for each the fastest that met it; clips on which
-    nothing did count as computed in full.
+    "One setting" is the fastest that met the target on all clips. "Clip by clip" is the fastest that met it on each;
+    a clip on which none did counts as a plain run.
     """
     head = ("target", "clips", "met", "less compute", "one setting", "spent over it", "clip by clip", "spent over it")
     rows = []
@@ -247,15 +249,15 @@ def targets_need(groups: list[Group]) -> str:
 
 
 def _spent(rows: Sequence[Row]) -> float:
-    """Share of the operations of the plain runs that was executed."""
+    """Executed share of the plain runs' operations."""
     return max(1, sum(row.operations for row in rows)) / max(1, sum(row.full_operations for row in rows))
 
 
 def best_settings(groups: list[Group]) -> str:
-    """All settings of UniCP, and of other methods those that save something and that no other setting beats.
+    """All settings of UniCP, and those of other methods that save something and are not beaten by another one.
 
-    A setting is left out where another of its method saves as much with the same mean PSNR or more. Below the table it
-    says which methods cannot run and why, and how many settings saved nothing.
+    A setting is beaten if another of its method saves as much with the same mean PSNR or more. Below the table are the
+    methods that cannot run and why, and how many settings saved nothing.
     """
     shown, idle, unable = [], Counter[str](), dict[str, str]()
     fronts = {method: set(_front(groups, method)) for method in {group.method for group in groups}}
@@ -270,7 +272,7 @@ def best_settings(groups: list[Group]) -> str:
         elif group.operations < LEAST:
             idle[group.method] += 1
         elif place in fronts[group.method]:
-            fronts[group.method].remove(place)  # one of those that are alike is enough
+            fronts[group.method].remove(place)  # of equal settings one is enough
             shown.append(group)
     lines = [measured(shown)]
     if idle:
@@ -287,7 +289,7 @@ def _front(groups: list[Group], method: str) -> list[tuple[float, float]]:
 
 def _rival(groups: list[Group], speed: float) -> str:
     fastest = max((g.operations for g in groups if not g.reason), default=0.0)
-    # Ten of 30 steps and ten computed ones are 3x both, but for a rounding.
+    # Ten of 30 steps and ten full ones are both 3x, except for rounding.
     speed = min(speed, fastest) if speed < 1.01 * fastest else speed
     found = [
         at_speed(frontier(groups, lambda g: g.operations, worth), speed)

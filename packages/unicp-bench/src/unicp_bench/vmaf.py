@@ -25,13 +25,18 @@ _ASKED = "VMAF of two clips"
 def vmaf(clip: Any, reference: Any) -> float:
     """VMAF, mean over frames: about 0 (bad) to 100 (as the reference). Relative only, see below.
 
-    clip, reference: (frames, height, width, 3), floats in [0, 1]; the order matters. NaN if a value is not finite.
-    The model was fitted to full-HD video seen from a fixed distance, so on small frames the number depends strongly
-    on their size: compare it only between clips of one size. An equal clip gets nearly 100 rather than 100, less the
-    stiller the clip is. Frames are rounded to 8 bits and converted to limited-range BT.709; only luma counts.
-    Raises InputError for clips that do not fit or frames below 24x24, UniCPError where imageio-ffmpeg or the libvmaf
-    of its binary is missing. The environment variable IMAGEIO_FFMPEG_EXE names another binary.
+    The model was fitted to full-HD video seen from a fixed distance, so compare it only between clips of one size. An
+    equal clip gets nearly 100, less the stiller it is. Frames are rounded to 8 bits and converted to limited-range
+    BT.709; only luma counts. NaN if a value is not finite.
     Source: Li et al., "Toward a practical perceptual video quality metric" (2016); model vmaf_v0.6.1 of libvmaf.
+
+    Args:
+        clip, reference: (frames, height, width, 3), floats in [0, 1]. The order matters.
+
+    Raises:
+        InputError: Clips do not fit, or frames are below 24x24.
+        UniCPError: imageio-ffmpeg, or libvmaf in its binary, is missing. The environment variable IMAGEIO_FFMPEG_EXE
+            names another binary.
     """
     first, second, finite = checked_clips(clip, reference)
     check_side(first, SMALLEST_SIDE, _ASKED, "vmaf")

@@ -1,4 +1,4 @@
-"""`unicp bench`: methods side by side on the same model, prompts, seeds and machine; one row of results each."""
+"""`unicp bench`: measures methods on the same model, prompts, seeds and machine."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ def bench(
     suite: Annotated[
         str,
         typer.Argument(
-            metavar="SUITE", help="presets, quick, peers, rivals, leaders, ablation, paper, slices, seconds, overhead."
+            metavar="SUITE",
+            help="Methods: presets, quick, peers, rivals, leaders, ablation, paper, slices, seconds, overhead.",
         ),
     ] = "quick",
     model: Annotated[
@@ -34,14 +35,14 @@ def bench(
     frames: options.FramesOption = None,
     split: Annotated[str, typer.Option(metavar="NAME", help="Prompts: table, tuning or calibration.")] = "table",
     prompts_file: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Prompts of your own, one a line, instead of the test-bed's.")
+        Path | None, typer.Option(metavar="FILE", help="Your prompts, one a line, instead of the test-bed's.")
     ] = None,
     method: Annotated[
         list[str] | None,
         typer.Option(
             "--method",
             metavar="NAME",
-            help="Only this one (repeat for more): a name of the suite, a preset, or policy:NAME.",
+            help="Measure only this method (repeat for more): a name of the suite, a preset, or policy:NAME.",
         ),
     ] = None,
     plugin: Annotated[
@@ -49,12 +50,13 @@ def bench(
         typer.Option(
             "--plugin",
             metavar="MODULE_OR_FILE",
-            help="Import this first (repeat for more): what it registers is a method, policy:NAME, predictor:NAME, "
+            help="Import this first (repeat for more). What it registers is a method: policy:NAME, predictor:NAME, "
             "reducer:NAME.",
         ),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Rows, as JSON lines [default: build/bench/SUITE-MODEL.jsonl].")
+        Path | None,
+        typer.Option(metavar="FILE", help="File of rows, as JSON lines [default: build/bench/SUITE-MODEL.jsonl]."),
     ] = None,
     clips: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Also keep every clip as a video.")] = None,
     profile: options.ProfileOption = None,
@@ -62,10 +64,10 @@ def bench(
         bool, typer.Option("--fast-metrics", help="Leave out the slower metrics (VMAF, deep features).")
     ] = False,
 ) -> None:
-    """Measure methods side by side: operations, seconds, memory and fidelity against the plain run of the same seed.
+    """Measure methods against the plain run of the same seed: compute, seconds, memory and fidelity.
 
-    Stopped at any moment, the same command goes on where it was. Ends with a table. "overhead" measures what deciding
-    costs as models and runs grow; it takes --out alone.
+    If it is stopped, the same command continues. It ends with a table. The suite "overhead" measures what deciding
+    costs as models and runs grow, and takes no option but --out.
 
     \b
     Examples:
@@ -112,18 +114,18 @@ def bench(
 
 
 def _given(context: typer.Context) -> set[str]:
-    """Names of the parameters that stand on the command line."""
+    """Names of the parameters that are given on the command line."""
     sources = {name: context.get_parameter_source(name) for name in context.params}
     return {name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"}
 
 
 def _name_of(folder: Path) -> str:
-    """The last part of a model's path, also where that is "." or no text."""
+    """The last part of a model's path, also if that is "." or no text."""
     return (folder.name or folder.resolve().name).encode(errors="backslashreplace").decode()
 
 
 def _usual_frames(frames: int | None, folder: Path) -> int | None:
-    """Those of the suite, unless the model makes clips of one length only."""
+    """The frames of the suite, or None if the model makes clips of one length only."""
     config = folder / "transformer" / "config.json"
     values = read_json(config) if config.is_file() else {}
     return None if isinstance(values, dict) and "video_length" in values else frames
@@ -131,7 +133,7 @@ def _usual_frames(frames: int | None, folder: Path) -> int | None:
 
 def _overhead(out: Path | None, is_alone: bool) -> None:
     if not is_alone:
-        raise InputError("unicp bench overhead with these options", "sizes of its own", "give --out alone")
+        raise InputError("unicp bench overhead with these options", "it has its own sizes", "give --out alone")
     file = _place(out, "overhead.json")
     check_writable(file)
 
@@ -162,20 +164,20 @@ def _run(plan: Sweep, about: str) -> None:
     from unicp_bench.statistics import group_rows
     from unicp_bench.tables import measured
 
-    known = read_rows(plan.out)  # a damaged file is told before anything runs
+    known = read_rows(plan.out)  # a damaged file fails before anything runs
     if plan.profile is not None:
         load_profile(plan.profile)
     if plan.clips is not None:
         options.make_folder("--clips", plan.clips)
     total = len(plan.prompts) * plan.seeds * (len(plan.methods) + 1)
-    typer.echo(f"{plan.suite}: {about}; {total} runs, {len(known)} rows in {plan.out} already", err=True)
+    typer.echo(f"{plan.suite}: {about}; {total} runs, {len(known)} rows already in {plan.out}", err=True)
     conditions = sweep.run(plan, typer.echo)
     mine = [row for row in read_rows(plan.out) if row.conditions == conditions and row.model == plan.model]
     typer.echo(measured(group_rows(mine)))
 
 
 def _first(texts: tuple[str, ...], asked: int | None, usual: int) -> tuple[str, ...]:
-    """As many as were asked for, else as many as usual, or fewer where there are not so many."""
+    """The first prompts: as many as were asked for, else up to the usual number."""
     if asked is not None and asked > len(texts):
         raise InputError(f"--prompts {asked}", f"{len(texts)} prompts", "ask for fewer")
     return texts[: usual if asked is None else asked]

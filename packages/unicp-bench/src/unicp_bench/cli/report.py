@@ -1,4 +1,4 @@
-"""`unicp report`: measured rows as one HTML file that opens anywhere."""
+"""`unicp report`: writes measured rows as one HTML file."""
 
 from __future__ import annotations
 
@@ -23,22 +23,24 @@ def report(
     clips: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="Also show the worst clips, kept by `unicp bench --clips`.")
     ] = None,
-    worst: Annotated[int, typer.Option(metavar="N", help="How many worst clips of each family.")] = 6,
+    worst: Annotated[int, typer.Option(metavar="N", help="How many of the worst clips of each family.")] = 6,
     family: Annotated[
         list[str] | None,
-        typer.Option("--family", metavar="NAME", help="Clips of this family only (repeat for more) [default: all]."),
+        typer.Option(
+            "--family", metavar="NAME", help="Show clips of this family only (repeat for more) [default: all]."
+        ),
     ] = None,
     attention: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Also draw how attention changes (experiments.attention_change)."),
+        typer.Option(metavar="FILE", help="Also draw how attention changes (from experiments.attention_change)."),
     ] = None,
     trace: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Also map the decisions of a run (`unicp generate --trace`).")
     ] = None,
 ) -> None:
-    """Write measured rows as one HTML file: figures, tables, maps of the work, and the worst clips.
+    """Write measured rows as one HTML file with figures, tables, maps of the work, and the worst clips.
 
-    Everything is inside the file, videos too; the same input gives the same file.
+    Everything is inside the file, also videos. The same input gives the same file.
 
     \b
     Examples:
@@ -72,12 +74,12 @@ def report(
 
 
 def _check_rows(file: Path) -> None:
-    """Refuses files of other kinds, with what they are for: as rows they would be damaged from the first line on."""
+    """Refuses files of other kinds, and says what they are for."""
     if not os.path.isfile(file):
-        return  # told where it is read
+        return  # `load_rows` reports it
     try:
         with file.open("rb") as opened:
-            # Every file of UniCP says what it is before anything else.
+            # Every file of UniCP begins with its type.
             known = _KIND.match(opened.read(_BEGINNING))
     except OSError:
         return

@@ -12,10 +12,16 @@ from unicp_testbeds.scorer import load_scorer, score_clips
 
 
 def adherence(clip: Tensor, prompt: str) -> dict[str, float]:
-    """1 or 0 for each attribute of the prompt; {} for prompts and sizes of no test-bed.
+    """Whether a clip shows each attribute of its prompt.
 
-    clip: (frames, height, width, 3), floats in [0, 1]. Glyphs are read by the classifier, a film's light, colour and
-    motion are measured as they were for its captions.
+    A classifier reads glyphs. Light, colour and motion of a film are measured as for its captions.
+
+    Args:
+        clip: (frames, height, width, 3), floats in [0, 1].
+        prompt: Of the clip.
+
+    Returns:
+        1 or 0 by attribute; {} for prompts and sizes of no test-bed.
     """
     size = tuple(clip.shape[1:3])
     if size == (clips.HEIGHT, clips.WIDTH) and prompt in _scenes():
@@ -28,7 +34,7 @@ def adherence(clip: Tensor, prompt: str) -> dict[str, float]:
 
 
 def prompts_of(folder: Path) -> tuple[str, ...]:
-    """The prompts that a test-bed is measured on: those of its `prompts.txt`, else the held-out captions of glyphs."""
+    """Prompts on which a test-bed is measured: those of its `prompts.txt`, else the held-out captions of glyphs."""
     path = folder / film_data.PROMPTS_FILE
     if path.is_file():
         return tuple(path.read_text(encoding="utf-8").splitlines())

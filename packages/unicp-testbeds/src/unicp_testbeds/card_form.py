@@ -1,4 +1,4 @@
-"""What the model cards of all test-beds have in common: the form, and how sizes and schedules are put into words."""
+"""The form of all test-beds' model cards, and sizes and schedules in words."""
 
 from __future__ import annotations
 
@@ -72,11 +72,14 @@ These settings are also in `{defaults_file}`{calling}.
 
 @dataclass(frozen=True)
 class Card:
-    """What one test-bed says of itself; texts are Markdown.
+    """The texts of one test-bed's card, in Markdown.
 
-    licence: a name the hub knows, and in `terms` in words. calling: what follows the name of the file of defaults.
-    parts: rows of (part, class, size). beside: what is no part of the pipeline. frames_argument: the pipeline's
-    word for the number of frames.
+    Attributes:
+        licence: A name that the hub knows; `terms` has it in words.
+        calling: Follows the name of the file of defaults.
+        parts: Rows of (part, class, size).
+        beside: What is no part of the pipeline.
+        frames_argument: The pipeline's argument for the number of frames.
     """
 
     title: str
@@ -108,7 +111,7 @@ class Card:
 
 
 def millions(model: Any) -> str:
-    """How many parameters a model has, in words."""
+    """Number of a model's parameters, in words."""
     return f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} million parameters"
 
 

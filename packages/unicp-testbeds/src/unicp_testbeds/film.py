@@ -2,9 +2,9 @@
 
     python -m unicp_testbeds.film --out build/film       # hours; 4.5 on one core that did other work too
 
-It is the test-bed of real pictures: the clips are cut from Big Buck Bunny (`film_data`), where light changes, cameras
-move and no two shots are alike. Its sampler is DDIM on a velocity, down to a first step of pure noise. The run is
-seeded and continues where it was stopped; film, clips, latents and checkpoints are kept in the working folder.
+It is the test-bed of real pictures: its clips are cut from Big Buck Bunny (`film_data`), where light changes, cameras
+move and shots differ. Its sampler is DDIM on a velocity, with a first step of pure noise. The run is seeded and
+continues if it was stopped; film, clips, latents and checkpoints are kept in the working folder.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ DENOISER = (
 
 
 def latent_frames(frames: int) -> int:
-    """Latent frames of a clip: the first frame has one of its own, each four after it share one."""
+    """Latent frames of a clip: one for the first frame, and one for each four after it."""
     return (frames - 1) // TEMPORAL_FACTOR + 1
 
 
@@ -151,7 +151,7 @@ def build_transformer() -> CogVideoXTransformer3DModel:
 
 
 def build_scheduler() -> CogVideoXDDIMScheduler:
-    """CogVideoX's own: a velocity, and no signal at all at the first step."""
+    """CogVideoX's sampler, for a velocity and without signal at the first step."""
     return CogVideoXDDIMScheduler(
         beta_start=0.00085,
         beta_end=0.0120,
@@ -165,7 +165,7 @@ def build_scheduler() -> CogVideoXDDIMScheduler:
 
 
 def encode_prompts(tokenizer: Any, encoder: T5EncoderModel, prompts: list[str], length: int) -> Tensor:
-    """What `CogVideoXPipeline` feeds its transformer, (B, length, 64): states of the padding are kept."""
+    """The text as `CogVideoXPipeline` gives it to its transformer, (B, length, 64), with states of the padding."""
     batch = tokenizer(prompts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
     with torch.no_grad():
         return encoder(batch.input_ids).last_hidden_state
@@ -214,7 +214,7 @@ def train_autoencoder(
 def encode_clips(path: Path, autoencoder: Any, clips: Clips) -> Tensor:
     """Scaled latents of the training clips and their mirror images, (N, 2, 9, 8, 24, 40) in float16.
 
-    They are kept in `path`, and made anew if they are of another autoencoder.
+    They are kept in `path`, and made again for another autoencoder.
     """
     factor = autoencoder.config["scaling_factor"]
     if path.exists():
@@ -236,9 +236,9 @@ def encode_clips(path: Path, autoencoder: Any, clips: Clips) -> Tensor:
 def train_denoiser(
     out: Path, latents: Tensor, captions: list[str], log: Log, stages: tuple[Stage, ...] = DENOISER
 ) -> Any:
-    """Velocity prediction with 10 % dropped captions; returns the averaged transformer.
+    """Trains velocity prediction with 10 % dropped captions; returns the averaged transformer.
 
-    latents: of `encode_clips`. captions: one for each of its rows.
+    `latents` are of `encode_clips`, with one caption for each row.
     """
     torch.manual_seed(1)
     tokenizer, encoder = build_tokenizer(), build_text_encoder()
@@ -275,9 +275,9 @@ def train_denoiser(
 def save_pipeline(
     folder: Path, autoencoder: AutoencoderKLCogVideoX, transformer: Any, known: Collection[str] | None = None
 ) -> None:
-    """Writes the folder that `DiffusionPipeline.from_pretrained` loads, how it is meant to be called, and its prompts.
+    """Writes the folder that `DiffusionPipeline.from_pretrained` loads, with its defaults and its prompts.
 
-    known: captions that occur in training, None = all that can be made.
+    `known` has the captions that occur in training; `None` = all.
     """
     models = {"text_encoder": build_text_encoder(), "vae": autoencoder, "transformer": transformer}
     others = {"tokenizer": build_tokenizer(), "scheduler": build_scheduler()}

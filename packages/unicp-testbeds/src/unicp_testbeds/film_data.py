@@ -2,10 +2,10 @@
 
     python -m unicp_testbeds.film_data --out build/film/clips.npz       # fetches 58 MB from PyPI, then about a minute
 
-Big Buck Bunny is (c) 2008 Blender Foundation, www.bigbuckbunny.org, licence CC BY 3.0. The whole film lies in the
-source distribution of the package moviepy, so it reaches a machine that sees package registries only. The
-captions are ours: light, colour and motion are measured on each clip, so a generated clip can be measured alike.
-Shots, not clips, are divided between training and test: clips of one shot look alike.
+Big Buck Bunny is (c) 2008 Blender Foundation, www.bigbuckbunny.org, licence CC BY 3.0. The whole film is in the source
+distribution of the package moviepy, so a machine that reaches only package registries can fetch it. The captions are
+ours: light, colour and motion are measured on each clip, and so they can be on a generated one. Shots, not clips, are
+divided between training and test, since clips of one shot look alike.
 """
 
 from __future__ import annotations
@@ -55,7 +55,13 @@ Frames = Sequence[NDArray[np.uint8]] | NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class Clips:
-    """Clips and where they are from. frames: (N, 33, 96, 160, 3) bytes; shot: (N,) numbers; captions: N sentences."""
+    """Clips and their shots.
+
+    Attributes:
+        frames: (N, 33, 96, 160, 3) bytes.
+        shot: (N,) numbers.
+        captions: N sentences.
+    """
 
     frames: NDArray[np.uint8]
     shot: NDArray[np.int64]
@@ -63,15 +69,15 @@ class Clips:
 
     @property
     def is_test(self) -> NDArray[np.bool_]:
-        """Which clips are of a shot that training never sees."""
+        """Whether each clip is of a shot that training never sees, (N,)."""
         return self.shot % TEST_SHARE == TEST_SHARE - 1
 
 
 def describe(clip: Tensor) -> dict[str, int]:
     """Light, colour and motion of a clip (frames, height, width, 3) in [0, 1], as indices into `ATTRIBUTES`.
 
-    light: mean brightness. colour: the hue of the mean pixel, "grey" where its saturation is low. motion: root mean
-    square change between neighbouring frames, over all pixels.
+    Light is the mean brightness. Colour is the hue of the mean pixel, or "grey" if its saturation is low. Motion is the
+    root mean square change between neighbouring frames, over all pixels.
     """
     mean = clip.float().mean((0, 1, 2))
     brightness = float(mean.mean())
@@ -91,7 +97,7 @@ def caption(attributes: dict[str, int]) -> str:
 
 
 def prompts(known: Collection[str] | None = None) -> list[str]:
-    """The sentences of all 36 combinations in one fixed shuffled order, or those of them that are in `known`."""
+    """The sentences of all 36 combinations in a fixed shuffled order; with `known`, only those in it."""
     sizes = [range(len(values)) for values in ATTRIBUTES.values()]
     every = [caption(dict(zip(ATTRIBUTES, indices))) for indices in itertools.product(*sizes)]
     order = torch.randperm(len(every), generator=torch.Generator().manual_seed(0)).tolist()
@@ -99,13 +105,17 @@ def prompts(known: Collection[str] | None = None) -> list[str]:
 
 
 def attributes_of(text: str) -> dict[str, int]:
-    """What a sentence of `caption` says, as indices into `ATTRIBUTES`."""
+    """The attributes in a sentence of `caption`, as indices into `ATTRIBUTES`."""
     words = text.split()
     return {name: values.index(next(w for w in words if w in values)) for name, values in ATTRIBUTES.items()}
 
 
 def fetch_film(folder: Path) -> Path:
-    """The film as an mp4 in `folder`, taken from the source distribution of moviepy. Raises InputError."""
+    """Fetches the film as an mp4 into `folder`, from the source distribution of moviepy.
+
+    Raises:
+        InputError: It cannot be fetched.
+    """
     path = folder / "bbb.mp4"
     if path.exists():
         return path
@@ -144,10 +154,9 @@ def read_frames(film: Path) -> Iterator[NDArray[np.uint8]]:
 
 
 def read_film(film: Path) -> NDArray[np.uint8]:
-    """What `read_frames` gives as one array, (N, 96, 160, 3).
+    """The frames of `read_frames` as one array, (N, 96, 160, 3).
 
-    One array, because many small ones that are kept among large ones that are freed tear the heap apart: a list of the
-    same frames took 24 GB.
+    A list of the same frames takes 24 GB, because small arrays among freed large ones fragment the heap.
     """
     frames = np.empty((int(CREDITS * SOURCE_FPS) + 1, HEIGHT, WIDTH, 3), np.uint8)
     count = 0
@@ -169,7 +178,11 @@ def find_cuts(frames: Frames) -> list[int]:
 
 
 def cut_clips(frames: Frames, cuts: Sequence[int]) -> Clips:
-    """Clips of 33 frames at 12 a second that lie within one shot; two frames at each end of a shot are left out."""
+    """Cuts clips of 33 frames at 12 a second within shots, without two frames at each end of a shot.
+
+    Raises:
+        InputError: There is no shot of this length.
+    """
     stride = SOURCE_FPS // FPS
     length = (FRAMES - 1) * stride + 1
     ends = [*cuts[1:], len(frames)]
@@ -200,7 +213,11 @@ def save_clips(clips: Clips, path: Path) -> None:
 
 
 def load_clips(path: Path) -> Clips:
-    """What `save_clips` wrote. Raises InputError."""
+    """Reads what `save_clips` wrote.
+
+    Raises:
+        InputError: There is no such file.
+    """
     if not path.is_file():
         raise InputError(f"clips in {path}", "no such file", "run python -m unicp_testbeds.film_data")
     with np.load(path, allow_pickle=False) as stored:
@@ -208,7 +225,7 @@ def load_clips(path: Path) -> Clips:
 
 
 def make_clips(path: Path) -> Clips:
-    """The clips in `path`; where there is no such file, they are cut from the film, which is fetched beside it."""
+    """The clips in `path`; if there is no such file, fetches the film beside it and cuts them."""
     if not path.is_file():
         frames = read_film(fetch_film(path.parent))
         save_clips(cut_clips(frames, find_cuts(frames)), path)

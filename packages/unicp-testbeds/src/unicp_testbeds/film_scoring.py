@@ -1,9 +1,9 @@
-"""Scores the film test-bed: what its autoencoder gives back of unseen shots, and whether clips are as captioned.
+"""Scores the film test-bed: how its autoencoder reconstructs unseen shots, and whether clips fit their captions.
 
     python -m unicp_testbeds.film_scoring build/film/pipeline         # 52 clips, and those of the test shots
 
-Light, colour and motion of a clip are measured by `film_data.describe`, as they were for the captions. The scores go to
-`scores.json` in the folder and from there into the model card.
+`film_data.describe` measures light, colour and motion of a clip, as for the captions. The scores go to `scores.json` in
+the folder and from there into the model card.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from unicp_testbeds.scoring import load_pipeline
 
 
 def count_clips(clips: Clips) -> dict[str, int]:
-    """How many clips, shots and combinations training had, and how many were kept for tests."""
+    """Numbers of clips, shots and combinations for training, and of those for tests."""
     captions = {text for text, is_test in zip(clips.captions, clips.is_test) if not is_test}
     return {
         "training_clips": int((~clips.is_test).sum()),
@@ -41,7 +41,7 @@ def count_clips(clips: Clips) -> dict[str, int]:
 
 
 def score_reconstruction(autoencoder: Any, clips: Clips) -> dict[str, Any]:
-    """PSNR of the test clips after encoding and decoding, and how often they are still measured as captioned."""
+    """PSNR of the test clips after encoding and decoding, and how often they still fit their captions."""
     values: list[float] = []
     right: dict[str, list[bool]] = {name: [] for name in ATTRIBUTES}
     captions = [text for text, is_test in zip(clips.captions, clips.is_test) if is_test]
@@ -77,7 +77,7 @@ def generate_clips(
 
 
 def score_prompts(pipe: Any, texts: Sequence[str], steps: int, guidance: float, seed: int = 0) -> dict[str, Any]:
-    """Generates a clip for each caption, prints a line of each, returns the shares measured as captioned."""
+    """Generates a clip for each caption, prints a line for each, and returns the shares that fit."""
     right: dict[str, list[bool]] = {name: [] for name in ATTRIBUTES}
     begin = time.monotonic()
     for index, (text, clip) in enumerate(generate_clips(pipe, texts, steps, guidance, seed)):
@@ -96,7 +96,7 @@ def chosen_prompts(clips: Clips, count: int) -> list[str]:
 
 
 def _compare(clip: Tensor, text: str, right: dict[str, list[bool]]) -> dict[str, int]:
-    """Notes for each attribute whether the clip is measured as the caption says; gives what was measured."""
+    """Notes for each attribute whether the clip fits the caption; returns what was measured."""
     found, asked = describe(clip), attributes_of(text)
     for name, values in right.items():
         values.append(found[name] == asked[name])

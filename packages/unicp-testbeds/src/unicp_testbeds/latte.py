@@ -2,9 +2,9 @@
 
     python -m unicp_testbeds.latte --out build/latte        # about three hours on one CPU core
 
-It differs from the first one in everything that UniCP must not depend on: a schedule of variances instead of flow
-matching, DDIM, a model that gives twice the channels of its sample (the second half is the variance that Latte learns
-and its pipeline drops), both guidance branches in one batch, no `cache_context`, an autoencoder of single frames.
+It differs from the first one in what UniCP must not depend on: a schedule of variances instead of flow matching, DDIM,
+twice the channels in the output (the second half is a variance, which the pipeline drops), both guidance branches in
+one batch, no `cache_context`, and an autoencoder of single frames.
 """
 
 from __future__ import annotations
@@ -118,10 +118,10 @@ def build_transformer() -> LatteTransformer3DModel:
 
 
 def build_scheduler() -> DDIMScheduler:
-    """Latte's own, DDIM over a linear schedule of variances, but of a velocity.
+    """Latte's sampler, DDIM over a linear schedule of variances, but for a velocity.
 
-    A small model that predicts the noise hardly learns shape and motion, even where errors at high noise weigh more: it
-    has to give back its input to a few parts in a thousand for what is in the clip to be right.
+    A small model that predicts the noise hardly learns shape and motion: it would have to reproduce its input to a few
+    parts in a thousand.
     """
     return DDIMScheduler(
         beta_start=1e-4, beta_end=0.02, beta_schedule="linear", clip_sample=False, prediction_type="v_prediction"
@@ -129,10 +129,9 @@ def build_scheduler() -> DDIMScheduler:
 
 
 def encode_prompts(tokenizer: Any, encoder: T5EncoderModel, prompts: list[str]) -> Tensor:
-    """What `LattePipeline` feeds its transformer: states up to the end of the longest prompt, (B, length, 64).
+    """The text as `LattePipeline` gives it to its transformer, up to the end of the longest prompt, (B, length, 64).
 
-    All captions have the same number of words; an empty prompt is cut to the length of the others, as the
-    pipeline does.
+    All captions have the same number of words; an empty prompt is cut to the length of the others.
     """
     batch = tokenizer(prompts, padding="max_length", max_length=TEXT_LENGTH, truncation=True, return_tensors="pt")
     length = int(batch.attention_mask.sum(1).max())
@@ -141,7 +140,7 @@ def encode_prompts(tokenizer: Any, encoder: T5EncoderModel, prompts: list[str]) 
 
 
 def train_autoencoder(out: Path, log: Log, stages: tuple[Stage, ...] = AUTOENCODER) -> AutoencoderKL:
-    """Absolute plus squared error on frames; then the factor that gives latents unit variance."""
+    """Trains by absolute plus squared error on frames, then sets the factor that gives latents unit variance."""
     torch.manual_seed(0)
     model: Any = build_autoencoder()
     optimisers = Optimisers(model, lambda name, p: p.ndim >= 4)
@@ -170,7 +169,7 @@ def train_autoencoder(out: Path, log: Log, stages: tuple[Stage, ...] = AUTOENCOD
 
 
 def train_denoiser(out: Path, autoencoder: Any, log: Log, stages: tuple[Stage, ...] = DENOISER) -> Any:
-    """Velocity prediction with 10 % dropped captions; returns the averaged transformer."""
+    """Trains velocity prediction with 10 % dropped captions; returns the averaged transformer."""
     torch.manual_seed(1)
     tokenizer = components.build_tokenizer()
     encoder = build_text_encoder(len(tokenizer))

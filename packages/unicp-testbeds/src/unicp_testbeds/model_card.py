@@ -1,4 +1,4 @@
-"""What stands beside the weights: the model card, and how the pipeline is meant to be called.
+"""Writes the model card beside the weights, and the defaults of the pipeline.
 
     python -m unicp_testbeds.model_card
 
@@ -76,7 +76,7 @@ def write_readme(folder: Path, card: Card) -> Path:
 
 
 def write_defaults(folder: Path, defaults: dict[str, Any] = DEFAULTS) -> Path:
-    """Writes `unicp_defaults.json`, the arguments the pipeline in `folder` is meant to be called with."""
+    """Writes `unicp_defaults.json`, the default arguments of the pipeline in `folder`."""
     return _write(folder / DEFAULTS_FILE, json.dumps(defaults, indent=2) + "\n")
 
 
@@ -131,7 +131,7 @@ def write_card(folder: Path, time: str = TRAINING_TIME) -> Path:
 
 
 def read_scores(path: Path) -> dict[str, Any]:
-    """The rows of `scores.json`; empty where there is no such file."""
+    """The rows of `scores.json`; empty if there is no such file."""
     if not path.exists():
         return {}
     rows = parse_json(read_bytes(path), f"scores in {path}", "remove it and score again")
@@ -141,7 +141,7 @@ def read_scores(path: Path) -> dict[str, Any]:
 
 
 def record_scores(path: Path, key: str, row: dict[str, Any]) -> None:
-    """Sets one row of the JSON file `path`; a reader finds the old file or the new one, never a part."""
+    """Sets one row of the JSON file `path`, atomically."""
     _write(path, json.dumps({**read_scores(path), key: row}, indent=2, sort_keys=True) + "\n")
 
 

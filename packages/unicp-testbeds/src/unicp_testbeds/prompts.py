@@ -1,6 +1,6 @@
-"""The prompts of the test-beds, in splits that have nothing in common: for tables, for tuning, and for calibration.
+"""The prompts of the test-beds, in disjoint splits: for tables, for tuning, and for calibration.
 
-The first two held-out captions of glyphs were seen while the presets were tuned, so tables begin after them.
+Presets were tuned on the first two held-out captions of glyphs, so tables begin after them.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ _FILM_SPLITS = {"table": slice(0, 16), "tuning": slice(16, 22), "calibration": s
 
 
 def prompts_of(split: str, model: str = DEFAULT) -> tuple[str, ...]:
-    """One split (a name in SPLITS) of the prompts of a test-bed; a model of another name gets those of the first."""
+    """One split (a name in SPLITS) of a test-bed's prompts; another model gets those of the first test-bed."""
     from unicp_testbeds import adherence  # not with the module: it needs torch
 
     splits = _FILM_SPLITS if model == "film" else SPLITS

@@ -1,7 +1,6 @@
 """The classifier that reads glyph, colour, motion and background from a clip.
 
-It is trained on drawn clips only, roughened so that a generated clip is not refused for its texture. What it says of
-a generated clip is therefore never learnt from one.
+It is trained on drawn clips only, never on generated ones. They are roughened, so that texture alone does not decide.
 """
 
 from __future__ import annotations
@@ -114,7 +113,7 @@ def _read_scorer(path: Path) -> Scorer:
 
 
 def read_clips(frames: Tensor, scorer: Scorer | None = None) -> dict[str, list[int]]:
-    """What the classifier sees in clips (B, T, H, W, 3) in [0, 1], T >= 2: per attribute one index per clip."""
+    """Reads clips (B, T, H, W, 3) in [0, 1], T >= 2: per attribute one index per clip."""
     if frames.ndim != 5 or frames.shape[-1] != 3 or frames.shape[1] < 2:
         asked = "clips of shape (B, T, H, W, 3) with T >= 2"
         raise InputError(asked, f"shape {tuple(frames.shape)}", "pass frames with channels last")
@@ -125,7 +124,7 @@ def read_clips(frames: Tensor, scorer: Scorer | None = None) -> dict[str, list[i
 
 
 def score_clips(frames: Tensor, scenes: Sequence[clips.Scene], scorer: Scorer | None = None) -> dict[str, list[bool]]:
-    """Whether each clip of (B, T, H, W, 3) in [0, 1] shows what its scene says: per attribute one bool per clip."""
+    """Whether clips (B, T, H, W, 3) in [0, 1] show their scenes: per attribute one bool per clip."""
     if len(frames) != len(scenes):
         raise InputError(f"scores of {len(frames)} clips", f"{len(scenes)} scenes", "pass one scene per clip")
     read = read_clips(frames, scorer)

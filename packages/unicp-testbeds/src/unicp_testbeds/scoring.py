@@ -66,7 +66,7 @@ def generate_clips(
 
 
 def _arguments(pipe: Any, frames: int) -> dict[str, Any]:
-    """Size, guidance and length of a clip in the words of this pipeline; all models of glyphs share them."""
+    """Size, guidance and length of a clip as this pipeline's arguments; all models of glyphs share them."""
     shared = {name: DEFAULTS[name] for name in ("height", "width", "guidance_scale")}
     if "video_length" in inspect.signature(type(pipe).__call__).parameters:
         return shared | {"video_length": frames}

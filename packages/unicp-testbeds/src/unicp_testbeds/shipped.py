@@ -1,4 +1,4 @@
-"""The test-beds as `unicp` finds them: one object each, named in the entry-point group `unicp.testbeds`."""
+"""The test-beds for `unicp`: one object each, named in the entry-point group `unicp.testbeds`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from unicp_testbeds.prompts import prompts_of
 
 @dataclass(frozen=True)
 class ShippedPipeline:
-    """A test-bed: what `unicp.cli.plugins.ShippedPipeline` asks for."""
+    """A test-bed, as `unicp.cli.plugins.ShippedPipeline` describes."""
 
     name: str
 

@@ -54,7 +54,7 @@ DENOISER = (
 
 
 def train_autoencoder(out: Path, log: Log, stages: tuple[Stage, ...] = AUTOENCODER) -> AutoencoderKLWan:
-    """Absolute plus squared error on random frames, then clips; then measures the latents' mean and deviation."""
+    """Trains by absolute plus squared error on frames, then clips; then measures the latents' mean and deviation."""
     torch.manual_seed(0)
     model: Any = components.build_autoencoder()
     optimisers = Optimisers(model, lambda name, p: p.ndim >= 4)
@@ -91,7 +91,7 @@ def train_autoencoder(out: Path, log: Log, stages: tuple[Stage, ...] = AUTOENCOD
 
 
 def train_denoiser(out: Path, autoencoder: Any, log: Log, stages: tuple[Stage, ...] = DENOISER) -> Any:
-    """Flow matching (velocity = noise - clean) with 10 % dropped captions. Returns the averaged transformer."""
+    """Trains flow matching (velocity = noise - clean) with 10 % dropped captions; returns the averaged transformer."""
     torch.manual_seed(1)
     tokenizer = components.build_tokenizer()
     encoder = components.build_text_encoder(len(tokenizer))

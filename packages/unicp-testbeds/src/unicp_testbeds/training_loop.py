@@ -1,4 +1,4 @@
-"""What every training of a test-bed shares: stages, optimisers, log, and checkpoints to continue from."""
+"""Stages, optimisers, log and checkpoints, which the trainings of all test-beds share."""
 
 from __future__ import annotations
 
@@ -20,10 +20,13 @@ CHECKPOINT_SECONDS = 120.0
 
 @dataclass(frozen=True)
 class Stage:
-    """One part of the schedule. `frames` in pixels; learning rate falls from `rate` to `final_rate`.
+    """One part of the schedule.
 
-    `shift` moves the drawn noise levels towards noise: with many frames what moves where is decided at high noise.
-    `decoder_only`: of an autoencoder, so that latents stay what they are.
+    Attributes:
+        frames: Of a clip, in pixels.
+        rate, final_rate: Learning rate at the beginning and at the end.
+        shift: Moves the drawn noise levels towards noise, where the motion of long clips is decided.
+        decoder_only: Trains only the decoder of an autoencoder, so that latents stay as they are.
     """
 
     name: str
@@ -39,8 +42,7 @@ class Stage:
 class Optimisers:
     """Muon for the matrices that `is_matrix` selects, AdamW for the rest.
 
-    Convolution kernels are given to Muon as matrices (outputs x everything else) that share their storage: with
-    AdamW alone the autoencoder is 8 dB behind after the same minute.
+    Muon gets convolution kernels as matrices (outputs x everything else) that share their storage.
     """
 
     def __init__(self, model: nn.Module, is_matrix: Callable[[str, nn.Parameter], bool]):
@@ -106,19 +108,19 @@ def rate_of(stage: Stage, step: int) -> float:
 
 
 def time_steps(count: int, generator: torch.Generator) -> Tensor:
-    """Stratified steps of 1,000, twice as dense at the noisy end, where a few tokens tell nothing and a clip much."""
+    """Stratified steps of 1,000, twice as dense at the noisy end."""
     uniform = (torch.randperm(count, generator=generator) + torch.rand(count, generator=generator)) / count
     return (1000 * uniform.sqrt()).long().clamp(0, 999)
 
 
 def save_state(path: Path, step: int, **parts: Any) -> None:
-    """Writes the states of all parts and the number of finished steps; the old file stays until then."""
+    """Writes the states of all parts and the number of finished steps, atomically."""
     with replacing(path) as part:
         torch.save({"step": step, **{name: value.state_dict() for name, value in parts.items()}}, part)
 
 
 def resume_state(path: Path, **parts: Any) -> dict[str, Any]:
-    """Loads what `save_state` wrote into the parts; {"step": 0} where there is no file."""
+    """Loads what `save_state` wrote into the parts; returns {"step": 0} if there is no file."""
     if not path.exists():
         return {"step": 0}
     state = torch.load(path, weights_only=True)
@@ -135,10 +137,12 @@ def run_stages(
     train: Callable[[Stage, int, int], tuple[float, str]],
     begin_stage: Callable[[Stage], None] = lambda stage: None,
 ) -> None:
-    """Runs the stages from where the checkpoint in `path` stands, and keeps it up to date.
+    """Runs the stages from the checkpoint in `path` on, and keeps it up to date.
 
-    train: one step, given the stage, the step in it and how many steps of all stages it finishes; gives the loss and
-    a note for the log. begin_stage: called before each stage.
+    Args:
+        train: One step, given the stage, the step in it and the number of steps that it finishes; gives the loss and a
+            note for the log.
+        begin_stage: Called before each stage.
     """
     done = resume_state(path, **parts)["step"]
     saved, before = time.monotonic(), 0

@@ -153,17 +153,18 @@ class UnitSlicer:
         if hoped and branch.waited < PATIENCE and _width(hoped, shares, tolerance) is None:
             branch.waited += 1
             return call.full(), Sliced(tolerance=tolerance)
-        spent, is_fresh, errors = 0, False, dict[int, float]()
-        while not is_fresh:
-            is_old = branch.fitted is None or not reducer.fits(branch.fitted, call)
-            if spent or is_old or branch.age >= self._slicing.refresh:
+        spent, errors = 0, dict[int, float]()
+        is_old = branch.fitted is None or not reducer.fits(branch.fitted, call)
+        # What was fitted for an earlier call is tried first, and fitted anew if no width is good enough with it.
+        for is_fresh in (True,) if is_old or branch.age >= self._slicing.refresh else (False, True):
+            if is_fresh:
                 try:
                     branch.fitted = reducer.fit(call, projection)
                 except UniCPError:
                     # It cannot be reduced: values that are not finite, for one, have no axes.
                     branch.fitted = None
                     return call.full(), Sliced(saved=-spent, tolerance=tolerance)
-                branch.age, is_fresh = 0, True
+                branch.age = 0
                 spent += reducer.fit_operations(call, projection)
             reduced = reducer.reduce(call, branch.fitted, paying, projection)
             spent += reducer.probe_operations(call, paying, projection)

@@ -14,12 +14,12 @@ from typing import Any
 
 import pytest
 import torch
+
+import unicp
 from tests.golden import paths, table
 from tests.golden.case import Case, digest, packed, play, unpacked
 from tests.golden.compare import differences, is_same_machine
 from tests.golden.words import COMPUTED, WORDS, today
-
-import unicp
 
 _records = {file: table.read(file) for file in table.FILES}
 every_case = pytest.mark.parametrize(

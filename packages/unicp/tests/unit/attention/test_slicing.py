@@ -13,11 +13,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from diffusers.hooks.layer_skip import AttentionScoreSkipFunctionMode
-from tests.fake_models import noise
-from tests.fake_parts import at
 from torch import Tensor, nn
 
 from tests import tiny_models
+from tests.fake_models import noise
+from tests.fake_parts import at
 from unicp.attention.slicing import GROUPED, NOT_CAUGHT, PATIENCE, TOO_SHORT, Sliced, UnitSlicer
 from unicp.context import Action
 from unicp.models.finder import Unit, map_model

@@ -11,10 +11,10 @@ import torch
 from diffusers import DDIMScheduler
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.fake_models import flow_scheduler, noise
-from tests.fake_parts import Always, Listed, Never, at
 from torch import Tensor
 
+from tests.fake_models import flow_scheduler, noise
+from tests.fake_parts import Always, Listed, Never, at
 from unicp.context import Action, Decision, Forecast, Observation, StepContext
 from unicp.models.noise import read_schedule
 from unicp.numerics.error_measures import relative_error

@@ -118,8 +118,9 @@ def test_a_word_of_the_record_is_read_as_today_s_and_not_the_other_way_round(rec
     for column, words in WORDS.items():
         for before, now in words.items():
             assert now in record["columns"][column] and before not in record["columns"][column]
-            record["columns"][column] = [before if value == now else value for value in record["columns"][column]]
-            (text,) = differences(recorded(record["key"]), record)
+            values = [before if value == now else value for value in record["columns"][column]]
+            changed = record | {"columns": record["columns"] | {column: values}}
+            (text,) = differences(recorded(record["key"]), changed)
             assert text.startswith("trace: ") and f"{column}={now}" in text and f"{column}={before}" in text
 
 

@@ -31,6 +31,7 @@ from unicp_testbeds.components import build_scheduler
 
 def replaying(schedule, counts: Counter | None = None, on_move=None) -> SamplerReplay:
     counts = Counter() if counts is None else counts
+    on_move = on_move or (lambda sample, moved: None)
     return SamplerReplay(read_schedule(schedule), lambda key: counts.update([key]), on_move)
 
 

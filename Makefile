@@ -27,12 +27,12 @@ TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARA
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 .PHONY: help setup setup-dev demo test quick golden check format-check lint types format train train-latte train-film bench models versions targets \
-	film peers seconds parts parts-others report few-steps impact overhead slices figures wheels wheels-check clean
+	film peers seconds parts parts-others report few-steps impact overhead slices constants figures wheels wheels-check clean
 
-help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+help: ## list these
+	@awk -F ':.*## ' '/^# --- / { print "\n" substr($$0, 7) ":" } /^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-# --- what a user runs
+# --- use
 
 demo: $(READY) ## make one video with and without UniCP, side by side, into demo/
 	@mkdir -p demo
@@ -42,18 +42,18 @@ demo: $(READY) ## make one video with and without UniCP, side by side, into demo
 test: check ## set up, check, and run the whole suite
 	$(TEST_ENV) $(BIN)/python -m pytest -n 2 $(PYTEST_ARGS)
 
+# --- develop
+
 # What runs pipelines, processes or many cases stays out: `make test` has it.
 QUICK := packages/unicp/tests/unit tests/test_layering.py tests/test_ownership.py tests/test_ratchets.py
 QUICK_WITHOUT := $(addprefix --ignore=packages/unicp/tests/unit/,cli test_session.py planning/test_builtin.py models/test_families.py)
 
-quick: $(READY_DEV) ## run what takes under a minute on one core: units, the table of imports, runs as recorded of two models
+quick: $(READY_DEV) ## run unit tests, the import rules and the recorded runs of two models: under a minute on one core
 	$(TEST_ENV) $(BIN)/python -m pytest -q -m "not slow" $(QUICK) $(QUICK_WITHOUT) $(PYTEST_ARGS)
 	$(TEST_ENV) $(BIN)/python -m pytest -q -m "not slow" packages/unicp/tests/golden -k "wan or latte" $(PYTEST_ARGS)
 
-golden: $(READY_DEV) ## record anew what runs do, after a change that is meant to change it
+golden: $(READY_DEV) ## rewrite the recorded runs in packages/unicp/tests/golden, after a change that is meant to change them
 	$(TEST_ENV) PYTHONPATH=packages/unicp $(BIN)/python -m tests.golden.make
-
-# --- gates
 
 check: format-check lint types ## formatter, linter and type checker, changing nothing
 
@@ -70,23 +70,23 @@ format: $(READY_DEV) ## rewrite the sources as the formatter and the linter want
 	$(BIN)/ruff check --fix $(SOURCES)
 	$(BIN)/ruff format $(SOURCES)
 
-# --- what the documents are made from
+# --- train and measure (each says how long; those that continue can be stopped)
 
-train: $(READY) ## train the test-bed from nothing (long; continues where it was stopped)
+train: $(READY) ## train the test-bed glyphs from nothing (hours; continues)
 	$(BIN)/python -m unicp_testbeds.training --out build/testbed
 
-train-latte: $(READY) ## train the second test-bed, a Latte pipeline on the same clips (hours; continues)
+train-latte: $(READY) ## train the test-bed latte, on the same clips (hours; continues)
 	$(BIN)/python -m unicp_testbeds.latte --out build/latte
 
-train-film: $(READY) ## train the third test-bed, a CogVideoX pipeline on a real film, which it fetches (continues)
+train-film: $(READY) ## train the test-bed film, a CogVideoX pipeline on a real film, which it fetches (hours; continues)
 	$(BIN)/python -m unicp_testbeds.film --out build/film
 
-bench: $(READY_DEV) ## measure presets, fixed windows and fewer steps (hours; continues where it was stopped)
+bench: $(READY_DEV) ## measure presets, fixed windows and fewer steps on glyphs (hours; continues)
 	$(BIN)/unicp bench presets --sampler unipc --out docs/results/presets.jsonl
 	$(BIN)/unicp bench presets --sampler euler --out docs/results/presets.jsonl
 	$(BIN)/python -m unicp_bench.report
 
-models: $(READY_DEV) ## run the contract suites and write what it found into docs/models.md
+models: $(READY_DEV) ## test every model and pipeline, and write what was found into docs/models.md
 	$(TEST_ENV) $(BIN)/python -m pytest packages/unicp/tests/families packages/unicp/tests/pipelines -n 2 -q --write-matrix docs/results/models.json
 	$(BIN)/python -m unicp_bench.models_table
 
@@ -100,7 +100,7 @@ versions: $(READY_DEV) ## try older versions of diffusers, and write what was fo
 	done
 	$(BIN)/python -m unicp_bench.models_table
 
-targets: $(READY_DEV) ## measure how often targets are met, on short clips (continues where it was stopped)
+targets: $(READY_DEV) ## measure how often targets such as psnr>=35 are met, on short clips (hours; continues)
 	for sampler in default euler; do $(BIN)/unicp bench presets --split tuning --prompts 8 --seeds 1 --frames 9 --fast-metrics \
 	    --sampler $$sampler --out docs/results/targets.jsonl --method "target psnr>=25" --method "target psnr>=30" \
 	    --method "target psnr>=35" --method "target psnr>=40" --method "target speedup>=1.5" --method "target speedup>=2" \
@@ -111,7 +111,7 @@ targets: $(READY_DEV) ## measure how often targets are met, on short clips (cont
 	    --method "target psnr>=35" --method "target psnr>=40" --method "target speedup>=2" || exit 1; done; done
 	$(BIN)/python -m unicp_bench.report
 
-film: $(READY_DEV) ## measure presets, targets, fixed windows and fewer steps on the film test-bed (continues)
+film: $(READY_DEV) ## measure presets, targets, fixed windows and fewer steps on film (hours; continues)
 	OMP_NUM_THREADS=1 $(BIN)/unicp bench presets --model film --prompts 4 --seeds 1 --out docs/results/film_presets.jsonl --method quality \
 	    --method balanced --method fast --method "target psnr>=35" --method "target speedup>=2" --method "fixed window 2" \
 	    --method "fixed window 3" --method "fewer steps 15" --method "fewer steps 10"
@@ -132,7 +132,7 @@ seconds: $(READY_DEV) ## measure seconds at about half the compute, each run rig
 	    --out docs/results/seconds_$$model.jsonl || exit 1; done
 	$(BIN)/python -m unicp_bench.report
 
-parts: $(READY_DEV) ## measure the parts of the method and the paper's claims, on short clips (continues)
+parts: $(READY_DEV) ## measure the parts of the method and the paper's claims, on short clips of glyphs (hours; continues)
 	for suite in ablation paper; do OMP_NUM_THREADS=1 $(BIN)/unicp bench $$suite --prompts 8 --seeds 1 --frames 9 --fast-metrics \
 	    --out docs/results/$$suite.jsonl || exit 1; done
 	for sampler in default euler; do OMP_NUM_THREADS=1 $(BIN)/unicp bench presets --split tuning --prompts 10 --seeds 1 --frames 9 \
@@ -151,7 +151,7 @@ parts: $(READY_DEV) ## measure the parts of the method and the paper's claims, o
 	    --method 'balanced {"tolerance": 1000, "max_window": 8, "max_reach": 2}' --method 'balanced {"tolerance": 1000, "max_window": 8, "max_reach": 2, "damping": false}' || exit 1; done
 	$(BIN)/python -m unicp_bench.report
 
-parts-others: $(READY_DEV) ## the same of Latte and the film, on a few prompts (continues)
+parts-others: $(READY_DEV) ## measure the same on latte and film, on a few prompts (hours; continues)
 	for suite in ablation paper; do \
 	    OMP_NUM_THREADS=1 $(BIN)/unicp bench $$suite --model latte --prompts 3 --seeds 1 --fast-metrics \
 	        --out docs/results/$${suite}_latte.jsonl || exit 1; \
@@ -162,7 +162,7 @@ parts-others: $(READY_DEV) ## the same of Latte and the film, on a few prompts (
 report: $(READY_DEV) ## write the measured rows of peers, parts and the paper's claims as one HTML file
 	$(BIN)/unicp report $(REPORTED) --attention docs/results/attention_change.json --out docs/results/report.html
 
-few-steps: $(READY_DEV) ## measure slices beside caches in runs of 4, 6 and 8 steps on the test-beds (continues)
+few-steps: $(READY_DEV) ## measure slices beside caches in runs of only 4, 6 and 8 steps (hours; continues)
 	for steps in 4 6 8; do OMP_NUM_THREADS=1 $(BIN)/unicp bench slices --steps $$steps --prompts 4 --fast-metrics \
 	    --out docs/results/slices_$$steps.jsonl || exit 1; done
 	for steps in 4 6 8; do for model in latte film; do OMP_NUM_THREADS=1 $(BIN)/unicp bench slices --model $$model \
@@ -183,10 +183,14 @@ slices: $(READY_DEV) ## measure what attention at reduced width misses, and how 
 	OMP_NUM_THREADS=1 $(BIN)/python -m experiments.slice_speed --repeats 9 --out docs/results/slice_speed.json
 	OMP_NUM_THREADS=1 $(BIN)/python -m experiments.folded_weights --out docs/results/folded_weights.json
 
+constants: $(READY_DEV) ## measure each constant of the method beside a smaller and a larger value (half an hour)
+	for sampler in unipc euler; do OMP_NUM_THREADS=1 $(BIN)/python -m experiments.constants --sampler $$sampler --prompts 6 \
+	    --out docs/results/constants_$$sampler.json || exit 1; done
+
 figures: $(READY_DEV) ## measure and draw the change of attention outputs over steps
 	$(BIN)/python -m experiments.attention_change --sampler unipc --prompts 16 --seeds 2 --out docs/results/attention_change.json --figure docs/img/u_shape.png
 
-# --- packages
+# --- package
 
 wheels: $(READY_DEV) ## build the three wheels into dist/, and check that the library's is small
 	rm -rf dist
@@ -197,7 +201,7 @@ wheels: $(READY_DEV) ## build the three wheels into dist/, and check that the li
 wheels-check: wheels ## install the wheels into three fresh environments and use each (downloads torch thrice)
 	PYTHON="$(PYTHON)" TORCH="$(TORCH)" scripts/check_wheels.sh dist build/wheels
 
-# --- set-up
+# --- set up
 
 setup: $(READY) ## make .venv with what a user needs
 setup-dev: $(READY_DEV) ## make .venv with what a developer needs

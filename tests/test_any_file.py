@@ -17,9 +17,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from tests.damage import damaged
 
 from tests import made_profiles
+from tests.damage import damaged
 from unicp.calibration.calibrating import Calibration, CalibrationConfig
 from unicp.calibration.checkpoint_log import CheckpointLog, Facts, PlainSeconds
 from unicp.errors import UniCPError, one_line

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 import torch
-from tests.golden.paths import loop
 
 import unicp
 from tests import tiny_models
+from tests.golden.paths import loop
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "extending.md"
 PROGRAMS = {

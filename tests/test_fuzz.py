@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 import typer.main
+
 from tests.commands import run
 from tests.made_profiles import made
 from tests.test_rows import row
-
 from unicp.cli import common, loading
 from unicp.cli.main import app
 from unicp.errors import InputError

@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.unit.reducers.test_bases import random_inputs
 
 from experiments.head_widths import GROUPS, choose_widths, predicted_errors, sliced_by_head
+from tests.unit.reducers.test_bases import random_inputs
 from unicp.errors import InputError
 from unicp.reducers.bases import fit_bases
 from unicp.reducers.pca_slices import sliced_attention

@@ -9,8 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tests.test_rows import row
 
+from tests.test_rows import row
 from unicp.errors import InputError
 from unicp_bench import conditions
 from unicp_bench.conditions import code, differences, fingerprint, hash_of

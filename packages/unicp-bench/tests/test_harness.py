@@ -8,10 +8,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tests.made_profiles import made
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from tests import tiny_pipeline
+from tests.made_profiles import made
 from unicp.planning.profile import FewerSteps, Fingerprint, save_profile
 from unicp_bench.harness import Case, Harness, _alive_bytes
 from unicp_bench.methods import CannotRunError, Method, fewer_steps, plain, with_preset, with_target

@@ -9,8 +9,8 @@ import re
 from html.parser import HTMLParser
 
 import pytest
-from tests.test_rows import row
 
+from tests.test_rows import row
 from unicp.errors import FileFormatError, InputError
 from unicp.records import Entry, Trace
 from unicp_bench.comparison import COMPUTE, at_each_speed, fastest_at, fidelity_at, sweeps, verdict

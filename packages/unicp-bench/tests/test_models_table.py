@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 
 import pytest
-from tests.pipelines.table import ROWS, UNBUILT
 
 from tests import tiny_models
+from tests.pipelines.table import ROWS, UNBUILT
 from unicp.models.families import FAMILIES
 from unicp_bench import models_table
 

@@ -4,8 +4,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tests.test_rows import row
 
+from tests.test_rows import row
 from unicp.errors import InputError
 from unicp_bench.comparison import COMPUTE, at_each_fidelity, at_each_speed, sweeps
 from unicp_bench.html.attention import load_attention

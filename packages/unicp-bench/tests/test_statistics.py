@@ -4,8 +4,8 @@ import statistics
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.test_rows import row
 
+from tests.test_rows import row
 from unicp_bench.html.settings_table import bootstrap
 from unicp_bench.statistics import (
     at_speed,

@@ -7,6 +7,8 @@ from typing import Any
 
 import diffusers
 import torch
+from torch import Tensor
+
 from tests.tiny_more import (
     CHANNELS,
     FRAMES,
@@ -20,7 +22,6 @@ from tests.tiny_more import (
     TEXT_WIDTH,
     WAN,
 )
-from torch import Tensor
 
 _WIDTH = HEADS * HEAD_WIDTH
 _SHAPE = {"num_attention_heads": HEADS, "attention_head_dim": HEAD_WIDTH, "num_layers": LAYERS}

@@ -15,6 +15,8 @@ from diffusers import (
     LatteTransformer3DModel,
     WanTransformer3DModel,
 )
+from torch import Tensor, nn
+
 from tests.tiny_configs import (
     CHANNELS,
     CONFIGS,
@@ -29,7 +31,6 @@ from tests.tiny_configs import (
     more_inputs,
     sample_shape,
 )
-from torch import Tensor, nn
 
 # Models whose class this diffusers does not have: name and class.
 ABSENT = {name: kind for name, (kind, _) in CONFIGS.items() if not hasattr(diffusers, kind)}

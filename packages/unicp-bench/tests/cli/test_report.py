@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from tests.test_rows import row
 from typer.testing import CliRunner
 
+from tests.test_rows import row
 from unicp.cli.main import app
 from unicp.records import Entry, Trace, save_trace
 from unicp_bench.rows import append_row

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from unicp.context import Decision as Decision
+    from unicp.context import Forecast as Forecast
     from unicp.context import Observation as Observation
     from unicp.context import RunInfo as RunInfo
     from unicp.context import StepContext as StepContext
@@ -50,6 +51,7 @@ _HOMES = {
     "BlockListRow": "models.families",
     "CachePolicy": "policies.base",
     "Decision": "context",
+    "Forecast": "context",
     "Observation": "context",
     "Point": "predictors.base",
     "Predictor": "predictors.base",
@@ -83,6 +85,7 @@ __all__ = [
     "CachePolicy",
     "Decision",
     "Family",
+    "Forecast",
     "Observation",
     "Plan",
     "Point",

@@ -262,6 +262,8 @@ class Session:
             runs = len({entry.run for entry in entries})
             steps = max(entry.step for entry in entries) + 1
             do = "raise the tolerance or use more steps"
+            if self.settings.policy != "error_window":
+                do = f"see what {self.settings.policy!r} decides"
             if self._planners is not None:
                 do = "ask for less fidelity or more speed, or use more steps"
             logger.warning(

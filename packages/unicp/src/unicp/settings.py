@@ -160,9 +160,9 @@ class Settings:
         predictor: Name of what fills in: "line" through the last two full steps, or "reuse" of the last one; see
             `unicp.register_predictor`.
         weighting: "impact" divides the tolerance by the built-in impact of an error at that noise level on the final
-            latent (to the power 1.5 for level "model"); "uniform" does not.
+            latent (to the power 1.5 where steps are skipped); "uniform" does not.
         error_scale: What an error is relative to: the rms of the residual "stream" that the output is added to, or of
-            the output's "own". Levels "model" and "stack" have no stream at hand and use their own.
+            the output's "own" rms. Only blocks and the stack have a stream; the model and units use their own.
         max_reach: Farthest that a forecast may reach beyond its newer point, in distances between its two points on
             the axis of steps. The noise of the points grows with it; 1 makes windows widen by one step at a time.
         full_every: A fixed window instead of an error-aware one: one full step in so many, whatever the error. `None` =
@@ -170,7 +170,7 @@ class Settings:
         full_steps: A fixed schedule: exactly these steps are full, counted from 0, and the first ones that a forecast
             needs, whatever the error. `None` = off. Not together with `full_every`.
         replay: As soon as a full step shows what skipped outputs should have been, the sampler takes their steps again
-            (docs/method.md, 3.6); level "model". Where that cannot be done, and under "stack", UniPC goes without its
+            (docs/method.md, 3.4); level "model". Where that cannot be done, and under "stack", UniPC goes without its
             corrector for the full step.
         text_keys_values: Keep keys and values of the text between steps (lossless).
         store_factor: Stored outputs in residual streams per branch, where `store_bytes` is `None`.
@@ -215,6 +215,9 @@ class Settings:
         if self.full_steps is not None and self.full_every is not None:
             found = f"full_every={self.full_every} as well"
             raise SettingsError("a fixed schedule (full_steps)", found, "give one of the two")
+        if self.policy != "error_window" and (self.full_steps is not None or self.full_every is not None):
+            found = "full_every or full_steps, which decide in its place"
+            raise SettingsError(f"policy {self.policy!r}", found, "give one of the two")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as written into traces; `from_dict` reads them back."""

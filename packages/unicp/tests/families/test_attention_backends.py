@@ -12,10 +12,10 @@ import torch
 import torch.nn.functional as F
 from diffusers.models import attention_dispatch
 from diffusers.models.attention_dispatch import AttentionBackendName
-from tests.families.helpers import denoise
 from torch import Tensor
 
 from tests import tiny_models
+from tests.families.helpers import denoise
 from unicp.models.finder import map_model
 from unicp.session import enable
 from unicp.settings import Slicing, preset

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 import torch
 from diffusers.models.attention_dispatch import attention_backend
-from tests.families.helpers import EXACT, GENEROUS, NAMES, check, denoise, served
 from torch import Tensor, nn
 
 from tests import tiny_models
+from tests.families.helpers import EXACT, GENEROUS, NAMES, check, denoise, served
 from unicp.errors import AttachmentError
 from unicp.models.finder import map_model
 from unicp.session import enable

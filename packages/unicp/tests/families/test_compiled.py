@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from tests.families.helpers import EXACT, check, denoise
 
 from tests import tiny_models
+from tests.families.helpers import EXACT, check, denoise
 from unicp.errors import AttachmentError, UnsupportedModelError
 from unicp.models.finder import map_model
 from unicp.session import enable

@@ -12,10 +12,10 @@ import pytest
 import torch
 from diffusers import LayerSkipConfig
 from diffusers.guiders import PerturbedAttentionGuidance, SkipLayerGuidance
-from tests.families.helpers import EXACT, served
 from torch import Tensor
 
 from tests import tiny_models
+from tests.families.helpers import EXACT, served
 from unicp.session import enable
 from unicp.settings import Settings, preset
 

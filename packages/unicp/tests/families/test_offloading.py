@@ -14,11 +14,11 @@ import torch
 from accelerate import cpu_offload, cpu_offload_with_hook
 from accelerate.hooks import remove_hook_from_module
 from diffusers.pipelines.wan.pipeline_wan import WanPipeline
-from tests.families.helpers import EXACT, GENEROUS, NAMES, check, denoise, served
-from tests.families.test_combined import lora
 from torch import Tensor
 
 from tests import tiny_models, tiny_pipeline
+from tests.families.helpers import EXACT, GENEROUS, NAMES, check, denoise, served
+from tests.families.test_combined import lora
 from unicp.session import enable
 from unicp.settings import preset
 

@@ -13,11 +13,11 @@ import diffusers
 import pytest
 import torch
 import torch.distributed as dist
-from tests.families.helpers import Note
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 from tests import tiny_models
+from tests.families.helpers import Note
 from unicp.errors import UnsupportedModelError
 from unicp.session import enable
 from unicp.settings import preset

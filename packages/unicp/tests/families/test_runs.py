@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 from diffusers.pipelines.wan.pipeline_wan import WanPipeline
-from tests.families.helpers import EXACT, GENEROUS, NAMES, Note, denoise, served
 from torch import Tensor, nn
 
 from tests import tiny_models, tiny_pipeline
+from tests.families.helpers import EXACT, GENEROUS, NAMES, Note, denoise, served
 from unicp.context import Action
 from unicp.hooks.diffusers import attached_engine
 from unicp.models.finder import transformers_of

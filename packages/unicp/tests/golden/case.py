@@ -18,10 +18,10 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from tests.golden.words import FIELDS, FLOATS, SKIPPED, STRUCTURE
 from torch import Tensor
 
 import unicp
+from tests.golden.words import FIELDS, FLOATS, SKIPPED, STRUCTURE
 
 Call = Callable[[Any], Tensor]
 # How many values of an output are kept, for machines whose arithmetic is another.

@@ -5,10 +5,9 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-from tests.golden.case import Case
-
 import unicp
 from tests import tiny_models
+from tests.golden.case import Case
 
 STEPS = 10
 # One of each topology, for the part that is run often.

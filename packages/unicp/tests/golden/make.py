@@ -20,12 +20,12 @@ from typing import Any
 
 import diffusers
 import transformers
+
+import unicp
 from tests.golden import paths
 from tests.golden.case import play, unpacked
 from tests.golden.table import CASES, FILES, write
 from tests.golden.words import COMPUTED
-
-import unicp
 
 # Cases in which nothing can be skipped, by what they ask for, do not count.
 _IDLE = ("tolerance 0", "no bytes")

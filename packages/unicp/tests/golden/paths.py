@@ -12,12 +12,12 @@ from typing import Any
 
 import torch
 from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepScheduler
-from tests.golden.case import Call, Case, context, joined
-from tests.pipelines.table import BY_NAME
 from torch import Tensor
 
 import unicp
 from tests import tiny_models
+from tests.golden.case import Call, Case, context, joined
+from tests.pipelines.table import BY_NAME
 
 STEPS = 12
 DATA = Path(__file__).parent / "data"

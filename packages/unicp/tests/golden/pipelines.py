@@ -5,11 +5,10 @@ from __future__ import annotations
 import functools
 from typing import Any
 
+import unicp
 from tests.golden.case import Case, joined
 from tests.pipelines.rows import Row
 from tests.pipelines.table import ROWS
-
-import unicp
 
 OFTEN = ("wan", "wan_two_experts", "cogvideox", "cogvideox_video", "ltx_long", "framepack", "flux_img2img", "sd3_pag")
 # Whatever can be served is: errors of random weights are large, and runs of 6 steps short.

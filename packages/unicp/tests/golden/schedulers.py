@@ -9,11 +9,11 @@ import functools
 from typing import Any
 
 import diffusers
+
+import unicp
 from tests.golden.case import Case, joined, seeded
 from tests.pipelines.rows import LATENT, Row
 from tests.pipelines.table import BY_NAME
-
-import unicp
 
 STEPS = 12
 _UNIPC_FLOW = {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "flow_shift": 3.0}

@@ -14,12 +14,12 @@ from typing import Any
 
 import pytest
 import torch
+
+import unicp
 from tests.golden import paths, table
 from tests.golden.case import Case, digest, packed, play, unpacked
 from tests.golden.compare import differences, is_same_machine
 from tests.golden.words import COMPUTED, WORDS, today
-
-import unicp
 
 _records = {file: table.read(file) for file in table.FILES}
 every_case = pytest.mark.parametrize(
@@ -118,8 +118,9 @@ def test_a_word_of_the_record_is_read_as_today_s_and_not_the_other_way_round(rec
     for column, words in WORDS.items():
         for before, now in words.items():
             assert now in record["columns"][column] and before not in record["columns"][column]
-            record["columns"][column] = [before if value == now else value for value in record["columns"][column]]
-            (text,) = differences(recorded(record["key"]), record)
+            values = [before if value == now else value for value in record["columns"][column]]
+            changed = record | {"columns": record["columns"] | {column: values}}
+            (text,) = differences(recorded(record["key"]), changed)
             assert text.startswith("trace: ") and f"{column}={now}" in text and f"{column}={before}" in text
 
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
-from tests.golden.case import Case, joined
 
 import unicp
+from tests.golden.case import Case, joined
 from unicp_testbeds import folder
 
 _GLYPH = "a red star moving left on a striped background"

@@ -7,11 +7,11 @@ from typing import Any
 import diffusers
 from diffusers.pipelines.ace_step import AceStepConditionEncoder
 from diffusers.pipelines.stable_audio import StableAudioProjectionModel
+
+from tests.pipelines import parts
 from tests.pipelines.parts import transformer
 from tests.pipelines.rows import LATENT, Row
 from tests.tiny_more import CHANNELS, TEXT_WIDTH
-
-from tests.pipelines import parts
 
 
 def _vae() -> Any:

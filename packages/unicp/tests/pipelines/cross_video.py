@@ -11,12 +11,12 @@ import transformers
 from diffusers.models.controlnets import controlnet_cosmos
 from diffusers.pipelines.ltx2 import LTX2LatentUpsamplerModel, LTX2TextConnectors, LTX2Vocoder
 from diffusers.pipelines.ltx2.pipeline_ltx2_hdr_lora import LTX2HDRReferenceCondition
+
+from tests.pipelines import parts
 from tests.pipelines.joint_video import hunyuan_vae
 from tests.pipelines.parts import FRAMES, SIZE, film, picture, transformer
 from tests.pipelines.rows import GUIDED, LATENT, VIDEO, Row
 from tests.tiny_more import CHANNELS, TEXT_WIDTH
-
-from tests.pipelines import parts
 
 _T2V = VIDEO | GUIDED | LATENT
 

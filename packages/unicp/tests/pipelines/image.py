@@ -6,12 +6,12 @@ from typing import Any
 
 import diffusers
 import transformers
+
+from tests.pipelines import parts
 from tests.pipelines.cross_video import gemma
 from tests.pipelines.parts import SIZE, picture, transformer
 from tests.pipelines.rows import GUIDED, LATENT, Row
 from tests.tiny_more import CHANNELS, POOLED_WIDTH, TEXT_WIDTH
-
-from tests.pipelines import parts
 
 _SIZED = LATENT | {"height": SIZE, "width": SIZE}
 _SHORT = {"max_sequence_length": 16}

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import diffusers
+
+from tests.pipelines import parts
 from tests.pipelines.parts import SIZE, film, picture, transformer
 from tests.pipelines.rows import GUIDED, LATENT, VIDEO, Row
 from tests.tiny_more import CHANNELS, POOLED_WIDTH, TEXT_WIDTH
-
-from tests.pipelines import parts
 
 _T2V = VIDEO | GUIDED | LATENT
 

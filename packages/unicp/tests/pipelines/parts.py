@@ -11,10 +11,10 @@ import numpy
 import torch
 import transformers
 from PIL import Image
-from tests.tiny_more import CHANNELS, POOLED_WIDTH, TEXT_WIDTH
 from torch import Tensor, nn
 
 from tests import tiny_models
+from tests.tiny_more import CHANNELS, POOLED_WIDTH, TEXT_WIDTH
 from unicp_testbeds.components import build_tokenizer
 
 SIZE, FRAMES = 32, 9

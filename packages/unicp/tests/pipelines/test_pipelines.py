@@ -15,13 +15,13 @@ from typing import Any
 import diffusers
 import pytest
 import torch
+from torch import Tensor
+
+from tests.pipelines import parts
 from tests.pipelines.cross_video import ltx
 from tests.pipelines.joint_video import easy_animate
 from tests.pipelines.rows import LATENT, Row, Unbuilt
 from tests.pipelines.table import BROKEN, ROWS, UNBUILT
-from torch import Tensor
-
-from tests.pipelines import parts
 from unicp.context import Action
 from unicp.models.families import family_named
 from unicp.models.family_rows import VIDEO

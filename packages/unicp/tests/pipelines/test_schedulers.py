@@ -11,11 +11,11 @@ from typing import Any
 import diffusers
 import pytest
 import torch
+from torch import Tensor
+
 from tests.pipelines.rows import LATENT, Row
 from tests.pipelines.table import BY_NAME
 from tests.pipelines.test_pipelines import EXACT, GENEROUS, same, watched
-from torch import Tensor
-
 from unicp.context import Action
 from unicp.models.noise import read_schedule
 from unicp.numerics.forecasting import to_quantity

@@ -11,9 +11,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.fake_models import FakeTransformer, noise
 from torch import Tensor
 
+from tests.fake_models import FakeTransformer, noise
 from unicp.context import Action
 from unicp.session import enable
 from unicp.settings import preset

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 from diffusers import DPMSolverMultistepScheduler, FirstBlockCacheConfig
-from tests.reliability.loops import KINDS, Loop, View, flow, resident_bytes, unipc
 from torch import Tensor
 
 import unicp
 from tests import tiny_models
+from tests.reliability.loops import KINDS, Loop, View, flow, resident_bytes, unipc
 from unicp.context import Action
 from unicp.errors import AttachmentError, UnsupportedModelError
 from unicp.runtime.cache_point import CachePoint

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
-from tests.made_profiles import flow_levels, made
-from tests.reliability.loops import KINDS, Loop, flow
 
 from tests import tiny_models
+from tests.made_profiles import flow_levels, made
+from tests.reliability.loops import KINDS, Loop, flow
 from unicp.models.finder import map_model
 from unicp.numerics.digests import digest
 from unicp.planning.run_planner import RunPlanner

@@ -12,9 +12,9 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tests.reliability.loops import KINDS, Loop, View, flow, turns, unipc
 
 from tests import tiny_models
+from tests.reliability.loops import KINDS, Loop, View, flow, turns, unipc
 from unicp.errors import InputError
 from unicp.session import Session, enable
 

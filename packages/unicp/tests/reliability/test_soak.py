@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 import torch
-from tests.reliability.loops import KINDS, Loop, View, flow, resident_bytes, unipc
 from torch import Tensor, nn
 
 from tests import tiny_models
+from tests.reliability.loops import KINDS, Loop, View, flow, resident_bytes, unipc
 from unicp.session import Session, enable
 
 RUNS = 300

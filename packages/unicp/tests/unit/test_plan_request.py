@@ -7,11 +7,11 @@ import math
 
 import pytest
 import torch
-from tests.fake_models import FakeTransformer, noise
-from tests.made_profiles import made
 from torch import Tensor
 
 import unicp
+from tests.fake_models import FakeTransformer, noise
+from tests.made_profiles import made
 from unicp.errors import FileFormatError, InputError, SettingsError
 from unicp.planning.plan import plan_of_trace, save_plan
 from unicp.planning.profile import FewerSteps, Profile, save_profile

@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
-from tests.fake_models import FakeTransformer, noise
 from torch import Tensor, nn
 
 import unicp
 from tests import tiny_models
+from tests.fake_models import FakeTransformer, noise
 from unicp.context import Action
 from unicp.errors import AttachmentError, SettingsError, UnsupportedModelError
 from unicp.numerics.operation_counts import OperationCounter

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from unicp.attention.interceptor import AttentionInterceptor, call_of
 from unicp.context import StepContext
-from unicp.errors import UniCPError
+from unicp.errors import InputError, UniCPError, one_line
 from unicp.models.finder import Unit
 from unicp.policies.impact import step_tolerance
 from unicp.policies.weight_shift import SLICED, Option, cheapest_within_tolerance
@@ -58,12 +58,14 @@ class Sliced:
         error: Measured relative error of that width, worst sample.
         saved: Operations; below 0 where slices were measured and none was taken.
         tolerance: Largest error that a slice could have had.
+        reason: Why the reducer would not reduce this call, "" = it would.
     """
 
     width: int | None = None
     error: float = 0.0
     saved: int = 0
     tolerance: float = 0.0
+    reason: str = ""
 
 
 class UnitSlicer:
@@ -153,17 +155,18 @@ class UnitSlicer:
         if hoped and branch.waited < PATIENCE and _width(hoped, shares, tolerance) is None:
             branch.waited += 1
             return call.full(), Sliced(tolerance=tolerance)
-        spent, is_fresh, errors = 0, False, dict[int, float]()
-        while not is_fresh:
-            is_old = branch.fitted is None or not reducer.fits(branch.fitted, call)
-            if spent or is_old or branch.age >= self._slicing.refresh:
+        spent, errors = 0, dict[int, float]()
+        is_old = branch.fitted is None or not reducer.fits(branch.fitted, call)
+        # What was fitted for an earlier call is tried first, and fitted anew if no width is good enough with it.
+        for is_fresh in (True,) if is_old or branch.age >= self._slicing.refresh else (False, True):
+            if is_fresh:
                 try:
                     branch.fitted = reducer.fit(call, projection)
-                except UniCPError:
+                except UniCPError as error:
                     # It cannot be reduced: values that are not finite, for one, have no axes.
                     branch.fitted = None
-                    return call.full(), Sliced(saved=-spent, tolerance=tolerance)
-                branch.age, is_fresh = 0, True
+                    return call.full(), Sliced(saved=-spent, tolerance=tolerance, reason=one_line(str(error)))
+                branch.age = 0
                 spent += reducer.fit_operations(call, projection)
             reduced = reducer.reduce(call, branch.fitted, paying, projection)
             spent += reducer.probe_operations(call, paying, projection)
@@ -178,8 +181,13 @@ class UnitSlicer:
                     raise
                 # Kernels of their own take heads of certain widths only.
                 told = str(error).strip().partition("\n")[0] or type(error).__name__
-                self.refusal = f"attention backend {call.backend} takes no heads of {width} channels ({told})"
+                self.refusal = (
+                    f"attention backend {call.backend} or its reducer takes no heads of {width} channels ({told})"
+                )
                 return call.full(), Sliced(saved=-spent, tolerance=tolerance)
+            if output.shape != call.query.shape[:3] + call.value.shape[3:] or output.dtype != call.query.dtype:
+                found = f"{output.dtype} of shape {tuple(output.shape)} for a query of {tuple(call.query.shape)}"
+                raise InputError(f"attention of the reducer {self._slicing.reducer!r}", found, "mend its attend")
             branch.age, branch.refused, branch.waited = branch.age + 1, {}, 0
             saved = full_operations(call) - reducer.operations(call, width) - spent
             return output, Sliced(width, errors[width], saved, tolerance)

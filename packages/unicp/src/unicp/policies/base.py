@@ -20,6 +20,8 @@ class CachePolicy:
     """
 
     signals: tuple[str, ...] = ()
+    # Whether it looks at `Observation.others`, and so takes care itself that the branches of a step do the same.
+    asks_for_others: bool = False
 
     def start_run(self, run: RunInfo) -> None:
         """A run begins: everything that was known of the one before is forgotten."""
@@ -29,7 +31,7 @@ class CachePolicy:
 
         Where `seen.veto` or `seen.not_ready` says that it cannot be, it is computed whatever the answer.
         """
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} has no decide(step, seen)")
 
     def observe(self, step: StepContext, seen: Observation, errors: Sequence[float] | None) -> None:
         """The call was computed in full.

@@ -156,6 +156,7 @@ class ErrorWindowPolicy(CachePolicy):
         settings: tolerance, weighting, max_window, max_reach, first and last are used.
     """
 
+    asks_for_others = True
     # Whether predicted errors close the window; a fixed schedule is followed whatever they are.
     is_adaptive = True
 

@@ -78,11 +78,11 @@ class Predictor:
         """The outputs at `step`.
 
         Args:
-            points: The last full steps of this branch, oldest first.
+            points: The last full steps of this branch, oldest first; not to be written into.
             step: Where the call is.
             inputs: What enters the cache point in this call.
         """
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} has no predict(points, step, inputs)")
 
     def learn(self, points: Sequence[Point], step: StepContext, inputs: Tensors, outputs: Tensors) -> None:
         """A full step was computed, and could have been predicted from `points`. All are spread values, (B, n)."""

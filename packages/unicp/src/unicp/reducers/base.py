@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -36,7 +36,7 @@ class Reduced:
 
     def attend(self, width: int) -> Tensor:
         """Attention at this width: (B, H, S, d) in the dtype of the query."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} has no attend(width)")
 
     def rows(self, width: int, rows: slice) -> Tensor:
         """The same of the queries in `rows` alone, which see all keys: (B, H, n, d)."""
@@ -87,11 +87,11 @@ class AttentionReducer:
 
     def reduce(self, call: AttentionCall, fitted: Any, widths: Sequence[int], projection: Tensor | None) -> Reduced:
         """The call, ready to be computed at each of `widths`."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} has no reduce(call, fitted, widths, projection)")
 
     def operations(self, call: AttentionCall, width: int) -> int:
         """Operations of attention at this width, at 2 per multiply-add."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} has no operations(call, width)")
 
     def fit_operations(self, call: AttentionCall, projection: Tensor | None) -> int:
         """Operations of `fit`."""
@@ -108,9 +108,11 @@ class AttentionReducer:
         return (own + fit) / full_operations(call)
 
     def bytes(self, fitted: Any) -> int:
-        """Bytes held by what was fitted."""
-        tensors = [one for one in vars(fitted).values() if isinstance(one, Tensor)] if fitted is not None else []
-        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+        """Bytes held by what was fitted: a tensor, a collection of them, or an object that has some."""
+        if isinstance(fitted, Tensor):
+            return fitted.numel() * fitted.element_size()
+        held = fitted.values() if isinstance(fitted, Mapping) else fitted if isinstance(fitted, (list, tuple)) else ()
+        return sum(self.bytes(one) for one in (*held, *getattr(fitted, "__dict__", {}).values()))
 
 
 def full_operations(call: AttentionCall, queries: int | None = None, width: int | None = None) -> int:

@@ -3,7 +3,8 @@
 The same class serves all levels: the whole model, the stack of blocks, each block, each attention or feed-forward unit.
 It shows its policy what it sees, has its predictor fill in what is skipped, and at full steps measures what skipping
 would have cost, and keeps what the predictor needs. It knows no rule of its own but two: what cannot be predicted, or
-is not finite, is computed; and where branches are combined afterwards, all branches of a step do the same.
+is not finite, is computed; and where branches are combined afterwards, a branch that is full makes those after it in
+the step full too.
 """
 
 from __future__ import annotations
@@ -16,11 +17,13 @@ import torch
 from torch import Tensor
 
 from unicp.context import Action, Decision, Forecast, RunInfo, StepContext
+from unicp.errors import InputError
 from unicp.numerics.error_measures import all_finite, relative_error, strided_sample
 from unicp.numerics.forecasting import output_at
 from unicp.numerics.noise_levels import Prediction
 from unicp.policies.base import CachePolicy
 from unicp.predictors.base import Point, Predictor, Tensors
+from unicp.runtime.part_checks import checked_decision, checked_outputs
 from unicp.runtime.store import OutputStore
 
 # Values per sample on which errors and changes are measured: evenly spread, always the same ones.
@@ -58,10 +61,11 @@ class Seen:
         others: Sequence[str],
         not_ready: Callable[[], str],
         tracked: set[str],
+        known: Sequence[str] = ("input",),
     ):
         self.veto, self.others, self.base_error = veto, others, branch.base_error
         self._branch, self._step, self._signals, self._tracked = branch, step, signals, tracked
-        self._not_ready = not_ready
+        self._not_ready, self._known = not_ready, known
         self._probes: dict[str, Tensor] = {}
         self._changes: dict[tuple[str, str], list[float] | None] = {}
 
@@ -86,6 +90,9 @@ class Seen:
         return self._probes.get(signal)
 
     def _change(self, kind: str, signal: str, before: Mapping[str, Tensor]) -> list[float] | None:
+        if signal not in self._known:
+            asked, found = f"the signal {signal!r}", f"a policy that names {', '.join(self._known)}"
+            raise InputError(asked, found, "name it in the policy's signals")
         if (kind, signal) not in self._changes:
             now, then = self.probe(signal), before.get(signal)
             known = now is not None and then is not None and now.shape == then.shape
@@ -143,6 +150,7 @@ class CachePoint:
         by_stream: Whether errors are relative to the stream that comes out, or to what is predicted itself.
         is_coherent: Whether all branches of a step do the same: a branch that is computed makes those after it compute
             too, and the first branch of a step is shown the others.
+        may_skip: False = nothing is skipped, whatever the policy says (tolerance 0).
         warn: As in `RunInfo`.
     """
 
@@ -158,15 +166,16 @@ class CachePoint:
         judges_all: bool = False,
         by_stream: bool = False,
         is_coherent: bool = False,
+        may_skip: bool = True,
         warn: Callable[[str, str], None] = lambda key, message: None,
     ):
         self.name, self.predictor, self._store = name, predictor, store
         self._adds, self._keeps_inputs, self._judges_all = adds, keeps_inputs, judges_all
-        self._by_stream, self._is_coherent = by_stream, is_coherent
+        self._by_stream, self._is_coherent, self._may_skip = by_stream, is_coherent, may_skip
         self._info = RunInfo(name, predictor.points, warn)
         self._branches: dict[str, _Branch] = {}
         self._at: tuple[int, int] | None = None
-        self._is_computed_at_step = False
+        self._is_computed_at_step = self._is_skipped_at_step = False
         self._seen: Seen | None = None
         self._tracked: set[str] = set()
         self._use(policy)
@@ -217,20 +226,35 @@ class CachePoint:
         if self._is_coherent and self._is_computed_at_step:
             veto = veto or "together"
         named = {**(signals or {}), **({"input": inputs[0]} if inputs else {})}
-        seen = Seen(branch, step, named, veto, others, lambda: self._not_ready(branch, step), self._tracked)
+        known = ("input", *self.policy.signals)
+        seen = Seen(branch, step, named, veto, others, lambda: self._not_ready(branch, step), self._tracked, known)
         self._seen = seen
         outcome = self._decide(step, branch, seen, inputs)
+        self._tell_of_mixed_steps(outcome)
         self._is_computed_at_step |= outcome.outputs is None
+        self._is_skipped_at_step |= outcome.outputs is not None
         self._remember(branch.last, self._tracked)
         return outcome
 
+    def _tell_of_mixed_steps(self, outcome: Outcome) -> None:
+        """Branches that do not do the same are combined afterwards, their difference many times over."""
+        is_mixed = self._is_coherent and self._is_skipped_at_step and outcome.outputs is None
+        if is_mixed and not self.policy.asks_for_others:
+            name = type(self.policy).__name__
+            message = f"{name} skipped some branches of a step and not others (see Observation.others): clips suffer"
+            self._info.warn("mixed_steps", message)
+
     def _decide(self, step: StepContext, branch: _Branch, seen: Seen, inputs: Tensors) -> Outcome:
-        decision = self.policy.decide(step, seen)
-        if decision.skip and (reason := seen.veto or seen.not_ready):
+        decision = checked_decision(self.policy.decide(step, seen), self.policy, step)
+        refusal = seen.veto or ("" if self._may_skip else "tolerance")
+        if decision.skip and (reason := refusal or seen.not_ready):
             decision = Decision(False, reason, decision.tolerance)
         if not decision.skip:
             return Outcome(decision)
-        outputs = self.predictor.predict(self._points(step.branch), step, inputs)
+        points = self._points(step.branch)
+        predicted = self.predictor.predict(points, step, inputs)
+        kept = points[-1].outputs
+        outputs = checked_outputs(predicted, self.predictor, [one.shape for one in kept], [one.dtype for one in kept])
         if self._adds:
             # In the dtype of what the block gives, which under autocast is not that of what it takes.
             outputs = tuple((a + b).to(dtype) for a, b, dtype in zip(inputs, outputs, branch.dtypes))
@@ -311,6 +335,7 @@ class CachePoint:
         if at == self._at:
             return ()
         before, self._at, self._is_computed_at_step = self._at, at, False
+        self._is_skipped_at_step = False
         # A branch that was not called at the step before is gone: guidance may stop in mid-run.
         present = [name for name, branch in self._branches.items() if branch.called_at == before]
         self.predictor.start_step(present)
@@ -336,7 +361,8 @@ class CachePoint:
         points = self._points(step.branch, PROBE)
         spread = tuple(strided_sample(tensor, PROBE) for tensor in inputs if self._keeps_inputs)
         true = tuple(strided_sample(value, PROBE) for value in values)
-        predicted = self.predictor.predict(points, step, spread)
+        shapes, dtypes = [one.shape for one in true], [one.dtype for one in true]
+        predicted = checked_outputs(self.predictor.predict(points, step, spread), self.predictor, shapes, dtypes)
         self.predictor.learn(points, step, spread, true)
         scale = strided_sample(outputs[0], PROBE) if self._by_stream else None
         judged = len(true) if self._judges_all else 1

@@ -14,14 +14,14 @@ from typing import Any
 from unicp.context import Action
 from unicp.models.adapters import adapters_in_use
 from unicp.models.finder import ModelMap
-from unicp.predictors.base import predictors
-from unicp.reducers.base import reducers
+from unicp.predictors.base import PredictorInfo
 from unicp.runtime.cache_point import Measured
 from unicp.runtime.gate import Gate
 from unicp.runtime.inside import Arguments, Forward, Inside, Keywords, Skipped, count_non_finite
 from unicp.runtime.model_call import CallReader, read_output, why_not_followed
+from unicp.runtime.part_checks import make_policy, make_predictor, make_reducer
 from unicp.runtime.recorder import MODEL, CostBook, Recorder
-from unicp.runtime.run_state import Planner, RunState, Underway, policy_of
+from unicp.runtime.run_state import Planner, RunState, Underway
 from unicp.runtime.run_tracker import RunTracker
 from unicp.runtime.runs import Runs
 from unicp.runtime.trace_log import TraceLog
@@ -56,8 +56,10 @@ class Engine:
         self.map, self.settings, self.log = model_map, settings, log
         for unit in model_map.sliced_units:
             settings.slicing.widths_for(unit.head_width or 0)
-        _ = predictors[settings.predictor], reducers[settings.slicing.reducer]
-        self.signals = policy_of(settings).signals
+        # Made once, so that what cannot be made is told now.
+        make_predictor(settings, PredictorInfo(MODEL))
+        make_reducer(settings.slicing)
+        self.signals = make_policy(settings).signals
         self._planner, self._check, self._book = planner, check, CostBook(model_map)
         self._reader = CallReader(model_map)
         is_small = settings.level == "model"

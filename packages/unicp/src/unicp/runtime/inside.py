@@ -158,7 +158,7 @@ class Inside:
             measured = self._measure(run, point, now, entering, tensors, sliced.error)
             if sliced.width is not None:
                 outcome = replace(outcome, action=Action.SLICE)
-        self._tell(run, slicer)
+        self._tell(run, slicer, sliced)
         self._note(run, unit.name, outcome, measured, time.perf_counter() - started, sliced)
         return output
 
@@ -166,7 +166,7 @@ class Inside:
         """A unit that is no cache point: its attention at the width that is enough."""
         started, slicer = time.perf_counter(), run.slicers[unit.name]
         output, sliced = attend(slicer)
-        self._tell(run, slicer)
+        self._tell(run, slicer, sliced)
         if sliced.width is not None or sliced.saved:
             is_sliced = sliced.width is not None
             outcome = Outcome(
@@ -224,8 +224,10 @@ class Inside:
         errors, sliced = None if measured is None else measured.errors, sliced or Sliced()
         run.recorder.note(name, outcome.action, outcome.decision, errors, None, sliced.width, seconds, sliced.saved)
 
-    def _tell(self, run: RunState, slicer: UnitSlicer) -> None:
-        """Says why a unit could not be sliced, if it could not."""
+    def _tell(self, run: RunState, slicer: UnitSlicer, sliced: Sliced | None = None) -> None:
+        """Says why a unit could not be sliced, at all or in this call."""
+        if sliced is not None and sliced.reason:
+            self.log.warn("not_sliced", f"{slicer.unit.name} was not sliced in some call: {sliced.reason}")
         if slicer.refusal:
             message = f"{slicer.unit.name} cannot be sliced: {slicer.refusal}; it runs at full width"
             self.log.warn("not_sliced", message)

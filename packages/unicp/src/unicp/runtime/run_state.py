@@ -16,12 +16,12 @@ from unicp.attention.slicing import UnitSlicer
 from unicp.context import StepContext
 from unicp.errors import InputError
 from unicp.models.finder import ModelMap
-from unicp.policies.base import CachePolicy, policies
 from unicp.policies.planned import Course
-from unicp.predictors.base import PredictorInfo, Tensors, predictors
+from unicp.predictors.base import PredictorInfo, Tensors
 from unicp.predictors.linear import LinePredictor
 from unicp.runtime.cache_point import CachePoint, Measured, Outcome
 from unicp.runtime.model_call import CallInputs, OutputForm
+from unicp.runtime.part_checks import make_policy, make_predictor
 from unicp.runtime.recorder import MODEL, Recorder
 from unicp.runtime.run_tracker import Going, RunTracker
 from unicp.runtime.sample_chain import Link
@@ -68,13 +68,6 @@ class Underway:
     def reached(self) -> None:
         """A hook below the model was called."""
         self.has_reached = True
-
-
-def policy_of(settings: Settings) -> CachePolicy:
-    """A policy of the kind that settings name."""
-    if settings.full_steps is not None:
-        return policies["fixed_steps"](settings)
-    return policies["fixed_window" if settings.full_every is not None else settings.policy](settings)
 
 
 @dataclass
@@ -127,11 +120,13 @@ class RunState:
         self.model = self._model_point()
 
     def _model_point(self) -> CachePoint:
-        predictor, policy = (
-            predictors[self.settings.predictor](self.settings, self._info(MODEL)),
-            policy_of(self.settings),
-        )
-        traits = {"keeps_inputs": True, "judges_all": True, "is_coherent": True}
+        predictor, policy = make_predictor(self.settings, self._info(MODEL)), make_policy(self.settings)
+        traits = {
+            "keeps_inputs": True,
+            "judges_all": True,
+            "is_coherent": True,
+            "may_skip": self.settings.tolerance > 0,
+        }
         return CachePoint(MODEL, policy, predictor, self.store, warn=self.recorder.warn, **traits)
 
     def _info(self, point: str) -> PredictorInfo:
@@ -143,9 +138,9 @@ class RunState:
         if name not in self._points:
             settings, adds = self.settings, name not in self.slicers
             by_stream = adds and settings.error_scale == "stream"
-            predictor = predictors[settings.predictor](settings, self._info(name))
-            policy = policy_of(settings)
-            self._points[name] = CachePoint(name, policy, predictor, self.store, adds=adds, by_stream=by_stream)
+            predictor, policy = make_predictor(settings, self._info(name)), make_policy(settings)
+            traits = {"adds": adds, "by_stream": by_stream, "may_skip": settings.tolerance > 0}
+            self._points[name] = CachePoint(name, policy, predictor, self.store, warn=self.recorder.warn, **traits)
         return self._points[name]
 
     @property
@@ -214,8 +209,13 @@ class RunState:
 
     def tell_sampler(self, outcome: Outcome) -> None:
         """The whole model, or its stack, was skipped or is computed: the sampler's next step follows from that."""
-        if self.settings.replay and self.now is not None:
-            self.replay.called(self.now.step, outcome.action.skipped, outcome.forecast)
+        if not self.settings.replay or self.now is None:
+            return
+        self.replay.called(self.now.step, outcome.action.skipped, outcome.forecast)
+        if outcome.action.skipped and outcome.forecast is None and self.level == "model":
+            name = self.settings.predictor
+            message = f"predictor {name!r} does not say what it carries forward (forecast): steps are not replayed"
+            self.recorder.warn("not_replayed", message)
 
     def take_step(self, scheduler: Any, own: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A step right after a call of this run: of its own scheduler, or of one that is found to be its own."""

@@ -13,11 +13,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from diffusers.hooks.layer_skip import AttentionScoreSkipFunctionMode
-from tests.fake_models import noise
-from tests.fake_parts import at
 from torch import Tensor, nn
 
 from tests import tiny_models
+from tests.fake_models import noise
+from tests.fake_parts import at
 from unicp.attention.slicing import GROUPED, NOT_CAUGHT, PATIENCE, TOO_SHORT, Sliced, UnitSlicer
 from unicp.context import Action
 from unicp.models.finder import Unit, map_model
@@ -28,7 +28,7 @@ from unicp.reducers.attention_call import AttentionCall, plain_call
 from unicp.reducers.base import AttentionReducer, Reduced, reducers
 from unicp.reducers.pca_slices import PcaSlices
 from unicp.runtime.cache_point import CachePoint, Outcome
-from unicp.runtime.run_state import policy_of
+from unicp.runtime.part_checks import make_policy
 from unicp.runtime.store import OutputStore
 from unicp.settings import Basis, Settings, Slicing
 
@@ -486,7 +486,7 @@ def run_unit(steps: int, bad: int = -1, module: Any = None, **changes: Any) -> l
     set_to = Settings(**(plain | {"max_window": 2, "max_reach": 9, "level": "unit"} | changes))
     unit = Unit("blocks.0.attn1", nn.Identity(), "self", 0, HEADS, WIDTH, True, "", False)
     predictor = predictors[set_to.predictor](set_to, PredictorInfo(unit.name))
-    point = CachePoint(unit.name, policy_of(set_to), predictor, OutputStore(set_to))
+    point = CachePoint(unit.name, make_policy(set_to), predictor, OutputStore(set_to))
     own, module, done = UnitSlicer(unit, set_to), module or Attention(), []
     for step in range(steps):
         hidden = noise(0, 1, 96, HEADS * WIDTH) * (math.nan if step == bad else 1.0) + 0.01 * step

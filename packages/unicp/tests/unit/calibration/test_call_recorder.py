@@ -6,10 +6,10 @@ import itertools
 
 import pytest
 import torch
-from tests.fake_models import noise
-from tests.made_profiles import flow_levels, made
 from torch import Tensor, nn
 
+from tests.fake_models import noise
+from tests.made_profiles import flow_levels, made
 from unicp.calibration.call_recorder import CallRecorder, recording_of
 from unicp.context import Forecast
 from unicp.numerics.error_measures import relative_error

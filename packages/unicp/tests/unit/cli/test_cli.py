@@ -13,11 +13,11 @@ import av
 import numpy as np
 import pytest
 import torch
-from tests.commands import refused, run
-from tests.made_profiles import made
 
 import unicp
 from tests import tiny_pipeline
+from tests.commands import refused, run
+from tests.made_profiles import made
 from unicp.cli import common, video
 from unicp.cli.common import Prepared
 from unicp.cli.inspect_model import _ranges

@@ -8,11 +8,11 @@ import json
 from pathlib import Path
 
 import pytest
-from tests.commands import refused, run
-from tests.made_profiles import made
 
 import unicp.calibration.calibrating as calibrating
 from tests import tiny_pipeline
+from tests.commands import refused, run
+from tests.made_profiles import made
 from unicp.cli.calibrate import calibration_prompts
 from unicp.planning.plan import load_plan
 from unicp.planning.profile import FewerSteps, Seconds, load_profile, save_profile

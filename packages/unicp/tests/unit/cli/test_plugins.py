@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 import typer
-from tests.commands import refused
 
 import unicp
+from tests.commands import refused
 from unicp.cli import main, plugins
 from unicp.cli.common import model_of
 

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 import typer
-from tests.commands import refused, run
-from tests.made_profiles import made
 
 import unicp
+from tests.commands import refused, run
+from tests.made_profiles import made
 from unicp.cli import common, terminal
 from unicp.cli.main import app
 from unicp.errors import InputError, clean, one_line

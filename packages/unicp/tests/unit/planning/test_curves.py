@@ -7,8 +7,8 @@ from dataclasses import replace
 from itertools import pairwise
 
 import pytest
-from tests.made_profiles import CURVATURE, STEPS, flow_levels, made
 
+from tests.made_profiles import CURVATURE, STEPS, flow_levels, made
 from unicp.context import Forecast
 from unicp.numerics.noise_levels import NoiseLevel
 from unicp.planning.curves import (

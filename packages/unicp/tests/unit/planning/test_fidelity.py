@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 
 import pytest
-from tests.made_profiles import made
 
+from tests.made_profiles import made
 from unicp.planning.fidelity import fewer_steps_psnr, fit_line, fit_online, student
 from unicp.planning.profile import FewerSteps, OnlineTrial, Trial
 

@@ -11,8 +11,8 @@ from typing import Any, get_args
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tests.made_profiles import STEPS, flow_levels, made
 
+from tests.made_profiles import STEPS, flow_levels, made
 from unicp.context import Axis, Forecast, Quantity
 from unicp.errors import FileFormatError, InputError
 from unicp.files import json_ready

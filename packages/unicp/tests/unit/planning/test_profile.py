@@ -6,8 +6,8 @@ import json
 from types import SimpleNamespace
 
 import pytest
-from tests.made_profiles import made
 
+from tests.made_profiles import made
 from unicp.errors import FileFormatError, InputError
 from unicp.planning.profile import Fingerprint, load_profile, save_profile
 

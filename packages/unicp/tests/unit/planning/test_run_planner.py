@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from tests.made_profiles import STEPS, flow_levels, made
 
+from tests.made_profiles import STEPS, flow_levels, made
 from unicp.errors import InputError
 from unicp.planning import run_planner
 from unicp.planning.plan import Plan

@@ -7,8 +7,8 @@ import math
 from dataclasses import replace
 
 import pytest
-from tests.made_profiles import STEPS, flow_levels, made
 
+from tests.made_profiles import STEPS, flow_levels, made
 from unicp.errors import InputError
 from unicp.planning.choices import FORECASTS, best_choices
 from unicp.planning.curves import levels_of

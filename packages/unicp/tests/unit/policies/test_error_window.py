@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.fake_parts import FakeSeen, at, learnt, pattern, started
 
+from tests.fake_parts import FakeSeen, at, learnt, pattern, started
 from unicp.context import Decision
 from unicp.policies.error_window import ErrorWindow, ErrorWindowPolicy
 from unicp.policies.fixed import FixedStepsPolicy, FixedWindowPolicy

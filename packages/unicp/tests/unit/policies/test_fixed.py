@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from tests.fake_parts import pattern
 
+from tests.fake_parts import pattern
 from unicp.policies.fixed import FixedStepsPolicy, FixedWindowPolicy
 from unicp.settings import Settings
 

@@ -6,8 +6,8 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from tests.fake_parts import FakeSeen, at, pattern, started
 
+from tests.fake_parts import FakeSeen, at, pattern, started
 from unicp.context import Forecast, RunInfo
 from unicp.policies.error_window import ErrorWindowPolicy
 from unicp.policies.guard import Schedule

@@ -7,10 +7,10 @@ from typing import Any, get_args
 
 import pytest
 import torch
-from tests.fake_models import noise
-from tests.fake_parts import at
 from torch import Tensor
 
+from tests.fake_models import noise
+from tests.fake_parts import at
 from unicp.context import Action, Axis, Forecast, Quantity, StepContext
 from unicp.numerics.forecasting import from_quantity
 from unicp.numerics.noise_levels import NoiseLevel, Prediction

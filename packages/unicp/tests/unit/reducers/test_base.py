@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from tests.fake_models import noise
 from torch import Tensor
 
+from tests.fake_models import noise
 from unicp.errors import InputError
 from unicp.numerics.error_measures import coprime_stride
 from unicp.numerics.operation_counts import attention_operations

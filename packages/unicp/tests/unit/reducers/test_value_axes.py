@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from tests.unit.reducers.test_bases import random_inputs
 from torch import Tensor
 
+from tests.unit.reducers.test_bases import random_inputs
 from unicp.errors import InputError
 from unicp.numerics.error_measures import relative_error
 from unicp.reducers.attention_call import plain_call

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from tests.fake_models import noise
 
 from tests import tiny_models
+from tests.fake_models import noise
 from unicp.models.finder import map_model
 from unicp.runtime.block_streams import BlockCall
 

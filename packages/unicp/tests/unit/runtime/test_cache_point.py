@@ -11,10 +11,10 @@ import torch
 from diffusers import DDIMScheduler
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.fake_models import flow_scheduler, noise
-from tests.fake_parts import Always, Listed, Never, at
 from torch import Tensor
 
+from tests.fake_models import flow_scheduler, noise
+from tests.fake_parts import Always, Listed, Never, at
 from unicp.context import Action, Decision, Forecast, Observation, StepContext
 from unicp.models.noise import read_schedule
 from unicp.numerics.error_measures import relative_error
@@ -22,7 +22,7 @@ from unicp.policies.base import CachePolicy
 from unicp.predictors.base import Point, Predictor, PredictorInfo, predictors
 from unicp.predictors.linear import LinePredictor
 from unicp.runtime.cache_point import NON_FINITE, CachePoint, Measured, per_sample
-from unicp.runtime.run_state import policy_of
+from unicp.runtime.part_checks import make_policy
 from unicp.runtime.store import OutputStore
 from unicp.settings import Settings
 
@@ -524,7 +524,7 @@ class Loop:
         info = PredictorInfo("model", None if self.schedule is None else self.schedule.prediction)
         predictor = predictors[set_to.predictor](set_to, info)
         traits = {"keeps_inputs": True, "judges_all": True, "is_coherent": True}
-        self.point = CachePoint("model", policy_of(set_to), predictor, self.store, **traits)
+        self.point = CachePoint("model", make_policy(set_to), predictor, self.store, **traits)
         self.model = model
         self.skipped: list[tuple[int, Tensor, Tensor]] = []
         self.measured: list[float] = []
@@ -658,7 +658,7 @@ def test_a_sample_that_is_not_finite_is_computed():
 
 @pytest.mark.parametrize("kind", ["measured", "predicted"])
 def test_errors_are_one_for_each_sample_where_a_unit_sees_it_as_several_rows(kind: str):
-    point = made(policy_of(settings(level="unit", predictor="reuse", tolerance=1e6)))
+    point = made(make_policy(settings(level="unit", predictor="reuse", tolerance=1e6)))
     base = noise(0, 6, 5, 3)
     measured: list[float] | None = None
     for step in range(3):

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from tests.fake_models import FakeTransformer, flow_scheduler, noise
-from tests.fake_parts import Always, Listed, Never
 from torch import Tensor
 
 from tests import tiny_models
+from tests.fake_models import FakeTransformer, flow_scheduler, noise
+from tests.fake_parts import Always, Listed, Never
 from unicp.context import Decision, Observation, StepContext
 from unicp.policies.base import policies
 from unicp.predictors.base import Predictor, predictors

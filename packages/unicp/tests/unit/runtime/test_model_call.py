@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import pytest
 import torch
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
-from tests.fake_models import FakeTransformer, noise
 from torch import Tensor
 
 from tests import tiny_models
+from tests.fake_models import FakeTransformer, noise
 from unicp.models.finder import map_model
 from unicp.runtime.model_call import CallReader, batched, read_output
 from unicp.session import enable

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 from diffusers import FlowMatchHeunDiscreteScheduler, PNDMScheduler
-from tests.fake_models import flow_scheduler, noise
 
+from tests.fake_models import flow_scheduler, noise
 from unicp.models.noise import read_schedule
 from unicp.numerics.noise_levels import NoiseLevel
 from unicp.runtime.model_call import CallInputs

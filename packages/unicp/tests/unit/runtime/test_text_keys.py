@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from tests.fake_models import noise
 from torch import nn
 
 from tests import tiny_models
+from tests.fake_models import noise
 from unicp.models.finder import map_model
 from unicp.runtime.text_keys import TextKeys, text_projections
 from unicp.session import enable

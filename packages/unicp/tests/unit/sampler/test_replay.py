@@ -17,10 +17,10 @@ from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchE
 from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepScheduler
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.fake_parts import at
 
 import unicp
 from tests import tiny_models
+from tests.fake_parts import at
 from unicp.context import Forecast, StepContext
 from unicp.models.noise import read_schedule
 from unicp.numerics.forecasting import from_quantity, output_at, to_quantity
@@ -31,6 +31,7 @@ from unicp_testbeds.components import build_scheduler
 
 def replaying(schedule, counts: Counter | None = None, on_move=None) -> SamplerReplay:
     counts = Counter() if counts is None else counts
+    on_move = on_move or (lambda sample, moved: None)
     return SamplerReplay(read_schedule(schedule), lambda key: counts.update([key]), on_move)
 
 

@@ -117,7 +117,8 @@ def sliced_by_head(
 ) -> Tensor:
     """`sliced_attention` with a width for each head, one call for all heads of a width: (B, H, S, d).
 
-    Raises InputError for another number of widths than heads, and where `sliced_attention` does.
+    Raises:
+        InputError: Widths and heads differ in number; and as `sliced_attention`.
     """
     if len(widths) != query.shape[1]:
         raise InputError("widths by head", f"{len(widths)} widths for {query.shape[1]} heads", "give one for each")

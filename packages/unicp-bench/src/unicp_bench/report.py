@@ -3,19 +3,19 @@
     python -m unicp_bench.report            # rewrite the documents
     python -m unicp_bench.report --check    # exit code 1 if a table differs from its rows
 
-A table stands between `<!-- table NAME -->` and `<!-- end -->`. NAME is a file of docs/results without its suffix,
-after a colon the sampler, and behind another one
+A table is between `<!-- table NAME -->` and `<!-- end -->`. NAME is a file of docs/results without its suffix, after a
+colon the sampler, and after another one the kind:
 
     equal            the rivals at the compute of each setting of UniCP
-    margins          UniCP beside the best peer at each speed-up; "margins-seconds" by seconds, where rows are
-                     paired, "margins-METRIC" of another metric than PSNR
+    margins          UniCP and the best peer at each speed-up; "margins-seconds" by seconds, if rows are paired,
+                     "margins-METRIC" by another metric than PSNR
     faster           the same at each fidelity
-    met, need        how often targets were met, and what they spent beside the least that was possible
+    met, need        how often targets were met, and what they spent beside the least possible
     best             long sweeps of peers, without the settings that others of the same peer beat
 
-Of a JSON file it is the list "rows", or after two colons another one ("slices::projected").
+Of a JSON file it is the list "rows", or after two colons another list ("slices::projected").
 
-Every table is over the clips that all its rows have. It says below it where that leaves some out.
+Every table is over the clips that all its rows have, and says if that leaves some out.
 """
 
 from __future__ import annotations
@@ -46,7 +46,15 @@ _BLOCK = re.compile(r"<!-- table (\S+) -->\n.*?<!-- end -->", re.DOTALL)
 
 
 def fill(text: str, results: Path) -> str:
-    """The document with every marked table made anew. Raises InputError for a table without measured rows."""
+    """Makes every marked table of a document again.
+
+    Args:
+        text: Of the document.
+        results: Folder of the rows.
+
+    Raises:
+        InputError: A table has no measured rows, or rows that do not belong together.
+    """
     return _BLOCK.sub(lambda match: f"<!-- table {match[1]} -->\n{_table(match[1], results)}\n<!-- end -->", text)
 
 

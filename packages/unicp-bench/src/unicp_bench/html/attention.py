@@ -1,4 +1,4 @@
-"""What `experiments.attention_change` measures, read from its file: the paper's U shape."""
+"""Reads what `experiments.attention_change` measured: the paper's U shape."""
 
 from __future__ import annotations
 
@@ -38,7 +38,12 @@ class AttentionChange:
 
 
 def load_attention(file: Path) -> AttentionChange:
-    """A record of `experiments.attention_change`. Raises InputError, FileFormatError."""
+    """Reads a file of `experiments.attention_change`.
+
+    Raises:
+        InputError: It cannot be read.
+        FileFormatError: It is damaged.
+    """
     record = read_json(file)
     try:
         return read_as(AttentionChange, record)

@@ -1,8 +1,8 @@
-"""The figures of the page: matplotlib draws them as SVG, into which the tooltips and the classes of families are put.
+"""The figures of the page, which matplotlib draws as SVG, with tooltips and classes of families.
 
-Why matplotlib: its SVG needs no script, keeps text as text, is the same for the same rows, and tells apart twenty
-families by colour, marker and dash. pygal has one marker and needs a script for tooltips; the SVG of altair has no
-tooltips, and its script (0.9 MB), like those of plotly and bokeh, would be most of the page.
+Why matplotlib: its SVG needs no script, keeps text as text, is the same for the same rows, and distinguishes twenty
+families by colour, marker and dash. pygal has one marker and needs a script for tooltips. altair's SVG has no tooltips,
+and its script (0.9 MB), like those of plotly and bokeh, would be most of the page.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from unicp_bench.parts import CHOSEN, Part, is_ours, is_peer
 from unicp_bench.rows import PLANNED
 from unicp_bench.statistics import Group, worst_name
 
-# Above it no difference survives the rounding to 8 bits; without a top, one lossless setting (100 dB by convention)
-# would press everything else into the lower half.
+# Above it no difference survives the rounding to 8 bits. Without it one lossless setting (100 dB by convention) would
+# squeeze everything else into the lower half.
 TOP, SPAN = 60.0, 40.0
 FASTEST = 6.0
 # Each peer has a colour and a marker of its own: twenty together.
@@ -107,7 +107,7 @@ def looks(parts: Iterable[Part]) -> dict[str, Look]:
 
 
 def pareto(part: Part, styles: Mapping[str, Look]) -> list[Chart]:
-    """Fidelity against what was saved, for each cost and worth; [] where no setting has a PSNR."""
+    """Fidelity against saved cost, for each cost and worth; [] if no setting has a PSNR."""
     if all(math.isnan(group.mean(METRIC)) for group in part.groups):
         return []
     return [_pareto(part, styles, cost, worth) for cost in costs(part) for worth in worths(part.clips)]
@@ -127,7 +127,7 @@ def _pareto(part: Part, styles: Mapping[str, Look], cost: str, worth: str) -> Ch
         look, ours = styles[family], is_ours(family)
         best = [point for point in points if point[1] < SAME]
         (line,) = axes.plot([x for x, _ in best], [y for _, y in best], color=look.colour, gid=look.gid)
-        # Nothing hides UniCP.
+        # UniCP is drawn last, on top.
         line.set(linestyle=_DASHES[look.marker], linewidth=2.6 if ours else 1.2, zorder=4 if ours else 3)
     tips = {}
     for index, dot in enumerate(dots):
@@ -143,7 +143,7 @@ def _pareto(part: Part, styles: Mapping[str, Look], cost: str, worth: str) -> Ch
 
 
 def tooltip(group: Group) -> str:
-    """What is said of a setting: its numbers, one a line."""
+    """The numbers of a setting, one a line."""
     lines = [
         group.name,
         f"{speed(group.operations)} less compute",
@@ -169,7 +169,7 @@ def limits(dots: Sequence[Dot]) -> tuple[tuple[float, float], tuple[float, float
 
 
 def beyond(dots: Sequence[Dot]) -> str:
-    """How many settings lie beyond each end of the axes; "" where all are within."""
+    """How many settings are beyond each end of the axes; "" for none."""
     (left, right), (bottom, top) = limits(dots)
     ends = {
         f"above {top:g} dB": sum(dot.y > top for dot in dots),

@@ -1,4 +1,4 @@
-"""The worst clips of every family beside the plain ones, as videos inside the file."""
+"""The worst clips of every family and their plain clips, as videos inside the file."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Clips:
     missing: int = 0
 
     def take(self, names: Sequence[str]) -> bool:
-        """Takes clips that belong together into the report; False where the folder lacks one of them."""
+        """Reads clips that belong together; False if the folder lacks one of them."""
         files = [self.folder / name for name in names]
         absent = sum(not os.path.isfile(file) for file in files)
         self.missing += absent
@@ -55,7 +55,7 @@ class Card:
 
     @property
     def numbers(self) -> str:
-        """Everything that was measured of it, in a line."""
+        """All measured numbers in a line."""
         row, fidelity = self.row, self.row.fidelity
         found = [f"seed {row.seed}", f"PSNR {number(fidelity.get(METRIC, math.nan))} dB"]
         found += [f"SSIM {number(fidelity['ssim'], 3)}"] if "ssim" in fidelity else []
@@ -74,7 +74,11 @@ class Panel:
 
 
 def check_clips(clips: Clips, parts: Sequence[Part]) -> None:
-    """Raises InputError where there is no such folder or family."""
+    """Checks that folder and families exist.
+
+    Raises:
+        InputError: They do not.
+    """
     if not clips.folder.is_dir():
         raise InputError(f"clips in {clips.folder}", "no such folder", "name the folder of `unicp bench --clips`")
     known = dict.fromkeys(family for part in parts for family in part.families)
@@ -84,7 +88,11 @@ def check_clips(clips: Clips, parts: Sequence[Part]) -> None:
 
 
 def worst_clips(parts: Sequence[Part], clips: Clips) -> list[tuple[Part, list[Panel]]]:
-    """Panels of the parts that have any; the videos are then in `clips`. Raises InputError where there is none."""
+    """Makes the panels of all parts, and reads their videos into `clips`.
+
+    Raises:
+        InputError: There is no panel.
+    """
     found = []
     for part in parts:
         panels = [_panel(part, group, clips) for group in _chosen(part, clips.families)]
@@ -96,7 +104,7 @@ def worst_clips(parts: Sequence[Part], clips: Clips) -> list[tuple[Part, list[Pa
 
 
 def nearest(groups: Sequence[Group]) -> Group:
-    """The setting that takes about half the compute; of two equally near ones the first."""
+    """The setting nearest to half the compute; the first of equals."""
     # By ratio: 1x is as far from 2x as 4x is.
     return min(groups, key=lambda group: abs(math.log(max(1e-9, group.operations) / NEAREST)))
 

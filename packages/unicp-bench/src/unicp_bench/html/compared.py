@@ -1,4 +1,4 @@
-"""The tables of who keeps most at a speed and who is fastest at a fidelity, as cells for the page."""
+"""Tables of the best fidelity at a speed and the best speed at a fidelity, as cells for the page."""
 
 from __future__ import annotations
 

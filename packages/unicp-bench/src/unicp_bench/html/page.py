@@ -1,7 +1,7 @@
-"""One HTML file from measured rows: everything is in it, so it opens anywhere and needs nothing.
+"""One HTML file of measured rows that needs no other file.
 
-jinja2 templates, one a section, write it (unicp_bench/html/templates), and escape whatever comes from rows. Python
-brings numbers and figures only. The same rows give the same bytes: no dates, no random names.
+jinja2 templates (unicp_bench/html/templates), one a section, write it and escape all that comes from rows. Python makes
+numbers and figures only. The same rows give the same bytes.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _FIRST = ("device", "dtype", "threads", "commit")
 
 @dataclass
 class Extras:
-    """What a report shows besides rows; None = not asked for."""
+    """What a report shows besides rows; `None` = nothing."""
 
     attention: AttentionChange | None = None
     trace: Trace | None = None
@@ -43,15 +43,23 @@ class Extras:
 
 
 def write_report(rows: Sequence[Row], out: Path, extras: Extras | None = None) -> None:
-    """Writes the report; the file at `out` is the old one or the whole new one. Raises InputError."""
+    """Writes the report atomically.
+
+    Raises:
+        InputError: As `page`, or `out` cannot be written.
+    """
     text = page(rows, extras or Extras())
     with replacing(out) as part:
-        # Half a surrogate pair, which a prompt in JSON may hold, has no UTF-8.
+        # A lone surrogate, which a prompt in JSON may hold, has no UTF-8.
         part.write_text(text, encoding="utf-8", errors="replace")
 
 
 def page(rows: Sequence[Row], extras: Extras) -> str:
-    """The whole document. Raises InputError where there are no rows, or clips do not fit to them."""
+    """The whole document.
+
+    Raises:
+        InputError: There are no rows, or clips do not fit them.
+    """
     if not rows:
         raise InputError("a report of measured rows", "no rows", "measure first: unicp bench quick")
     parts = parting.split(rows)

@@ -184,7 +184,7 @@ slices: $(READY_DEV) ## measure what attention at reduced width misses, and how 
 	OMP_NUM_THREADS=1 $(BIN)/python -m experiments.folded_weights --out docs/results/folded_weights.json
 
 constants: $(READY_DEV) ## measure each constant of the method beside a smaller and a larger value (half an hour)
-	for sampler in unipc euler; do OMP_NUM_THREADS=1 $(BIN)/python -m experiments.constants --sampler $$sampler --prompts 6 \
+	for sampler in unipc euler; do OMP_NUM_THREADS=1 $(BIN)/python -m experiments.constants --sampler $$sampler \
 	    --out docs/results/constants_$$sampler.json || exit 1; done
 
 figures: $(READY_DEV) ## measure and draw the change of attention outputs over steps

@@ -64,10 +64,10 @@ def bench(
         bool, typer.Option("--fast-metrics", help="Leave out the slower metrics (VMAF, deep features).")
     ] = False,
 ) -> None:
-    """Measure methods against the plain run of the same seed: compute, seconds, memory and fidelity.
+    """Measure methods against the plain run of the same seed.
 
-    If it is stopped, the same command continues. It ends with a table. The suite "overhead" measures what deciding
-    costs as models and runs grow, and takes no option but --out.
+    It measures compute, seconds, memory and fidelity. If it is stopped, the same command continues. It ends with a
+    table. The suite "overhead" measures what deciding costs as models and runs grow, and takes no option but --out.
 
     \b
     Examples:

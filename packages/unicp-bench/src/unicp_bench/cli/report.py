@@ -38,9 +38,10 @@ def report(
         Path | None, typer.Option(metavar="FILE", help="Also map the decisions of a run (`unicp generate --trace`).")
     ] = None,
 ) -> None:
-    """Write measured rows as one HTML file with figures, tables, maps of the work, and the worst clips.
+    """Write measured rows as one HTML file.
 
-    Everything is inside the file, also videos. The same input gives the same file.
+    It has figures, tables, maps of the work, and the worst clips. Everything is inside the file, also videos. The same
+    input gives the same file.
 
     \b
     Examples:

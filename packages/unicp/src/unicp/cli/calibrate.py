@@ -38,10 +38,11 @@ def calibrate(
     frames: options.FramesOption = None,
     sampler: options.SamplerOption = "default",
 ) -> None:
-    """Measure a model on a few prompts and write a profile, from which plans are made.
+    """Measure the profile of a model, from which plans are made.
 
-    The command first says how long it will take. If it is stopped, the same command continues. A profile belongs to one
-    model, sampler and precision. It holds for other prompts, seeds and step counts; its seconds hold for its size only.
+    It runs a few prompts, and first says how long that will take. If it is stopped, the same command continues. A
+    profile belongs to one model, sampler and precision. It holds for other prompts, seeds and step counts; its seconds
+    hold for its size only.
 
     \b
     Examples:

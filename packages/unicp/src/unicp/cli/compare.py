@@ -55,10 +55,10 @@ def compare(
     sampler: options.SamplerOption = "default",
     as_json: options.JsonOption = False,
 ) -> None:
-    """Make a video plain and accelerated, side by side in one file, and measure the difference.
+    """Make a video plain and accelerated, and compare the two.
 
-    Both runs start from the same noise. A short run before them warms up and is not timed. Seconds are those of whole
-    pipeline calls: text, denoising and decoding.
+    One file shows both side by side. Both runs start from the same noise. A short run before them warms up and is not
+    timed. Seconds are those of whole pipeline calls: text, denoising and decoding.
 
     \b
     Examples:

@@ -14,7 +14,9 @@ if TYPE_CHECKING:
 
 
 def inspect_model(model: options.ModelOption = None, as_json: options.JsonOption = False) -> None:
-    """Show the blocks and units of a model, and what can be skipped or sliced. Loads no weights.
+    """Show what in a model can be skipped or sliced.
+
+    It lists levels, blocks and units, and loads no weights.
 
     \b
     Examples:

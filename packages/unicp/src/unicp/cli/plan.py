@@ -28,10 +28,10 @@ def plan(
     out: OutOption = None,
     as_json: options.JsonOption = False,
 ) -> None:
-    """Solve the plan that meets a target, draw it, and predict its speed and fidelity.
+    """Show the plan that meets a target.
 
-    A run with --target and --profile solves its own plan for its own noise levels. With another number of steps than
-    the profile's, the noise levels used here are interpolated.
+    It draws the plan, and predicts its speed and fidelity. A run with --target and --profile solves its own plan for
+    its own noise levels. With another number of steps than the profile's, the noise levels used here are interpolated.
 
     \b
     Examples:

@@ -91,7 +91,7 @@ class Slicing:
         basis: "pca" of the keys alone (the paper's), "centred_pca" of queries and centred keys, "kq_svd", which is
             best for the scores, or "output_pca", which also places values along the axes of the attention's output.
         reducer: Name of what reduces attention; see `unicp.register_reducer`.
-        refresh: Most calls of a branch that one set of bases serves; UniCP fits earlier where slices leave the
+        refresh: Most calls of a branch that one set of bases is used for; UniCP fits earlier where slices leave the
             tolerance. 1 fits in every call: bases age fast, and a fit is cheap where tokens are many.
 
     Raises:

@@ -1,7 +1,7 @@
 """Slices the attention of one unit: at the least width whose error, measured in the very call, is small enough.
 
 What a slice misses is measured on a few queries before it is taken. So nothing needs to be known of earlier calls but
-what the reducer fitted, and that is fitted anew as soon as it no longer fits.
+what the reducer fitted, and that is fitted again as soon as it no longer fits.
 """
 
 from __future__ import annotations
@@ -187,7 +187,7 @@ class UnitSlicer:
                 return call.full(), Sliced(saved=-spent, tolerance=tolerance)
             if output.shape != call.query.shape[:3] + call.value.shape[3:] or output.dtype != call.query.dtype:
                 found = f"{output.dtype} of shape {tuple(output.shape)} for a query of {tuple(call.query.shape)}"
-                raise InputError(f"attention of the reducer {self._slicing.reducer!r}", found, "mend its attend")
+                raise InputError(f"attention of the reducer {self._slicing.reducer!r}", found, "fix its attend")
             branch.age, branch.refused, branch.waited = branch.age + 1, {}, 0
             saved = full_operations(call) - reducer.operations(call, width) - spent
             return output, Sliced(width, errors[width], saved, tolerance)

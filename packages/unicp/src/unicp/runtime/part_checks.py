@@ -51,7 +51,7 @@ def _made(kind: str, name: str, base: type[T], make: Callable[[], Any]) -> T:
         raise
     except Exception as error:
         found = f"{type(error).__name__}: {one_line(str(error))}"
-        raise SettingsError(f"to make the {kind} {name!r}", found, "mend how it is made") from error
+        raise SettingsError(f"to make the {kind} {name!r}", found, "fix how it is made") from error
     if not isinstance(made, base):
         do = f"derive it from unicp.{base.__name__}"
         raise SettingsError(f"to make the {kind} {name!r}", f"a {type(made).__name__}", do)

@@ -1,6 +1,6 @@
 """A cache point: one place in the model whose outputs can be kept and predicted.
 
-The same class is used at all levels: the whole model, the stack of blocks, each block, each attention or feed-forward unit.
+The same class is used at all levels: the whole model, the stack of blocks, a block, an attention or feed-forward unit.
 It shows its policy what it sees, has its predictor fill in what is skipped, and at full steps measures what skipping
 would have cost, and keeps what the predictor needs. It knows no rule of its own but two: what cannot be predicted, or
 is not finite, is computed; and where branches are combined afterwards, a branch that is full makes those after it in

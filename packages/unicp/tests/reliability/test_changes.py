@@ -298,7 +298,7 @@ def test_a_run_that_was_given_up_before_the_second_expert_is_a_run_of_its_own(tm
     assert steps == [list(range(10)), list(range(3)), list(range(10))]
     with enable(pipe, preset("fast", first=2)) as session:
         pipe(stop=4)
-        with pytest.raises(unicp.UniCPError, match="given up|missing"):
+        with pytest.raises(unicp.UniCPError, match="stopped after|missing"):
             session.save_plan(tmp_path / "plan.json")
     assert not (tmp_path / "plan.json").exists()
 

@@ -36,6 +36,7 @@ class LinePredictor(Predictor):
 
     def __init__(self, forecast: Forecast, points: int, damping: bool, info: PredictorInfo):
         self._forecast, self.points, self._info = forecast, points, info
+        self._of_output = replace(forecast, quantity="output")
         self.action = Action.REUSE if points == 1 else Action.FORECAST
         self._is_damped = damping and points > 1
         # By branch, one for each output: what the last full step said of the line, and the share that lines follow.
@@ -45,7 +46,7 @@ class LinePredictor(Predictor):
 
     def forecast(self, aligned: bool) -> Forecast:
         """What is carried forward: the output itself where no sample belongs to it (a learned variance, say)."""
-        return self._forecast if aligned else replace(self._forecast, quantity="output")
+        return self._forecast if aligned else self._of_output
 
     def describe(self, aligned: bool) -> str:
         """For instance "noise over log_snr"."""

@@ -13,42 +13,10 @@ import diffusers
 import unicp
 from tests.golden.case import Case, joined, seeded
 from tests.pipelines.rows import LATENT, Row
+from tests.pipelines.samplers import DIFFUSION, FLOW
 from tests.pipelines.table import BY_NAME
 
 STEPS = 12
-_UNIPC_FLOW = {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "flow_shift": 3.0}
-FLOW: dict[str, dict[str, Any]] = {
-    "FlowMatchEulerDiscrete": {"shift": 3.0},
-    "FlowMatchEulerDiscrete, stochastic": {"shift": 3.0, "stochastic_sampling": True},
-    "FlowMatchHeunDiscrete": {"shift": 3.0},
-    "FlowMatchLCM": {"shift": 3.0},
-    "UniPCMultistep": _UNIPC_FLOW,
-    "DPMSolverMultistep": _UNIPC_FLOW,
-    "DPMSolverMultistep, stochastic": _UNIPC_FLOW | {"algorithm_type": "sde-dpmsolver++"},
-    "DPMSolverSinglestep": _UNIPC_FLOW,
-    "DEISMultistep": _UNIPC_FLOW,
-    "SASolver": _UNIPC_FLOW,
-}
-DIFFUSION = (
-    "DDIM",
-    "DDPM",
-    "PNDM",
-    "LMSDiscrete",
-    "EulerDiscrete",
-    "EulerAncestralDiscrete",
-    "HeunDiscrete",
-    "KDPM2Discrete",
-    "KDPM2AncestralDiscrete",
-    "DPMSolverMultistep",
-    "DPMSolverSinglestep",
-    "DEISMultistep",
-    "UniPCMultistep",
-    "SASolver",
-    "LCM",
-    "TCD",
-    "CogVideoXDDIM",
-    "CogVideoXDPM",
-)
 SCHEDULERS = [
     *(("wan_unguided", "flow", kind, config) for kind, config in FLOW.items()),
     *(

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from tests.pipelines.rows import LATENT, Row
+from tests.pipelines.samplers import DIFFUSION, FLOW
 from tests.pipelines.table import BY_NAME
 from tests.pipelines.test_pipelines import EXACT, GENEROUS, same, watched
 from unicp.context import Action
@@ -22,40 +23,6 @@ from unicp.numerics.forecasting import to_quantity
 from unicp.numerics.noise_levels import is_invertible
 from unicp.session import enable
 
-_FLOW = {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "flow_shift": 3.0}
-# One pipeline for each kind of training, with what its schedulers have in common.
-FLOW = {
-    "FlowMatchEulerDiscrete": {"shift": 3.0},
-    "FlowMatchEulerDiscrete, stochastic": {"shift": 3.0, "stochastic_sampling": True},
-    "FlowMatchHeunDiscrete": {"shift": 3.0},
-    "FlowMatchLCM": {"shift": 3.0},
-    "UniPCMultistep": _FLOW,
-    "DPMSolverMultistep": _FLOW,
-    "DPMSolverMultistep, stochastic": _FLOW | {"algorithm_type": "sde-dpmsolver++"},
-    "DPMSolverSinglestep": _FLOW,
-    "DEISMultistep": _FLOW,
-    "SASolver": _FLOW,
-}
-DIFFUSION = (
-    "DDIM",
-    "DDPM",
-    "PNDM",
-    "LMSDiscrete",
-    "EulerDiscrete",
-    "EulerAncestralDiscrete",
-    "HeunDiscrete",
-    "KDPM2Discrete",
-    "KDPM2AncestralDiscrete",
-    "DPMSolverMultistep",
-    "DPMSolverSinglestep",
-    "DEISMultistep",
-    "UniPCMultistep",
-    "SASolver",
-    "LCM",
-    "TCD",
-    "CogVideoXDDIM",
-    "CogVideoXDPM",
-)
 # They scale the model's input in ways of their own, so that only the output is forecast.
 UNKNOWN = ("LMSDiscrete", "HeunDiscrete", "KDPM2Discrete", "KDPM2AncestralDiscrete")
 # They show no clean estimate of their own.

@@ -315,7 +315,7 @@ class CachePoint:
         """
         for name, branch in self._branches.items():
             # A branch that was not computed at this step has an older output, of another sample.
-            if branch.called_at != self._at or not branch.steps or not branch.aligned[0]:
+            if not branch.steps or not branch.aligned[0]:
                 continue
             last = branch.steps[-1]
             if (last.run, last.step) != self._at or last.level is None:

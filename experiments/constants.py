@@ -11,6 +11,7 @@ interpolated at fixed compute, so a constant that only moves along it shows no d
 from __future__ import annotations
 
 import importlib
+import itertools
 import json
 import math
 import statistics
@@ -89,7 +90,7 @@ def frontier(points: list[tuple[float, float]], at: float) -> float | None:
     A point counts with the best that a point with fewer full calls has: nobody would choose it otherwise.
     """
     points = sorted(points)
-    points = [(full, max(level for _, level in points[: place + 1])) for place, (full, _) in enumerate(points)]
+    points = list(zip((full for full, _ in points), itertools.accumulate((level for _, level in points), max)))
     for (x0, y0), (x1, y1) in zip(points, points[1:]):
         if x0 <= at <= x1:
             return y1 if x0 == x1 else y0 + (y1 - y0) * (at - x0) / (x1 - x0)

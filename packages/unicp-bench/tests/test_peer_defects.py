@@ -1,4 +1,4 @@
-"""Defects of peers, each in its smallest form. A test here that begins to fail means that a peer was mended:
+"""Defects of peers, each in its smallest form. A test here that begins to fail means that a peer was fixed:
 then docs/peers.md and its adapter have to follow."""
 
 from __future__ import annotations

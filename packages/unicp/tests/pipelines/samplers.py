@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 _FLOW = {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "flow_shift": 3.0}
-# One pipeline for each kind of training, with what its schedulers have in common.
 FLOW: dict[str, dict[str, Any]] = {
     "FlowMatchEulerDiscrete": {"shift": 3.0},
     "FlowMatchEulerDiscrete, stochastic": {"shift": 3.0, "stochastic_sampling": True},

@@ -217,6 +217,11 @@ def load_record(
         raise FileFormatError(f"a {noun} in {path}", str(error), again) from error
 
 
+def renamed(fields: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+    """Fields of an older version under their names of today. names: today's, by the older one."""
+    return {names.get(name, name): value for name, value in fields.items()}
+
+
 def read_json(path: str | Path) -> Any:
     """Reads a JSON file.
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from unicp.errors import FileFormatError
-from unicp.files import Number, Step, Whole, Within, load_record, save_record
+from unicp.files import Number, Step, Whole, Within, load_record, renamed, save_record
 
 TRACE_TYPE, TRACE_VERSION = "unicp.trace", 2
 # Largest map of a run, cache points times steps.
@@ -127,6 +127,6 @@ def _from_version_1(body: dict[str, Any]) -> dict[str, Any]:
     names, entries = {"why": "reason", "choice": "predictor"}, body.get("entries")
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
         return body
-    renamed = [{names.get(key, key): value for key, value in entry.items()} for entry in entries]
-    renamed = [entry | {"action": "full"} if entry.get("action") == "compute" else entry for entry in renamed]
-    return body | {"entries": renamed}
+    entries = [renamed(entry, names) for entry in entries]
+    entries = [entry | {"action": "full"} if entry.get("action") == "compute" else entry for entry in entries]
+    return body | {"entries": entries}

@@ -379,7 +379,7 @@ class Calibration:
             trials=[],
             online=[],
             fewer=[],
-            mended=self.runner.replays,
+            replayed=self.runner.replays,
         )
 
 

@@ -96,7 +96,7 @@ def _run(request: Request, prompts: list[str], out: Path) -> None:
     profile = calibration.run()
     cost = profile.seconds
     typer.echo(f"{out}: {len(profile.recordings)} prompts, {profile.steps} steps, {profile.fingerprint.scheduler}")
-    typer.echo(f"seconds: {cost.computed:.3g} a full step, {cost.served:.3g} a skipped one, {cost.rest:.3g} the rest")
+    typer.echo(f"seconds: {cost.computed:.3g} a full step, {cost.skipped:.3g} a skipped one, {cost.rest:.3g} the rest")
     typer.echo(f'next: unicp plan {out} --target "psnr>=35"')
 
 

@@ -82,7 +82,7 @@ def best_choices(
     """
     recordings = [one for one in profile.recordings if one.prompt != without] or profile.recordings
     if forecasts is None:
-        forecasts = [probed_forecast(profile.recordings[0])] if profile.mended else FORECASTS
+        forecasts = [probed_forecast(profile.recordings[0])] if profile.replayed else FORECASTS
     unweighted = _choices(profile, recordings, levels, forecasts, {})
     middle = unweighted[min(unweighted, key=lambda count: abs(2 * count - len(levels) + 1))]
     losses = {one.prompt: _loss_of(_of_prompt(profile, one, levels, middle)) for one in recordings}

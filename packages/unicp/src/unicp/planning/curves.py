@@ -219,7 +219,7 @@ def counted(profile: Profile) -> Profile:
     With a sampler that replays, it is the one by which a probed window inside the run does more nearly what its steps
     do one by one.
     """
-    by = {left: replace(profile, left=left) for left in ((True, False) if profile.mended else (False,))}
+    by = {left: replace(profile, left=left) for left in ((True, False) if profile.replayed else (False,))}
     return min(by.values(), key=lambda one: abs(math.log(window_factors(one)[0])))
 
 

@@ -12,7 +12,7 @@ from pydantic import Field, TypeAdapter
 
 from unicp.context import Action, Forecast
 from unicp.errors import FileFormatError, InputError
-from unicp.files import Finite, NotNegative, Positive, Step, Within, load_record, save_record
+from unicp.files import Finite, NotNegative, Positive, Step, Within, load_record, renamed, save_record
 from unicp.numerics.noise_levels import NoiseLevel
 from unicp.planning.curves import ForecastErrors
 from unicp.planning.fidelity import Psnr
@@ -21,7 +21,7 @@ from unicp.policies.planned import Course
 from unicp.policies.step_paths import SUM, WindowLoss
 from unicp.records import Trace
 
-PLAN_TYPE, PLAN_VERSION = "unicp.plan", 6
+PLAN_TYPE, PLAN_VERSION = "unicp.plan", 7
 # Largest relative difference of noise levels at which a plan fits a run. Chosen: schedulers keep levels in float32,
 # which is good to 1e-7, and neighbouring steps of 1,000 differ by 1e-3.
 SAME_LEVEL = 1e-4
@@ -37,7 +37,7 @@ class Curves:
         scales: Mean square of the output times the square of its coefficient in the quantity.
         weights: Change of the clip per relative error; inf where a step cannot be skipped.
         power, row, end: How changes add up, see `unicp.policies.step_paths.WindowLoss`.
-        mended: Whether the sampler replays skipped steps.
+        replayed: Whether the sampler replays skipped steps.
     """
 
     places: list[Finite]
@@ -47,7 +47,7 @@ class Curves:
     power: Annotated[float, Within(1, 2)]
     row: Positive
     end: Positive
-    mended: bool = False
+    replayed: bool = False
 
 
 @dataclass(frozen=True)
@@ -170,7 +170,7 @@ class Plan:
         if isinstance(how, Replay):
             return _fixed(self.steps, how.full, self.forecast)
         curves, most = how.curves, max(how.most, len(how.full))
-        errors = ForecastErrors(self.forecast, curves.places, curves.products, curves.scales, curves.mended)
+        errors = ForecastErrors(self.forecast, curves.places, curves.products, curves.scales, curves.replayed)
         rule = WindowLoss(curves.power, curves.row, curves.end)
         parts = (errors, curves.weights, rule, how.allowance, most, self.forecast, errors.left)
         return Course(self.forecast, Schedule(self.steps, tuple(how.full), *parts))
@@ -245,7 +245,7 @@ def save_plan(plan: Plan, path: str | Path) -> None:
 
 
 def load_plan(path: str | Path) -> Plan:
-    """Reads a plan that `save_plan` wrote, of this version or of version 5.
+    """Reads a plan that `save_plan` wrote, of this version, of version 5 or of version 6.
 
     Raises:
         InputError: There is no readable file.
@@ -259,7 +259,7 @@ def load_plan(path: str | Path) -> Plan:
         >>> load_plan("plan.json").drawing()
         'CCC.'
     """
-    return load_record(Plan, PLAN_TYPE, PLAN_VERSION, path, "make it again", {5: _from_version_5})
+    return load_record(Plan, PLAN_TYPE, PLAN_VERSION, path, "make it again", {5: _from_version_5, 6: _from_version_6})
 
 
 def _from_version_5(body: dict[str, Any]) -> dict[str, Any]:
@@ -279,6 +279,20 @@ def _from_version_5(body: dict[str, Any]) -> dict[str, Any]:
     psnr = None if mean is low is high is None else {"mean": mean, "low": low, "high": high}
     forecast = {"quantity": old.pop("quantity", None), "axis": old.pop("abscissa", None)}
     return old | {"how": how, "psnr": psnr, "forecast": forecast}
+
+
+def _from_version_6(body: dict[str, Any]) -> dict[str, Any]:
+    """Version 6 called `replayed` of the curves `mended`."""
+
+    def schedule(how: Any) -> Any:
+        if not isinstance(how, dict) or not isinstance(how.get("curves"), dict):
+            return how
+        return how | {"curves": renamed(how["curves"], {"mended": "replayed"})}
+
+    how = schedule(body.get("how"))
+    if isinstance(how, dict) and "otherwise" in how:
+        how = how | {"otherwise": schedule(how["otherwise"])}
+    return body | {"how": how} if "how" in body else body
 
 
 def plan_of_trace(trace: Trace, run: int | None = None) -> Plan:

@@ -22,11 +22,12 @@ from unicp.files import (
     Within,
     json_ready,
     load_record,
+    renamed,
     save_record,
 )
 from unicp.numerics.noise_levels import NoiseLevel, coefficients
 
-PROFILE_TYPE, PROFILE_VERSION = "unicp.profile", 8
+PROFILE_TYPE, PROFILE_VERSION = "unicp.profile", 9
 # The profiles that ship with the package.
 FOLDER = Path(__file__).parent / "profiles"
 # dB taken off what a profile of another model predicts: as far as the lines of the shipped profiles lie apart. At a
@@ -206,13 +207,13 @@ class Seconds:
 
     Attributes:
         computed: Of a full step.
-        served: Of a skipped step.
+        skipped: Of a skipped step.
         rest: Of the rest of a run.
         added: What UniCP itself costs, as a share of a full step; median over trials, at least 0.
     """
 
     computed: Positive
-    served: NotNegative
+    skipped: NotNegative
     rest: NotNegative
     added: NotNegative = 0.0
 
@@ -229,7 +230,7 @@ class Profile:
         power: Exponent with which the changes by windows add.
         seconds: Wall time.
         recordings, probes, windows, trials, online, fewer: What calibration ran.
-        mended: Whether the sampler replayed skipped steps in probes and trials (docs/method.md, 3.4).
+        replayed: Whether the sampler replayed skipped steps in probes and trials (docs/method.md, 3.4).
         left: Whether plans count what stays of a skipped step, rather than what its forecast missed; see
             `unicp.planning.curves.counted`.
 
@@ -250,7 +251,7 @@ class Profile:
     trials: list[Trial]
     online: list[OnlineTrial]
     fewer: list[FewerSteps]
-    mended: bool = False
+    replayed: bool = False
     left: bool = False
 
     def __post_init__(self) -> None:
@@ -279,13 +280,20 @@ def save_profile(profile: Profile, path: str | Path) -> None:
 
 
 def load_profile(path: str | Path) -> Profile:
-    """Reads a profile.
+    """Reads a profile of this version or of version 8.
 
     Raises:
         InputError: There is no readable file.
         FileFormatError: It is damaged, foreign, of another version, or holds numbers that no calibration gives.
     """
-    return load_record(Profile, PROFILE_TYPE, PROFILE_VERSION, path, "calibrate again")
+    return load_record(Profile, PROFILE_TYPE, PROFILE_VERSION, path, "calibrate again", {8: _from_version_8})
+
+
+def _from_version_8(body: dict[str, Any]) -> dict[str, Any]:
+    """Version 8 called `replayed` `mended`, and `skipped` of the seconds `served`."""
+    body = renamed(body, {"mended": "replayed"})
+    seconds = body.get("seconds")
+    return body | {"seconds": renamed(seconds, {"served": "skipped"})} if isinstance(seconds, dict) else body
 
 
 def _problem(profile: Profile) -> str:

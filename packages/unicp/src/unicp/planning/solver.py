@@ -255,7 +255,7 @@ def check_feasible(profile: Profile, target: Target, caution: float = 0.0, knows
 
 
 def _seconds(cost: Seconds, steps: int, computed: float) -> float:
-    return cost.rest + computed * cost.computed * (1 + cost.added) + (steps - computed) * cost.served
+    return cost.rest + computed * cost.computed * (1 + cost.added) + (steps - computed) * cost.skipped
 
 
 def _speed_up(cost: Seconds, steps: int, computed: float) -> float:

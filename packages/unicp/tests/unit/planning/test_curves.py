@@ -157,7 +157,7 @@ def mended(**changes):
     levels = flow_levels()
     rows = [(1.0, 0.1 * level.log_snr, CUBIC * level.log_snr**3) for level in levels[:-1]]
     products = [sum(a * b for a, b in zip(rows[i], rows[j])) / 3 for i in range(STEPS) for j in range(i + 1)]
-    profile = replace(made(), recordings=[Recording("a", [1.0] * STEPS, {"noise": products})], mended=True, left=True)
+    profile = replace(made(), recordings=[Recording("a", [1.0] * STEPS, {"noise": products})], replayed=True, left=True)
     return replace(profile, **{"probes": [one for one in profile.probes if one.prompt == "a"], **changes})
 
 
@@ -230,4 +230,4 @@ def test_plans_count_that_by_which_windows_do_what_their_steps_do():
     stays = -20 * math.log10(told / window_factors(by_left)[0])
     assert counted(replace(profile, windows=[replace(window, psnr=stays)])).left
     # Samplers that take nothing again have no choice, and without probed windows the theory decides.
-    assert not counted(replace(profile, mended=False)).left and counted(replace(profile, windows=[])).left
+    assert not counted(replace(profile, replayed=False)).left and counted(replace(profile, windows=[])).left

@@ -77,8 +77,10 @@ def test_a_loaded_plan_has_the_same_errors_to_compare_with(tmp_path):
     ]
 
 
-def test_a_loaded_plan_still_knows_that_served_steps_are_mended(tmp_path):
-    plan = Solver(dataclasses.replace(made(), mended=True, left=True), flow_levels()).plan(parse_target("speedup>=1.5"))
+def test_a_loaded_plan_still_knows_that_skipped_steps_are_replayed(tmp_path):
+    plan = Solver(dataclasses.replace(made(), replayed=True, left=True), flow_levels()).plan(
+        parse_target("speedup>=1.5")
+    )
     save_plan(plan, tmp_path / "plan.json")
     before, after = plan.course.schedule, load_plan(tmp_path / "plan.json").course.schedule
     assert before is not None and after is not None
@@ -100,7 +102,7 @@ def test_a_loaded_plan_still_knows_that_served_steps_are_mended(tmp_path):
         ({"steps": 3}, "noise levels for 3 steps"),
         ({"forecast": {"quantity": "sound", "axis": "step"}}, "forecast.quantity is 'sound'"),
         ({"how": {"kind": "replay", "full": "CCC"}}, "how.replay.full is 'CCC'"),
-        ({"version": 7}, "version 7"),
+        ({"version": 8}, "version 8"),
         ({"type": "unicp.trace"}, "type 'unicp.trace'"),
         ({"extra": 1}, "unknown extra"),
     ],
@@ -236,6 +238,11 @@ def test_plans_of_every_kind_come_back_as_they_were(plan: Plan, tmp_path: Path):
     assert plan.text() and len(plan.drawing()) == plan.steps and plan.course.forecast == plan.forecast
 
 
+def old_curves(how: PlannedSteps) -> dict[str, Any]:
+    """The curves as versions 5 and 6 had them."""
+    return {"mended" if name == "replayed" else name: value for name, value in vars(how.curves).items()}
+
+
 def as_version_5(plan: Plan) -> dict[str, Any]:
     """The values of a file of version 5, as the release before wrote it."""
     body, how = json_ready(plan), plan.followed
@@ -248,13 +255,25 @@ def as_version_5(plan: Plan) -> dict[str, Any]:
         "abscissa": plan.forecast.axis,
         "allowance": how.allowance if guarded else 0.0,
         "most": how.most if guarded else 0,
-        "curves": how.curves if guarded else None,
+        "curves": old_curves(how) if guarded else None,
         "tolerance": plan.tolerance,
         "fewer": None if plan.subset is None else plan.subset.count,
         "fewer_computed": [] if plan.subset is None else plan.subset.chosen,
         **{"psnr": psnr.mean, "psnr_low": psnr.low, "psnr_high": psnr.high},
     }
     return {"type": "unicp.plan", "version": 5, "unicp": "0.1.0", **body, **json_ready(old)}
+
+
+@given(plan=plans())
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_plans_of_version_6_are_read(plan: Plan, tmp_path: Path):
+    body = json_ready(plan)
+    for how in (body["how"], body["how"].get("otherwise")):
+        if how and "curves" in how:
+            how["curves"]["mended"] = how["curves"].pop("replayed")
+    old = {"type": "unicp.plan", "version": 6, "unicp": "0.1.0", **body}
+    (tmp_path / "plan.json").write_text(json.dumps(old))
+    assert load_plan(tmp_path / "plan.json") == plan
 
 
 @given(plan=plans())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from types import SimpleNamespace
 
@@ -15,6 +16,15 @@ from unicp.planning.profile import Fingerprint, load_profile, save_profile
 def test_round_trip(tmp_path):
     save_profile(made(), tmp_path / "profile.json")
     assert load_profile(tmp_path / "profile.json") == made()
+
+
+def test_profiles_of_version_8_are_read(tmp_path):
+    save_profile(dataclasses.replace(made(), replayed=True), path := tmp_path / "profile.json")
+    body = json.loads(path.read_text())
+    body |= {"version": 8, "mended": body.pop("replayed")}
+    body["seconds"]["served"] = body["seconds"].pop("skipped")
+    path.write_text(json.dumps(body))
+    assert load_profile(path) == dataclasses.replace(made(), replayed=True)
 
 
 @pytest.mark.parametrize(

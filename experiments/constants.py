@@ -79,7 +79,7 @@ def run(harness: Harness, prompt: str, seed: int, plain: Tensor, **options: Any)
     """Share of the calls that were full, and dB of the final latent."""
     with unicp.enable(harness.pipe, **options) as session:
         latent = harness.latent(prompt, seed)
-    actions = [entry.action for entry in session.trace.entries if entry.unit == "model"]
+    actions = [entry.action for entry in session.trace.entries if entry.point == "model"]
     error = float(relative_error(latent, plain).max())
     return actions.count("full") / len(actions), min(100.0, -20 * math.log10(error)) if error > 0 else 100.0
 

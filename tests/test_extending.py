@@ -38,7 +38,7 @@ def load(name: str, folder: Path) -> Any:
 
 def full_steps(session: unicp.Session, branch: str = "call0") -> list[int]:
     """The steps that the model was computed in."""
-    entries = [entry for entry in session.trace.entries if entry.unit == "model" and entry.branch == branch]
+    entries = [entry for entry in session.trace.entries if entry.point == "model" and entry.branch == branch]
     return [entry.step for entry in entries if entry.action == "full"]
 
 

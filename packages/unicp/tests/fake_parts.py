@@ -14,7 +14,7 @@ from unicp.policies.base import CachePolicy
 def at(step: int, branch: str = "cond", steps: int | None = 20, samples: int = 1, **more: Any) -> StepContext:
     """A step of a run of flow matching whose noise level falls by 0.04 a step."""
     level = NoiseLevel(0.04 * step, 1.0 - 0.04 * step) if step <= 25 else None
-    known: dict[str, Any] = {"timestep": 1000.0 - 40.0 * step, "level": level} | more
+    known: dict[str, Any] = {"timestep": 1000.0 - 40.0 * step, "noise_level": level} | more
     return StepContext(run=0, step=step, branch=branch, samples=samples, steps=steps, **known)
 
 

@@ -41,7 +41,7 @@ class StepContext:
         branch: Name of the denoising call within the step ("call0", or what `cache_context` says, such as "cond").
         timestep: What the model was given, turned so that it falls along the run.
         samples: Batch size of the call.
-        level: Noise level, `None` where the scheduler does not tell it.
+        noise_level: Of the sample, `None` where the scheduler does not tell it.
         steps: Length of the run, `None` where it is not known.
         width: How far the step goes, as an angle between noise and clean, over the mean of all steps of a run from
             noise alone; `None` where it is not known.
@@ -52,20 +52,20 @@ class StepContext:
     branch: str
     timestep: float
     samples: int
-    level: NoiseLevel | None = None
+    noise_level: NoiseLevel | None = None
     steps: int | None = None
     width: float | None = None
 
     @property
     def sigma(self) -> float | None:
         """Normalised noise level in [0, 1]: 0 is a clean sample, 1 is noise alone."""
-        return None if self.level is None else self.level.sigma
+        return None if self.noise_level is None else self.noise_level.sigma
 
     @property
     def progress(self) -> float:
         """1 - normalised noise level: 0 at pure noise, 1 at the clean sample; by timestep / 1000 if unknown."""
-        level = self.timestep / 1000.0 if self.sigma is None else self.sigma
-        return min(1.0, max(0.0, 1.0 - level))
+        sigma = self.timestep / 1000.0 if self.sigma is None else self.sigma
+        return min(1.0, max(0.0, 1.0 - sigma))
 
     def at(self, axis: Axis) -> float | None:
         """Where the step lies on an axis that predictions are made over; `None` where that is not known.
@@ -76,7 +76,7 @@ class StepContext:
             return float(self.step)
         if axis == "sigma":
             return self.timestep / 1000.0 if self.sigma is None else self.sigma
-        return None if self.level is None else self.level.log_snr
+        return None if self.noise_level is None else self.noise_level.log_snr
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from unicp.errors import FileFormatError
 from unicp.files import Number, Step, Whole, Within, load_record, renamed, save_record
 
-TRACE_TYPE, TRACE_VERSION = "unicp.trace", 2
+TRACE_TYPE, TRACE_VERSION = "unicp.trace", 3
 # Largest map of a run, cache points times steps.
 MOST_CELLS = 20_000_000
 
@@ -25,7 +25,7 @@ class Entry:
         run: Number of the run in its session.
         step: Index of the noise level in the run, from 0.
         branch: Name of the denoising call within the step.
-        unit: Name of the cache point.
+        point: Name of the cache point.
         action: What was done, as in `unicp.context.Action`.
         reason: Why, in one word.
         sigma: Normalised noise level in [0, 1]; `None` = not known.
@@ -43,7 +43,7 @@ class Entry:
     run: Whole
     step: Step
     branch: str
-    unit: str
+    point: str
     action: ActionName
     reason: str
     sigma: Number | None
@@ -114,19 +114,32 @@ def load_trace(path: str | Path) -> Trace:
         >>> load_trace("trace.json").model
         'Made'
     """
-    trace = load_record(Trace, TRACE_TYPE, TRACE_VERSION, path, "record it again", {1: _from_version_1})
+    older = {1: _from_version_1, 2: _from_version_2}
+    trace = load_record(Trace, TRACE_TYPE, TRACE_VERSION, path, "record it again", older)
     steps = 1 + max((entry.step for entry in trace.entries), default=0)
-    lines = len({(entry.run, entry.unit, entry.branch) for entry in trace.entries})
+    lines = len({(entry.run, entry.point, entry.branch) for entry in trace.entries})
     if steps * lines > MOST_CELLS:
-        raise FileFormatError(f"a trace in {path}", f"{lines} units of {steps} steps", "record it again")
+        raise FileFormatError(f"a trace in {path}", f"{lines} cache points of {steps} steps", "record it again")
     return trace
 
 
 def _from_version_1(body: dict[str, Any]) -> dict[str, Any]:
     """The names of version 2: an entry had "why" for "reason", "choice" for "predictor", "compute" for "full"."""
-    names, entries = {"why": "reason", "choice": "predictor"}, body.get("entries")
+    body = _named_anew(body, {"why": "reason", "choice": "predictor"})
+    for entry in body["entries"] if isinstance(body.get("entries"), list) else ():
+        if isinstance(entry, dict) and entry.get("action") == "compute":
+            entry["action"] = "full"
+    return body
+
+
+def _from_version_2(body: dict[str, Any]) -> dict[str, Any]:
+    """The names of version 3: an entry had "unit" for "point"."""
+    return _named_anew(body, {"unit": "point"})
+
+
+def _named_anew(body: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
+    """With entries under other names; anything else is left for the reader to find fault with."""
+    entries = body.get("entries")
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
         return body
-    entries = [renamed(entry, names) for entry in entries]
-    entries = [entry | {"action": "full"} if entry.get("action") == "compute" else entry for entry in entries]
-    return body | {"entries": entries}
+    return body | {"entries": [renamed(entry, names) for entry in entries]}

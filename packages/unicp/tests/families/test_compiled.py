@@ -56,7 +56,7 @@ def test_compiled_blocks(name, note):
 
 
 def widths_of(session: Any) -> set[tuple[str, int | None]]:
-    return {(entry.action, entry.width) for entry in session.trace.entries if entry.unit != "model"}
+    return {(entry.action, entry.width) for entry in session.trace.entries if entry.point != "model"}
 
 
 @pytest.mark.slow
@@ -74,7 +74,7 @@ def test_slices_in_compiled_blocks(name, backend, note):
     with enable(model, replace(COMPUTED, slicing=FULL_WIDTH)) as session:
         torch.testing.assert_close(denoise(model, name), plain, rtol=1e-3, atol=1e-4)
     assert widths_of(session) == {("slice", 16)}
-    units = {entry.unit for entry in session.trace.entries} - {"model"}
+    units = {entry.point for entry in session.trace.entries} - {"model"}
     assert units == {unit.name for unit in map_model(model).sliced_units}
     assert not any("cannot be sliced" in warning for warning in session.trace.warnings)
     with enable(model, replace(COMPUTED, slicing=HALF)) as session:
@@ -128,7 +128,7 @@ def test_an_attention_module_that_is_compiled_alone_is_sliced_and_one_without_a_
     second.processor = lambda attention, hidden, *rest: hidden
     with enable(model, replace(COMPUTED, slicing=FULL_WIDTH)) as session:
         denoise(model, "wan", steps=3)
-    assert {entry.unit for entry in session.trace.entries} == {"model", "blocks.0.attn1"}
+    assert {entry.point for entry in session.trace.entries} == {"model", "blocks.0.attn1"}
     assert any("blocks.1.attn1 cannot be sliced" in warning for warning in session.trace.warnings)
     assert not torch.equal(denoise(model, "wan", steps=3), plain)  # the second is still without attention
 

@@ -291,7 +291,7 @@ def test_a_pipeline_object_tells_its_scheduler(name, kind):
     if not tells:
         assert all(entry.predictor is None or "output" in entry.predictor for entry in session.trace.entries)
     assert float((output - expected).norm() / expected.norm()) < 0.5
-    last = [entry for entry in session.trace.entries if entry.step == STEPS - 1 and entry.unit != "model"]
+    last = [entry for entry in session.trace.entries if entry.step == STEPS - 1 and entry.point != "model"]
     assert all(entry.reason == "last" for entry in last if kind != "model" and tells)
 
 
@@ -320,7 +320,7 @@ def test_operations_in_the_trace_are_within_those_of_the_plain_model(name, kind)
         denoise(name)
     entries = session.trace.entries
     assert all(0 <= entry.operations <= entry.full_operations for entry in entries)
-    calls = [(entry.step, entry.branch) for entry in entries if entry.unit == "model"]
+    calls = [(entry.step, entry.branch) for entry in entries if entry.point == "model"]
     totals = {
         call: sum(entry.full_operations for entry in entries if (entry.step, entry.branch) == call) for call in calls
     }

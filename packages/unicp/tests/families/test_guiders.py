@@ -115,7 +115,7 @@ def test_a_third_call_that_comes_and_goes(window, level):
         assert same(run(model, "wan", guider("skip-layer guidance", *window)), plain)
     with enable(model, settings(level, tolerance=0.5, weighting="uniform")) as session:
         output = run(model, "wan", guider("skip-layer guidance", *window))
-    actions = {(e.step, e.branch): e.action for e in session.trace.entries if e.unit != "model" or level == "model"}
+    actions = {(e.step, e.branch): e.action for e in session.trace.entries if e.point != "model" or level == "model"}
     after = [action for (step, _), action in actions.items() if step >= window[1] * STEPS]
     assert "forecast" in after, "nothing was served once the third call was gone"
     for kind, outputs in plain.items():

@@ -75,7 +75,7 @@ def test_every_setting_is_away_from_its_default_in_some_case():
 def test_a_saved_trace_is_read():
     trace = unicp.load_trace(paths.TRACE)
     assert len(trace.entries) == 2 * paths.STEPS and trace.model == "WanTransformer3DModel"
-    assert {entry.unit for entry in trace.entries} == {"model"}
+    assert {entry.point for entry in trace.entries} == {"model"}
     assert 0 < sum(entry.action != COMPUTED for entry in trace.entries) < len(trace.entries)
 
 

@@ -7,7 +7,7 @@ STRUCTURE = ("run", "step", "branch", "unit", "action", "why", "width", "choice"
 FLOATS = ("sigma", "tolerance", "predicted", "measured")
 
 # Recorded name of a field of an entry -> its name today, where it is another.
-FIELDS: dict[str, str] = {"why": "reason", "choice": "predictor"}
+FIELDS: dict[str, str] = {"why": "reason", "choice": "predictor", "unit": "point"}
 
 # By column (also "refused" and "counts"): recorded word -> today's word, where it is another. Like
 # {"action": {"forecast": "extrapolate"}, "why": {"window": "within"}}.

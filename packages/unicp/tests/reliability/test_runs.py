@@ -23,7 +23,7 @@ every_kind = pytest.mark.parametrize("kind", KINDS)
 
 def actions(session: Session, run: int | None = None) -> list[Any]:
     return [
-        (entry.step, entry.branch, entry.unit, entry.action, entry.reason, entry.width, entry.sigma)
+        (entry.step, entry.branch, entry.point, entry.action, entry.reason, entry.width, entry.sigma)
         for entry in session.trace.entries
         if run is None or entry.run == run
     ]

@@ -32,7 +32,7 @@ ENTRIES = st.builds(
     run=COUNTS,
     step=STEPS,
     branch=TEXT,
-    unit=TEXT,
+    point=TEXT,
     action=st.sampled_from([action.value for action in Action]),
     reason=TEXT,
     sigma=st.none() | NUMBERS,
@@ -63,7 +63,7 @@ TRACES = st.builds(
 
 def entry(**changes) -> Entry:
     return Entry(
-        **({"run": 0, "step": 1, "branch": "cond", "unit": "model", "action": "full", "reason": "first"} | changes),
+        **({"run": 0, "step": 1, "branch": "cond", "point": "model", "action": "full", "reason": "first"} | changes),
         sigma=0.5,
         tolerance=0.05,
     )
@@ -99,7 +99,7 @@ def test_the_file_is_strict_json_with_type_and_versions(tmp_path):
         raise AssertionError(f"{name} is no JSON")
 
     body = json.loads(path.read_text(), parse_constant=refuse)
-    assert body["type"] == "unicp.trace" and body["version"] == 2 and isinstance(body["unicp"], str)
+    assert body["type"] == "unicp.trace" and body["version"] == 3 and isinstance(body["unicp"], str)
     assert body["entries"][0]["measured"] == ["nan", "inf", "-inf"]
 
 
@@ -143,7 +143,7 @@ def test_foreign_and_damaged_files(content, found, tmp_path):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("version", [0, 3, "1", None])
+@pytest.mark.parametrize("version", [0, 4, "1", None])
 def test_another_version(version, tmp_path):
     path = tmp_path / "trace.json"
     save_trace(trace(), path)
@@ -151,6 +151,21 @@ def test_another_version(version, tmp_path):
     path.write_text(json.dumps(body | {"version": version, "unicp": "9.9"}))
     with pytest.raises(FileFormatError, match=r"version .*9\.9"):
         load_trace(path)
+
+
+OLDER = {1: {"reason": "why", "predictor": "choice", "point": "unit"}, 2: {"point": "unit"}}
+
+
+@pytest.mark.parametrize("version", OLDER)
+def test_traces_of_older_versions_are_read(version, tmp_path):
+    path, original = tmp_path / "trace.json", trace()
+    save_trace(original, path)
+    body, names = json.loads(path.read_text()), OLDER[version]
+    body["entries"] = [{names.get(name, name): value for name, value in one.items()} for one in body["entries"]]
+    if version == 1:
+        body["entries"] = [one | {"action": one["action"].replace("full", "compute")} for one in body["entries"]]
+    path.write_text(json.dumps(body | {"version": version}))
+    assert load_trace(path) == original
 
 
 @pytest.mark.parametrize(
@@ -334,9 +349,9 @@ def test_a_pipe_is_not_waited_for(tmp_path):
 
 def test_a_trace_that_no_map_could_show_is_refused(tmp_path):
     original = trace()
-    original.entries = [entry(step=100_000, unit=f"unit {number}") for number in range(300)]
+    original.entries = [entry(step=100_000, point=f"point {number}") for number in range(300)]
     save_trace(original, tmp_path / "trace.json")
-    with pytest.raises(FileFormatError, match="300 units of 100001 steps"):
+    with pytest.raises(FileFormatError, match="300 cache points of 100001 steps"):
         load_trace(tmp_path / "trace.json")
 
 

@@ -270,7 +270,7 @@ def test_what_stored_text_keys_save_is_taken_off_the_unit_that_would_have_projec
     with enable(transformer, settings) as session:
         Loop(transformer, "wan").run()
     for entry in session.trace.entries:
-        saves = entry.unit.endswith("attn2") and entry.step > 0
+        saves = entry.point.endswith("attn2") and entry.step > 0
         assert (entry.operations < entry.full_operations) is saves, entry
 
 

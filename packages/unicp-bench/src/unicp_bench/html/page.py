@@ -119,7 +119,7 @@ def last_run(trace: Trace) -> tuple[Trace, dict[str, list[str]]]:
     steps = 1 + max((entry.step for entry in entries), default=0)
     found: dict[str, list[str]] = {}
     for entry in entries:
-        name = f"{entry.unit} · {entry.branch}" if entry.branch else entry.unit
+        name = f"{entry.point} · {entry.branch}" if entry.branch else entry.point
         found.setdefault(name, [""] * steps)[entry.step] = entry.action
     return trace, found
 

@@ -149,7 +149,8 @@ class UnitSlicer:
         projection: Tensor | None,
     ) -> tuple[Tensor, Sliced]:
         """The same where slices can pay. shares: by the widths that may."""
-        reducer, paying, tolerance = branch.reducer, list(shares), self.tolerance(step)
+        reducer, paying = branch.reducer, list(shares)
+        tolerance = step_tolerance(self._slicing.tolerance, self._settings.weighting, step)
         # Errors change little from call to call: measuring them again is put off while they would have to fall by much.
         hoped = {width: HOPE * error for width, error in branch.refused.items() if width in shares}
         if hoped and branch.waited < PATIENCE and _width(hoped, shares, tolerance) is None:
@@ -193,12 +194,6 @@ class UnitSlicer:
             return output, Sliced(width, errors[width], saved, tolerance)
         branch.refused, branch.waited = errors, 0
         return call.full(), Sliced(saved=-spent, tolerance=tolerance)
-
-    def tolerance(self, step: StepContext) -> float:
-        """Largest relative error of a sliced attention at this step; 0 where nothing may differ from the plain run."""
-        if self._settings.tolerance == 0:
-            return 0.0
-        return step_tolerance(self._slicing.tolerance, self._settings.weighting, step)
 
 
 def _width(errors: Mapping[int, float], shares: Mapping[int, float], tolerance: float) -> int | None:

@@ -306,7 +306,7 @@ def plan_of_trace(trace: Trace, run: int | None = None) -> Plan:
         InputError: The trace has no such run; or the run skipped at another level, skipped a part of a step, or used
             several forecasts.
     """
-    entries = [entry for entry in trace.entries if entry.unit == "model"]
+    entries = [entry for entry in trace.entries if entry.point == "model"]
     wanted = max((entry.run for entry in entries), default=0) if run is None else run
     of_run = [entry for entry in entries if entry.run == wanted]
     asked = f"a plan from run {wanted} of a trace"

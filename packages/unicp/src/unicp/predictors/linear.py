@@ -62,7 +62,7 @@ class LinePredictor(Predictor):
 
     def _settle(self, first: StepContext) -> None:
         """Where the run's first step is at no level that the scheduler knows, the output is forecast throughout."""
-        if not self._is_settled and first.level is None:
+        if not self._is_settled and first.noise_level is None:
             self._forecast = Forecast("output", _plain_axis(self._forecast.axis))
         self._is_settled = True
 
@@ -73,10 +73,12 @@ class LinePredictor(Predictor):
             return False
         if quantity == "output":
             return True
-        if prediction is None or step.level is None or any(one.level is None for one in steps):
+        if prediction is None or step.noise_level is None or any(one.noise_level is None for one in steps):
             return False
-        known = all(is_invertible(quantity, prediction, one.level, 0.0) for one in steps if one.level is not None)
-        return known and is_invertible(quantity, prediction, step.level, floor)
+        known = all(
+            is_invertible(quantity, prediction, one.noise_level, 0.0) for one in steps if one.noise_level is not None
+        )
+        return known and is_invertible(quantity, prediction, step.noise_level, floor)
 
     def predict(self, points: Sequence[Point], step: StepContext, inputs: Tensors) -> Tensors:
         """The outputs at `step`, each with the share of its line's rise that is known to come true."""
@@ -98,14 +100,19 @@ class LinePredictor(Predictor):
     ) -> Tensor:
         forecast, prediction, last = self._forecast, self._info.prediction, points[-1]
         values = [point.outputs[place] for point in points]
-        if forecast.quantity == "output" or last.inputs[place] is None or prediction is None or step.level is None:
+        if (
+            forecast.quantity == "output"
+            or last.inputs[place] is None
+            or prediction is None
+            or step.noise_level is None
+        ):
             return extrapolate(self._placed(points, values), self._at(step), share)
         values = [
-            to_quantity(forecast.quantity, prediction, point.inputs[place], value, point.step.level)  # type: ignore[arg-type]
+            to_quantity(forecast.quantity, prediction, point.inputs[place], value, point.step.noise_level)  # type: ignore[arg-type]
             for point, value in zip(points, values)
         ]
         value = extrapolate(self._placed(points, values), self._at(step), share)
-        output = from_quantity(forecast.quantity, prediction, inputs[place], value, step.level)
+        output = from_quantity(forecast.quantity, prediction, inputs[place], value, step.noise_level)
         # In the dtype of what the model gives, which under autocast is not that of the sample.
         return output.to(last.outputs[place].dtype)
 

@@ -108,11 +108,19 @@ class AttentionReducer:
         return (own + fit) / full_operations(call)
 
     def bytes(self, fitted: Any) -> int:
-        """Bytes held by what was fitted: a tensor, a collection of them, or an object that has some."""
-        if isinstance(fitted, Tensor):
-            return fitted.numel() * fitted.element_size()
-        held = fitted.values() if isinstance(fitted, Mapping) else fitted if isinstance(fitted, (list, tuple)) else ()
-        return sum(self.bytes(one) for one in (*held, *getattr(fitted, "__dict__", {}).values()))
+        """Bytes held by what was fitted: a tensor, a collection of them, or an object that has some; each once."""
+        found, seen, total = [fitted], set[int](), 0
+        while found:
+            one = found.pop()
+            if id(one) in seen:
+                continue
+            seen.add(id(one))
+            if isinstance(one, Tensor):
+                total += one.numel() * one.element_size()
+                continue
+            found += one.values() if isinstance(one, Mapping) else one if isinstance(one, (list, tuple)) else ()
+            found += getattr(one, "__dict__", {}).values()
+        return total
 
 
 def full_operations(call: AttentionCall, queries: int | None = None, width: int | None = None) -> int:

@@ -193,22 +193,6 @@ class CachePoint:
             for step in branch.steps:
                 policy.observe(step, Seen(branch, step, {}, "", (), lambda: "", self._tracked), None)
 
-    @property
-    def is_empty(self) -> bool:
-        """True when nothing of a run is held."""
-        return not self._branches
-
-    def __call__(
-        self, step: StepContext, inputs: Tensors, compute: Callable[[], Tensors], branches: int = 1
-    ) -> Tensors:
-        """Skips or computes one call: `decide`, and `full` where it is computed."""
-        outcome = self.decide(step, inputs)
-        if outcome.outputs is not None:
-            return outcome.outputs
-        outputs = compute()
-        self.full(step, inputs, outputs, branches)
-        return outputs
-
     def decide(
         self, step: StepContext, inputs: Tensors, veto: str = "", signals: Mapping[str, Tensor] | None = None
     ) -> Outcome:
@@ -318,7 +302,7 @@ class CachePoint:
             if not branch.steps or not branch.aligned[0]:
                 continue
             last = branch.steps[-1]
-            if (last.run, last.step) != self._at or last.level is None:
+            if (last.run, last.step) != self._at or last.noise_level is None:
                 continue
             newest = list(self._store.get((self.name, name))[-1])
             place = len(branch.aligned)
@@ -326,7 +310,7 @@ class CachePoint:
             if own.shape[1:] != sample.shape[1:] or len(own) % len(sample):
                 continue
             there = moved.repeat(len(own) // len(sample), *[1] * (moved.dim() - 1)).to(own)
-            newest[0], newest[place] = output_at(prediction, own, output, there, last.level), there
+            newest[0], newest[place] = output_at(prediction, own, output, there, last.noise_level), there
             self._store.replace_last((self.name, name), newest)
 
     def _enter(self, step: StepContext) -> Sequence[str]:

@@ -96,18 +96,18 @@ class Recorder:
         """A context in which operations are counted to `name` too."""
         return nullcontext() if self._counter is None else self._counter.label(name)
 
-    def full_operations(self, unit: str) -> int:
+    def full_operations(self, point: str) -> int:
         """Operations of a full call of a unit, a block, the stack or the model; 0 while unknown."""
         costs = self._book.known.get(self._shapes)
         if costs is None:
             return 0
-        if unit == STACK:
+        if point == STACK:
             return sum(costs.by_label.get(block, 0) for block in self._book.blocks)
-        return costs.total if unit == MODEL else costs.by_label.get(unit, 0)
+        return costs.total if point == MODEL else costs.by_label.get(point, 0)
 
     def note(
         self,
-        unit: str,
+        point: str,
         action: Action,
         decision: Decision,
         measured: list[float] | None = None,
@@ -119,7 +119,7 @@ class Recorder:
         """Adds an entry to the call under way.
 
         Args:
-            unit: Name of the cache point.
+            point: Name of the cache point.
             action: What was done there.
             decision: What was decided.
             measured: Errors that skipping would have had.
@@ -134,7 +134,7 @@ class Recorder:
             run=step.run,
             step=step.step,
             branch=step.branch,
-            unit=unit,
+            point=point,
             action=action.value,
             reason=decision.reason,
             sigma=step.sigma,
@@ -159,12 +159,12 @@ class Recorder:
         """
         inner, entries = 0, list[Entry]()
         for entry, saved in zip(self._entries, self._saved):
-            if entry.unit != MODEL:
-                full = self.full_operations(entry.unit)
+            if entry.point != MODEL:
+                full = self.full_operations(entry.point)
                 entry, inner = self._priced(entry, full, saved, held), inner + full
             entries.append(entry)
         for place, (entry, saved) in enumerate(zip(entries, self._saved)):
-            if entry.unit == MODEL:
+            if entry.point == MODEL:
                 own = replace(entry, seconds=seconds)
                 entries[place] = self._priced(own, self.full_operations(MODEL) - inner, saved, held)
         self._entries = entries
@@ -189,14 +189,14 @@ class Recorder:
         """Counts an event, and keeps its message once."""
         self.log.warn(key, message)
 
-    def _text_saved(self, unit: str) -> int:
-        """Operations of stored projections of the text within `unit`, each of which is taken off once."""
-        inside = [name for name in self._text if unit in (MODEL, STACK) or name.startswith(f"{unit}.")]
+    def _text_saved(self, point: str) -> int:
+        """Operations of stored projections of the text within `point`, each of which is taken off once."""
+        inside = [name for name in self._text if point in (MODEL, STACK) or name.startswith(f"{point}.")]
         self._text = [name for name in self._text if name not in inside]
         return sum(self.full_operations(name) for name in inside)
 
     def _priced(self, entry: Entry, full: int, saved: int, held: int) -> Entry:
         """An entry with its operations. full: of a full call; saved: by a slice; held: bytes held after the call."""
         executed = 0 if Action(entry.action).skipped else full
-        operations = executed - saved - self._text_saved(entry.unit)
+        operations = executed - saved - self._text_saved(entry.point)
         return replace(entry, stored_bytes=held, full_operations=full, operations=operations)

@@ -152,8 +152,8 @@ class SamplerReplay:
         noise = self._noise(step, output, sample)
         goes_on = bool(self._window) and self._goes_on(sample)
         moved = self._replayed(scheduler, step, noise, branches) if goes_on else None
-        if moved is not None and self._schedule is not None and step.level is not None:
-            output = output_at(self._schedule.sampler_prediction, sample, output, moved, step.level)
+        if moved is not None and self._schedule is not None and step.noise_level is not None:
+            output = output_at(self._schedule.sampler_prediction, sample, output, moved, step.noise_level)
             noise = self._noise(step, output, moved)
             self._on_move(sample, moved)
             sample = moved
@@ -187,7 +187,7 @@ class SamplerReplay:
         remembered.put_back()
         try:
             for skipped, estimate in zip(self._window, estimates):
-                level = skipped.step.level
+                level = skipped.step.noise_level
                 assert estimate is not None and level is not None
                 output = from_quantity("noise", schedule.sampler_prediction, sample, estimate, level)
                 sample = skipped.call.take(output.to(sample.dtype), sample)[0]
@@ -223,7 +223,7 @@ class SamplerReplay:
 
     def _noise(self, step: StepContext, output: Tensor, sample: Tensor) -> Tensor | None:
         """The noise estimate of an output; `None` where there is none."""
-        schedule, level = self._schedule, step.level
+        schedule, level = self._schedule, step.noise_level
         if schedule is None or level is None or not level.signal or output.shape != sample.shape:
             return None
         if not is_invertible("noise", schedule.sampler_prediction, level, 0.0):
@@ -236,12 +236,14 @@ def _between(points: list[tuple[StepContext, Tensor]], skipped: _Skipped) -> Ten
 
     Over log-SNR: forecasts over another axis are left alone, so that rules made of them stay what they were.
     """
-    forecast, level = skipped.forecast, skipped.step.level
+    forecast, level = skipped.forecast, skipped.step.noise_level
     if forecast is None or forecast.axis != "log_snr" or level is None or not level.signal:
         return None
     if not skipped.goes_on or skipped.call.kwargs.get("eta") or len({noise.shape for _, noise in points}) > 1:
         return None
     try:
-        return interpolate([(one.level.log_snr, noise) for one, noise in points if one.level], level.log_snr)
+        return interpolate(
+            [(one.noise_level.log_snr, noise) for one, noise in points if one.noise_level], level.log_snr
+        )
     except InputError:
         return None

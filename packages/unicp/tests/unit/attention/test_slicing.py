@@ -180,8 +180,7 @@ def test_the_tolerance_of_a_step_is_told(weighting: Any):
     made = slicer(tolerance=0.1, weighting=weighting)
     for step in (0, 5, 20):
         expected = step_tolerance(0.1, weighting, at(step))
-        assert sliced(attention, made, step)[1].tolerance == made.tolerance(at(step)) == expected
-    assert UnitSlicer(made.unit, Settings(tolerance=0.0)).tolerance(at(5)) == 0.0
+        assert sliced(attention, made, step)[1].tolerance == expected
 
 
 # --- what it gives

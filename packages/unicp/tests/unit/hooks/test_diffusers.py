@@ -252,7 +252,7 @@ def test_cache_contexts_reach_the_session_and_blocks_need_no_state(wan):
         for branch in ("cond", "uncond"):
             with wan.cache_context(branch):
                 output(wan)
-    assert [entry.branch for entry in session.trace.entries if entry.unit == "model"] == ["cond", "uncond"]
+    assert [entry.branch for entry in session.trace.entries if entry.point == "model"] == ["cond", "uncond"]
 
 
 def test_the_reset_of_a_pipeline_forgets_the_run(wan):

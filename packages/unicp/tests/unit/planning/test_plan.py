@@ -40,11 +40,11 @@ def solved(target: str = "psnr>=35") -> Plan:
     return Solver(made(), flow_levels()).plan(parse_target(target))
 
 
-def trace(actions: str, choice: str = "noise over log_snr", unit: str = "model") -> Trace:
+def trace(actions: str, choice: str = "noise over log_snr", point: str = "model") -> Trace:
     levels = flow_levels(len(actions))
     kinds = {"C": "full", "F": "forecast", "R": "reuse"}
     entries = [
-        Entry(0, step, branch, unit, kinds[one], "plan", levels[step].sigma, 0.1, predictor=choice)
+        Entry(0, step, branch, point, kinds[one], "plan", levels[step].sigma, 0.1, predictor=choice)
         for step, one in enumerate(actions)
         for branch in ("cond", "uncond")
     ]
@@ -152,7 +152,7 @@ def test_a_replay_has_a_guard_that_only_follows():
     ("bad", "found"),
     [
         (trace("CCCRC"), "neither full nor forecast"),
-        (trace("CCCFC", unit="blocks.0"), "no such run of level model"),
+        (trace("CCCFC", point="blocks.0"), "no such run of level model"),
         (trace(""), "no such run of level model"),
     ],
 )

@@ -66,6 +66,13 @@ def test_larger_errors_are_met_with_more_computed_steps_and_it_is_said_when_and_
     assert "times those announced, also computes" in guard.events[0] and guard.events[0].startswith("step 4: errors 2 ")
 
 
+def test_a_rise_is_followed_at_once_and_forgotten_by_halves():
+    # Step 3 misses by four times what was announced, no other does: half of the ratio stays, as a logarithm.
+    guard, seen = Guard(schedule(STEPS)), {}
+    run(guard, lambda step: seen.setdefault(step, guard.ratio) and (4.0 if step == 3 else 1.0))
+    assert [seen[step] for step in (3, 4, 5, 6)] == pytest.approx([1.0, 4.0, 2.0, math.sqrt(2.0)])
+
+
 def test_the_harder_the_run_the_more_is_computed():
     counts = [len(computed(run(Guard(schedule(8)), lambda step, t=t: t))) for t in (1, 1.2, LARGEST, math.inf)]
     assert counts == sorted(counts) and counts[0] == 8 < counts[1] < counts[-1] == STEPS - 1

@@ -49,10 +49,10 @@ def test_what_lies_on_a_line_is_predicted_exactly(prediction: Prediction, quanti
     predictor = line(Forecast(quantity, axis), prediction=prediction)
     points, samples = [], [noise(3 + step, *SHAPE).double() for step in range(5)]
     for step, sample in enumerate(samples):
-        where = at(step, level=level(prediction, step))
+        where = at(step, noise_level=level(prediction, step))
         place = where.at(axis)
-        assert where.level is not None and place is not None
-        true = from_quantity(quantity, prediction, sample, a + b * place, where.level)
+        assert where.noise_level is not None and place is not None
+        true = from_quantity(quantity, prediction, sample, a + b * place, where.noise_level)
         if step >= 2:
             assert predictor.refusal([one.step for one in points[-2:]], True, where) == ""
             predicted = predictor.predict(points[-2:], where, (sample,))
@@ -64,9 +64,9 @@ def test_what_lies_on_a_line_is_predicted_exactly(prediction: Prediction, quanti
 def test_a_constant_estimate_is_reused_exactly_though_the_output_changes(quantity: Quantity):
     estimate, reuse = noise(1, *SHAPE).double(), line(Forecast(quantity, "sigma"), points=1, prediction="flow")
     before, now = noise(2, *SHAPE).double(), noise(3, *SHAPE).double()
-    first, second = (at(step, level=level("flow", step)) for step in (0, 3))
+    first, second = (at(step, noise_level=level("flow", step)) for step in (0, 3))
     outputs = [
-        from_quantity(quantity, "flow", sample, estimate, where.level)  # type: ignore[arg-type]
+        from_quantity(quantity, "flow", sample, estimate, where.noise_level)  # type: ignore[arg-type]
         for sample, where in ((before, first), (now, second))
     ]
     (found,) = reuse.predict([point(first, outputs[0], inputs=(before,))], second, (now,))
@@ -88,12 +88,12 @@ def test_outputs_are_predicted_each_with_its_own_sample_and_without_one_as_they_
     video, audio, odd = noise(1, *SHAPE), noise(2, 2, 5), noise(3, 2, 7)
     reuse, where = line(Forecast("noise", "sigma"), points=1, prediction="flow"), at(3)
     there = at(8)
-    assert where.level is not None and there.level is not None
+    assert where.noise_level is not None and there.noise_level is not None
 
     def outputs(step: StepContext, samples: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        assert step.level is not None
+        assert step.noise_level is not None
         pairs = zip((video, audio), samples)
-        return (*(from_quantity("noise", "flow", sample, eps, step.level) for eps, sample in pairs), odd)
+        return (*(from_quantity("noise", "flow", sample, eps, step.noise_level) for eps, sample in pairs), odd)
 
     before, now = ((noise(seed, *SHAPE), noise(seed, 2, 5)) for seed in (4, 5))
     found = reuse.predict([point(where, *outputs(where, before), inputs=before)], there, now)
@@ -116,8 +116,8 @@ def test_predictions_have_the_dtype_of_what_the_model_gives(dtype: torch.dtype):
 def test_where_an_estimate_says_too_little_of_the_output_it_is_not_used_but_measured(quantity, refused_at):
     """An error in it would grow a thousandfold."""
     predictor = line(Forecast(quantity, "sigma"), prediction="flow")
-    known = [at(step, level=level("flow", step)) for step in (1, 2)]
-    there = at(3, level=NoiseLevel(1.0 - refused_at, refused_at))
+    known = [at(step, noise_level=level("flow", step)) for step in (1, 2)]
+    there = at(3, noise_level=NoiseLevel(1.0 - refused_at, refused_at))
     assert predictor.refusal(known, True, at(3)) == ""
     assert predictor.refusal(known, True, there) == "level" and predictor.is_defined(known, True, there)
 
@@ -125,16 +125,19 @@ def test_where_an_estimate_says_too_little_of_the_output_it_is_not_used_but_meas
 def test_where_an_estimate_does_not_exist_nothing_is_predicted_nor_measured():
     # At noise alone there is no clean estimate of a model that says noise.
     predictor = line(Forecast("clean", "sigma"), prediction="epsilon")
-    alone, later = at(0, level=NoiseLevel(0.0, 1.0)), [at(step, level=level("epsilon", step)) for step in (1, 2)]
+    alone, later = (
+        at(0, noise_level=NoiseLevel(0.0, 1.0)),
+        [at(step, noise_level=level("epsilon", step)) for step in (1, 2)],
+    )
     assert not predictor.is_defined([alone, later[0]], True, later[1])
     assert predictor.refusal([alone, later[0]], True, later[1]) == "level"
-    assert predictor.is_defined(later, True, at(3, level=level("epsilon", 3)))
+    assert predictor.is_defined(later, True, at(3, noise_level=level("epsilon", 3)))
 
 
 # At the first step it would be known that there are none: see below.
 @pytest.mark.parametrize("unknown", [1, 2])
 def test_without_noise_levels_no_estimate_is_used(unknown: int):
-    steps = [at(step, level=None if step == unknown else level("flow", step)) for step in range(3)]
+    steps = [at(step, noise_level=None if step == unknown else level("flow", step)) for step in range(3)]
     estimate, output = line(Forecast("noise", "step"), prediction="flow"), line(prediction="flow")
     assert estimate.refusal(steps[:2], True, steps[2]) == "level" and output.refusal(steps[:2], True, steps[2]) == ""
     assert line(Forecast("noise", "step")).refusal(steps[:2], True, steps[2]) == "level"
@@ -280,7 +283,7 @@ def test_copies_of_samples_in_a_batch(rows: list[int], copies: int):
 def test_where_the_first_step_is_at_no_known_level_the_output_is_forecast_throughout(asked: Axis, axis: Axis):
     """A loop may take steps that are none of its scheduler's."""
     predictor = line(Forecast("noise", asked), prediction="flow")
-    *steps, now = (at(step, level=None) for step in range(3))
+    *steps, now = (at(step, noise_level=None) for step in range(3))
     assert predictor.is_defined(steps, True, now) and predictor.refusal(steps, True, now) == ""
     assert predictor.forecast(True) == Forecast("output", axis)
     a, b = noise(1, *SHAPE), noise(2, *SHAPE)

@@ -88,6 +88,10 @@ def test_nothing_is_fitted_and_held_where_a_reducer_says_nothing_of_it():
     made = Stretching(Slicing())
     assert made.fit(call(), None) is None and made.fits(None, call()) and made.bytes(None) == 0
     assert made.bytes(SimpleNamespace(one=torch.zeros(3), two=torch.zeros(2, dtype=torch.float64), name="x")) == 28
+    # What refers to itself, or twice to one tensor, is counted once.
+    ring = SimpleNamespace(one=torch.zeros(3))
+    ring.itself, ring.again = ring, [ring.one]
+    assert made.bytes(ring) == 12
 
 
 def test_a_call_in_full_is_attention_bit_for_bit():

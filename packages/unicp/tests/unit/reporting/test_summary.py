@@ -24,7 +24,7 @@ def entry(letter: str, step: int, branch: str = "cond", **changes) -> Entry:
         "run": 0,
         "step": step,
         "branch": branch,
-        "unit": "model",
+        "point": "model",
         "action": ACTIONS[letter],
         "reason": "first",
         "sigma": None,

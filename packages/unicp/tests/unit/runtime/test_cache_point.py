@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -66,6 +66,15 @@ def made(policy: CachePolicy, predictor: Predictor | None = None, name: str = "m
     return CachePoint(name, policy, predictor or reuse(), store, **traits)
 
 
+def call(point: CachePoint, step: StepContext, inputs: Any, compute: Callable[[], Any]) -> Any:
+    """Skips or computes one call, as the engine does."""
+    outputs = point.decide(step, inputs).outputs
+    if outputs is None:
+        outputs = compute()
+        point.full(step, inputs, outputs)
+    return outputs
+
+
 # --- what a policy can and cannot do
 
 
@@ -73,7 +82,7 @@ def test_nothing_is_skipped_before_the_predictor_has_its_full_steps():
     for predictor, full in ((reuse(), 1), (line(), 2)):
         point, calls = made(Always(), predictor), []
         for step in range(5):
-            point(at(step), (ONE,), lambda step=step, calls=calls: calls.append(step) or (step * ONE,))
+            call(point, at(step), (ONE,), lambda step=step, calls=calls: calls.append(step) or (step * ONE,))
         assert calls == list(range(full))
     outcome = made(Always()).decide(at(0), (ONE,))
     assert (outcome.decision, outcome.action) == (Decision(False, "learning"), Action.FULL)
@@ -82,7 +91,7 @@ def test_nothing_is_skipped_before_the_predictor_has_its_full_steps():
 def test_a_skipped_call_is_told_with_how_it_was_filled():
     point = made(Always(), line())
     for step in range(2):
-        point(at(step), (ONE,), lambda: (ONE,))
+        call(point, at(step), (ONE,), lambda: (ONE,))
     outcome = point.decide(at(2), (ONE,))
     assert (outcome.action, outcome.predictor, outcome.forecast) == (
         Action.FORECAST,
@@ -100,13 +109,13 @@ def test_under_a_policy_that_never_skips_the_very_outputs_are_given(traits: dict
     for step in range(6):
         for branch in ("cond", "uncond"):
             true = (noise(step, *SHAPE), noise(step + 9, 2, 5))
-            found = point(at(step, branch), (noise(7, *SHAPE), noise(8, 2, 5)), lambda true=true: true)
+            found = call(point, at(step, branch), (noise(7, *SHAPE), noise(8, 2, 5)), lambda true=true: true)
             assert all(one is other for one, other in zip(found, true, strict=True))
 
 
 def test_a_veto_computes_whatever_the_policy_says():
     point = made(Always())
-    point(at(0), (ONE,), lambda: (ONE,))
+    call(point, at(0), (ONE,), lambda: (ONE,))
     assert point.decide(at(1), (ONE,), "sample").decision == Decision(False, "sample")
     assert point.decide(at(2), (ONE,)).outputs is not None
 
@@ -120,11 +129,11 @@ def test_a_policy_that_raises_is_heard_and_leaves_what_is_kept_as_it_was():
 
     point, values = made(Raising()), {"cond": ONE, "uncond": -ONE}
     for branch, value in values.items():
-        point(at(0, branch), (ONE,), lambda value=value: (value,))
+        call(point, at(0, branch), (ONE,), lambda value=value: (value,))
     with pytest.raises(KeyError, match="mistaken"):
-        point(at(2), (ONE,), lambda: (9 * ONE,))
+        call(point, at(2), (ONE,), lambda: (9 * ONE,))
     for branch, value in values.items():
-        (found,) = point(at(3, branch), (ONE,), lambda: (9 * ONE,))
+        (found,) = call(point, at(3, branch), (ONE,), lambda: (9 * ONE,))
         assert torch.equal(found, value)
 
 
@@ -149,7 +158,7 @@ def test_a_policy_is_told_of_each_full_call_once_and_of_no_skipped_one():
     point = made(policy)
     for step in range(6):
         for branch in ("cond", "uncond"):
-            point(at(step, branch), (ONE,), lambda: (ONE,))
+            call(point, at(step, branch), (ONE,), lambda: (ONE,))
     assert policy.seen == [(step, branch) for step in range(6) for branch in ("cond", "uncond")]
     assert list(policy.errors) == [(step, branch) for step in (0, 1, 4) for branch in ("cond", "uncond")]
 
@@ -171,13 +180,13 @@ def test_a_policy_is_told_of_the_run_when_it_begins():
 def test_a_policy_that_takes_over_knows_the_full_steps_so_far():
     point, policy = made(Always(), line()), Listed()
     for step in range(3):
-        point(at(step), (ONE,), lambda step=step: (step * ONE,))
+        call(point, at(step), (ONE,), lambda step=step: (step * ONE,))
     point.follow(policy)
     assert policy.errors == {(0, "cond"): None, (1, "cond"): None}
-    assert torch.equal(point(at(3), (ONE,), lambda: ())[0], 3 * ONE)
+    assert torch.equal(call(point, at(3), (ONE,), lambda: ())[0], 3 * ONE)
     # The other predictor needs fewer full steps than are kept.
     point.follow(Always(), reuse())
-    assert torch.equal(point(at(4), (ONE,), lambda: ())[0], ONE)
+    assert torch.equal(call(point, at(4), (ONE,), lambda: ())[0], ONE)
 
     # Such a one that needs more waits for them, and the policy is told so.
     class Waiting(Always):
@@ -185,7 +194,7 @@ def test_a_policy_that_takes_over_knows_the_full_steps_so_far():
             assert run.points == 2
 
     point = made(Always())
-    point(at(0), (ONE,), lambda: (ONE,))
+    call(point, at(0), (ONE,), lambda: (ONE,))
     point.follow(Waiting(), line())
     assert point.decide(at(1), (ONE,)).decision.reason == "learning"
 
@@ -240,21 +249,21 @@ def test_the_first_branch_of_a_step_is_shown_those_that_the_step_before_had():
     point = made(Looking(), predictor, is_coherent=True)
     for step, branches in enumerate(["ab", "ba", "a", "ab"]):
         for branch in branches:
-            point(at(step, branch), (ONE,), lambda: (ONE,))
+            call(point, at(step, branch), (ONE,), lambda: (ONE,))
     assert shown == [[], [], ["a"], [], ["b"], [], []]
     assert [sorted(names) for names in predictor.steps] == [[], ["a", "b"], ["a", "b"], ["a"]]
     shown.clear()
     apart = made(Looking())
     for step in range(2):
         for branch in "ab":
-            apart(at(step, branch), (ONE,), lambda: (ONE,))
+            call(apart, at(step, branch), (ONE,), lambda: (ONE,))
     assert shown == [[]] * 4
 
 
 def test_a_branch_that_is_computed_makes_those_after_it_compute_too():
     point = made(Listed(), is_coherent=True)
     for branch in "ab":
-        point(at(0, branch), (ONE,), lambda: (ONE,))
+        call(point, at(0, branch), (ONE,), lambda: (ONE,))
     outcomes = [point.decide(at(1, branch), (ONE,), veto) for branch, veto in (("a", "sample"), ("b", ""))]
     assert [outcome.decision.reason for outcome in outcomes] == ["sample", "together"]
     assert point.decide(at(2, "a"), (ONE,)).outputs is not None
@@ -343,7 +352,7 @@ def test_at_full_steps_the_error_of_skipping_is_measured():
     point = made(policy)
     values = [1.0, 2.0, 2.0, 4.0]
     for step, value in enumerate(values):
-        point(at(step), (ONE,), lambda value=value: (value * ONE,))
+        call(point, at(step), (ONE,), lambda value=value: (value * ONE,))
     assert list(policy.errors.values()) == [None, [0.5], [0.0], [0.5]]
 
 
@@ -359,7 +368,7 @@ def test_the_worst_of_all_outputs_counts_where_all_are_judged():
 @pytest.mark.parametrize("bad", [0, 1])
 def test_an_error_that_is_not_a_number_is_not_hidden_by_the_other_output(bad: int):
     point, outputs = made(Never(), judges_all=True), [ONE, ONE]
-    point(at(0), (ONE,), lambda: tuple(outputs))
+    call(point, at(0), (ONE,), lambda: tuple(outputs))
     outputs[bad] = math.nan * ONE
     point.decide(at(1), (ONE,))
     errors = point.full(at(1), (ONE,), tuple(outputs)).errors
@@ -401,7 +410,7 @@ def test_a_predictor_is_given_the_last_full_steps_with_the_inputs_that_belong_to
     point = made(Listed(full=(0, 1, 2)), predictor, keeps_inputs=True)
     for step in range(4):
         inputs = (step * ONE, torch.full((1, 3), float(step)), -step * ONE)
-        point(at(step), inputs, lambda step=step: ((10 + step) * ONE, (20 + step) * ONE, torch.ones(1, 2)))
+        call(point, at(step), inputs, lambda step=step: ((10 + step) * ONE, (20 + step) * ONE, torch.ones(1, 2)))
     points, step, inputs = predictor.asked[-1]
     assert [one.step.step for one in points] == [1, 2] and step.step == 3 and inputs[0].unique().tolist() == [3.0]
     for number, one in enumerate(points, start=1):
@@ -418,10 +427,10 @@ def test_a_caller_may_write_into_what_it_was_given():
     point = made(Always())
     given_out = noise(0, *SHAPE)
     true = given_out.clone()
-    point(at(0), (given_out,), lambda: (given_out,))
+    call(point, at(0), (given_out,), lambda: (given_out,))
     given_out.zero_()
     for step in (1, 2):
-        (found,) = point(at(step), (noise(1, *SHAPE),), lambda: ())
+        (found,) = call(point, at(step), (noise(1, *SHAPE),), lambda: ())
         assert torch.equal(found, true)
         found.zero_()
 
@@ -432,21 +441,21 @@ def test_what_does_not_fit_the_budget_is_told_and_not_skipped():
     for step in range(4):
         assert point.decide(at(step), (ONE,)).decision.reason == "learning"
         assert point.full(at(step), (ONE,), (ONE,)) == Measured(None, None, False)
-    assert point.is_empty and not policy.errors
+    assert not policy.errors
 
 
 def test_a_branch_that_no_longer_fits_is_forgotten_and_the_others_stay():
     # Two branches of 16 bytes fit, a third does not.
     point = made(Always(), store_bytes=40)
     for branch in "abc":
-        point(at(0, branch), (ONE,), lambda branch=branch: (ord(branch) * ONE,))
+        call(point, at(0, branch), (ONE,), lambda branch=branch: (ord(branch) * ONE,))
     outcomes = {branch: point.decide(at(1, branch), (ONE,)) for branch in "abc"}
     assert [branch for branch, outcome in outcomes.items() if outcome.outputs is not None] == ["a", "b"]
 
 
 def test_outputs_of_another_form_start_the_branch_anew():
     point = made(Always(), keeps_inputs=True)
-    point(at(0), (ONE,), lambda: (ONE,))
+    call(point, at(0), (ONE,), lambda: (ONE,))
     point.decide(at(1), (ONE,), "veto")
     # A learned variance comes along: the input does not belong to it.
     measured = point.full(at(1), (ONE,), (torch.ones(1, 8),))
@@ -456,16 +465,16 @@ def test_outputs_of_another_form_start_the_branch_anew():
 
 def test_an_emptied_point_knows_nothing():
     point = made(Always())
-    point(at(0), (ONE,), lambda: (ONE,))
-    assert not point.is_empty
+    call(point, at(0), (ONE,), lambda: (ONE,))
+    assert point.decide(at(1), (ONE,)).outputs is not None
     point.forget("cond")
-    assert point.is_empty and point.decide(at(1), (ONE,)).decision.reason == "learning"
+    assert point.decide(at(1), (ONE,)).decision.reason == "learning"
 
 
 def test_a_point_with_two_outputs_gives_back_two():
     point, pair = made(Always()), (noise(0, 1, 5, 3), noise(1, 1, 2, 3))
-    point(at(0), (pair[0],), lambda: pair)
-    assert all(torch.equal(*two) for two in zip(point(at(1), (pair[0],), lambda: ()), pair, strict=True))
+    call(point, at(0), (pair[0],), lambda: pair)
+    assert all(torch.equal(*two) for two in zip(call(point, at(1), (pair[0],), lambda: ()), pair, strict=True))
 
 
 # --- points that add to a stream
@@ -473,7 +482,7 @@ def test_a_point_with_two_outputs_gives_back_two():
 
 def test_what_a_block_adds_is_added_to_what_enters_now():
     point, before, now = made(Always(), adds=True), noise(0, 1, 5, 3), noise(1, 1, 5, 3)
-    point(at(0), (before,), lambda: (2 * before,))
+    call(point, at(0), (before,), lambda: (2 * before,))
     outcome = point.decide(at(1), (now,))
     assert outcome.action is Action.REUSE and outcome.outputs is not None
     assert torch.equal(outcome.outputs[0], now + before)
@@ -483,7 +492,7 @@ def test_what_is_added_along_a_line_is_predicted_exactly():
     point, (a, b) = made(Always(), line(), adds=True), (noise(0, 1, 5, 3), noise(1, 1, 5, 3))
     for step in range(5):
         before = noise(2, 1, 5, 3) + 0.01 * step
-        (found,) = point(at(step), (before,), lambda step=step, before=before: (before + a + b * step,))
+        (found,) = call(point, at(step), (before,), lambda step=step, before=before: (before + a + b * step,))
         torch.testing.assert_close(found, before + a + b * step, rtol=0, atol=1e-5)
     assert point.decide(at(5), (before,)).outputs is not None
 
@@ -491,15 +500,15 @@ def test_what_is_added_along_a_line_is_predicted_exactly():
 def test_both_streams_of_a_joint_block_are_filled():
     point = made(Always(), adds=True)
     video, text = noise(0, 1, 5, 3), noise(1, 1, 2, 3)
-    point(at(0), (video, text), lambda: (video + 1, text + 2))
-    torch.testing.assert_close(point(at(1), (video, text), lambda: ()), (video + 1, text + 2))
+    call(point, at(0), (video, text), lambda: (video + 1, text + 2))
+    torch.testing.assert_close(call(point, at(1), (video, text), lambda: ()), (video + 1, text + 2))
 
 
 def test_a_filled_stream_has_the_dtype_that_the_block_gives():
     # Under autocast that is not the dtype of what it takes.
     point, stream = made(Always(), adds=True), noise(0, 1, 5, 3)
-    point(at(0), (stream,), lambda: ((2 * stream).to(torch.bfloat16),))
-    (found,) = point(at(1), (stream,), lambda: ())
+    call(point, at(0), (stream,), lambda: ((2 * stream).to(torch.bfloat16),))
+    (found,) = call(point, at(1), (stream,), lambda: ())
     assert found.dtype == torch.bfloat16
     torch.testing.assert_close(found.float(), 2 * stream, rtol=0.02, atol=0.02)
 
@@ -532,7 +541,7 @@ class Loop:
     def where(self, step: int, branch: str = "cond") -> StepContext:
         timestep = float(self.scheduler.timesteps[step])
         level = None if self.schedule is None else self.schedule.level(timestep)
-        return at(step, branch, len(self.scheduler.timesteps), SHAPE[0], timestep=timestep, level=level)
+        return at(step, branch, len(self.scheduler.timesteps), SHAPE[0], timestep=timestep, noise_level=level)
 
     def call(self, step: int, sample: Tensor, branch: str = "cond") -> Tensor:
         where = self.where(step, branch)
@@ -710,7 +719,7 @@ def test_a_step_that_was_skipped_moves_nothing():
     # What is kept is of another step, and of another sample.
     point = made(Listed(), keeps_inputs=True)
     for step in range(2):
-        point(at(step + 1), (noise(step, *SHAPE),), lambda: (noise(5, *SHAPE),))
+        call(point, at(step + 1), (noise(step, *SHAPE),), lambda: (noise(5, *SHAPE),))
     before = [tensor.clone() for tensor in point._store.get(("model", "cond"))[-1]]
     point.move(noise(1, *SHAPE), noise(6, *SHAPE), "flow")
     assert all(torch.equal(one, two) for one, two in zip(before, point._store.get(("model", "cond"))[-1]))

@@ -224,7 +224,7 @@ def test_the_whole_stack_skipped_is_the_input_plus_what_it_added():
     for step in (2, 3):
         torch.testing.assert_close(outputs[step], samples[step] + 7 * samples[1])
     assert [block.calls for block in transformer.blocks] == [2, 2, 2]
-    found = [entry for entry in session.trace.entries if entry.unit == "stack"]
+    found = [entry for entry in session.trace.entries if entry.point == "stack"]
     assert [entry.action for entry in found] == ["full", "full", "reuse", "reuse"]
 
 

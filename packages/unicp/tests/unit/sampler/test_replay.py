@@ -121,7 +121,7 @@ def test_skipped_steps_are_taken_again():
     chosen = unicp.preset("balanced", full_steps=(0, 1, 2, 3, 5, 8))
     with unicp.enable(model, chosen, scheduler=schedule) as session:
         denoise(model, schedule)
-    assert [e.action for e in session.trace.entries if e.unit == "model" and e.branch == "cond"].count("forecast") == 3
+    assert [e.action for e in session.trace.entries if e.point == "model" and e.branch == "cond"].count("forecast") == 3
     assert list(schedule.corrected) == [1, 2, 3, 4, 4, 5, 6, 7, 6, 7, 8]
     assert session.trace.counts["replayed"] == 2
     assert session.trace.counts["corrector_held"] == 0
@@ -165,7 +165,7 @@ def heard(name: str):
 def place(schedule, index: int, branch: str = "cond") -> StepContext:
     """A step of the scheduler's own."""
     time = float(schedule.timesteps[index])
-    return at(index, branch, len(schedule.timesteps), timestep=time, level=read_schedule(schedule).level(time))
+    return at(index, branch, len(schedule.timesteps), timestep=time, noise_level=read_schedule(schedule).level(time))
 
 
 def walk(
@@ -180,15 +180,17 @@ def walk(
     for index, time in enumerate(schedule.timesteps[: until + 1]):
         step = place(schedule, index)
         sample = sample if between is None else between(index, sample)
-        noise = noise_of(step.level)
+        noise = noise_of(step.noise_level)
         if index in skipped:
             (x0, y0), (x1, y1) = known[-2:]
-            noise = y1 + (step.level.log_snr - x1) / (x1 - x0) * (y1 - y0)
+            noise = y1 + (step.noise_level.log_snr - x1) / (x1 - x0) * (y1 - y0)
         else:
-            known.append((step.level.log_snr, noise))
+            known.append((step.noise_level.log_snr, noise))
         if replay is not None:
             replay.called(step, index in skipped, forecast if index in skipped else None)
-        output = from_quantity("noise", prediction, sample, noise, step.level) if step.level.signal else noise
+        output = (
+            from_quantity("noise", prediction, sample, noise, step.noise_level) if step.noise_level.signal else noise
+        )
         given = (output, time, sample), {"return_dict": False, **kwargs}
         if replay is None:
             sample = schedule.step(*given[0], **given[1])[0].double()
@@ -377,7 +379,7 @@ def stepped(schedule, replay, calls) -> list[torch.Tensor]:
         skipped, full = calls(index)
         for branch in (*skipped, *full):
             replay.called(place(schedule, index, branch), branch in skipped, NOISE if branch in skipped else None)
-        level = place(schedule, index).level
+        level = place(schedule, index).noise_level
         output = from_quantity("noise", prediction, sample, noise_at(level), level) if level.signal else noise_at(level)
         sample = replay.step(schedule, schedule.step, (output, time, sample), {"return_dict": False})[0].double()
         made.append(sample)
@@ -457,7 +459,7 @@ def test_a_scheduler_of_another_kind_is_left_alone():
         step_index = 3
 
     plain, replay = Plain(), SamplerReplay(None, lambda key: None)
-    replay.called(at(3, level=None), False)
+    replay.called(at(3, noise_level=None), False)
     assert replay.step(plain, lambda *args: args, (1, 2), {}) == (1, 2)
     assert vars(plain) == {} and replay.bytes == 0
 

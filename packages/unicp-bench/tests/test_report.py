@@ -1,7 +1,9 @@
+import json
 import re
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -257,3 +259,21 @@ def test_a_target_that_nothing_met_would_have_needed_a_plain_run(tmp_path):
         append_row(tmp_path / "t.jsonl", row("psnr>=35", psnr, method="UniCP planned", prompt=prompt, operations=60))
     text = fill("<!-- table t:unipc:need -->\n<!-- end -->", tmp_path)
     assert "| psnr>=35 | 2 | 1 | 1.67x | 1.00x | -40% | 1.25x | -25% |" in text
+
+
+def test_constants_are_shown_at_each_speed_with_the_chosen_value_in_bold(tmp_path):
+    def constant(value: float, chosen: bool, **result: tuple[float, float]) -> dict[str, Any]:
+        told = {name: {"mean": mean, "worst": worst} for name, (mean, worst) in result.items()}
+        return {"constant": "unicp.policies.made.LIMIT", "value": value, "chosen": chosen, "result": told}
+
+    fast, slow = {"2.00x": (30.04, 21.0)}, {"1.67x": (40.0, 33.0)}
+    rows = [
+        constant(0.5, True, **fast, **slow),
+        constant(1.0, False, **fast),
+        constant(9.0, True, **{"psnr>=30": (1.0, 1.0)}),
+    ]
+    (tmp_path / "made.json").write_text(json.dumps({"rows": rows}))
+    lines = fill("<!-- table made::constants -->\n<!-- end -->", tmp_path).splitlines()
+    assert lines[1] == "| constant | value | 1.67x | 2.00x |"
+    assert lines[3:5] == ["| LIMIT | **0.5** | 40.0 / 33.0 | 30.0 / 21.0 |", "| LIMIT | 1 | - | 30.0 / 21.0 |"]
+    assert len(lines) == 6

@@ -12,6 +12,7 @@ colon the sampler, and after another one the kind:
     faster           the same at each fidelity
     met, need        how often targets were met, and what they spent beside the least possible
     best             long sweeps of peers, without the settings that others of the same peer beat
+    constants        what each constant of the online rule does (of a JSON file)
 
 Of a JSON file it is the list "rows", or after two colons another list ("slices::projected").
 
@@ -78,6 +79,8 @@ def _table(name: str, results: Path) -> str:
         raise InputError(f"table {name}", f"no rows in {results}", "run the benchmark that makes them")
     record = read_json(path)
     try:
+        if kind == "constants":
+            return _constants(record["rows"])
         return _plain_table(read_as(list[dict[str, str | int | float]], record[kind or "rows"]))
     except (MisfitError, KeyError, TypeError) as error:
         found = f"no such table in {path} ({reason(error)})"
@@ -105,6 +108,19 @@ def _ordered(groups: list[Group]) -> list[Group]:
 def _plain_table(rows: list[dict[str, Any]]) -> str:
     cells = ([f"{value:.4g}" if isinstance(value, float) else str(value) for value in row.values()] for row in rows)
     return markdown(list(rows[0]) if rows else [], cells)
+
+
+def _constants(rows: list[dict[str, Any]]) -> str:
+    """Mean and worst dB at each speed-up, where a row has one; targets of fidelity are left out."""
+    ups = sorted({name for row in rows for name in row["result"] if name.endswith("x")})
+    cells = []
+    for row in rows:
+        found = [row["result"].get(name) for name in ups]
+        if any(found):
+            name, value = row["constant"].rpartition(".")[2], f"{row['value']:g}"
+            told = [f"{one['mean']:.1f} / {one['worst']:.1f}" if one else "-" for one in found]
+            cells.append([name, f"**{value}**" if row["chosen"] else value, *told])
+    return markdown(["constant", "value", *ups], cells)
 
 
 def main() -> int:

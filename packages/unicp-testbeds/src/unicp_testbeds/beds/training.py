@@ -135,11 +135,43 @@ def held_out_loss(bed: Bed, pipe: Any, batches: int = 8, batch: int = 8) -> dict
     return {"right captions": round(right, 4), "wrong captions": round(wrong, 4)}
 
 
+_CARD = """\
+# {name}
+
+A small pipeline on which UniCP is measured without being tuned on it. {about}
+
+- pipeline: `{kind}`, loads with `DiffusionPipeline.from_pretrained` once `unicp_testbeds.beds` is imported, which has the class
+  of its autoencoder
+- transformer: {millions:.1f} M parameters, trained from nothing by `python -m unicp_testbeds.beds {name}`: {stages}
+- captions: "{caption}", and {others}; `{prompts}` has those to measure on
+- mean squared error of the answer on what no training saw, with the right caption and with a wrong one: {right} and {wrong}
+"""
+
+
 def save(bed: Bed, pipe: Any, folder: Path) -> None:
-    """Writes the folder that `DiffusionPipeline.from_pretrained` loads: half precision, prompts, defaults, losses."""
+    """Writes the folder that `DiffusionPipeline.from_pretrained` loads: half precision, prompts, defaults, a card."""
     models = {name: part for name, part in pipe.components.items() if isinstance(part, torch.nn.Module)}
     others = {name: part for name, part in pipe.components.items() if name not in models}
     components.save_pipeline(type(pipe), folder, models, others)
     write_defaults(folder, bed.defaults)
+    losses = held_out_loss(bed, pipe)
     write_text(folder / PROMPTS_FILE, "\n".join(map(bed.world.caption, bed.world.held_out)) + "\n")
-    write_text(folder / LOSSES_FILE, json.dumps(held_out_loss(bed, pipe), indent=2) + "\n")
+    write_text(folder / LOSSES_FILE, json.dumps(losses, indent=2) + "\n")
+    write_text(folder / "README.md", card(bed, pipe, losses))
+
+
+def card(bed: Bed, pipe: Any, losses: dict[str, float]) -> str:
+    """The model card of a trained test-bed. losses: as `held_out_loss` gives them."""
+    every = len(bed.world.training) + (len(bed.world.held_out) if bed.world.held_out_count else 0)
+    return _CARD.format(
+        name=bed.name,
+        kind=bed.kind,
+        about=" ".join((type(bed).__doc__ or "").split()),
+        millions=sum(parameter.numel() for parameter in pipe.transformer.parameters()) / 1e6,
+        stages=", ".join(f"{stage.steps} steps of {stage.batch} {stage.name}" for stage in bed.stages),
+        caption=bed.world.caption(bed.world.held_out[0]),
+        others=f"{every - 1} others",
+        prompts=PROMPTS_FILE,
+        right=losses["right captions"],
+        wrong=losses["wrong captions"],
+    )

@@ -140,11 +140,11 @@ _CARD = """\
 
 A small pipeline on which UniCP is measured without being tuned on it. {about}
 
-- pipeline: `{kind}`, loads with `DiffusionPipeline.from_pretrained` once `unicp_testbeds.beds` is imported, which has the class
-  of its autoencoder
+- pipeline: `{kind}`; `DiffusionPipeline.from_pretrained` loads it where the package unicp-testbeds is installed,
+  which has the class of its autoencoder
 - transformer: {millions:.1f} M parameters, trained from nothing by `python -m unicp_testbeds.beds {name}`: {stages}
 - captions: "{caption}", and {others}; `{prompts}` has those to measure on
-- mean squared error of the answer on what no training saw, with the right caption and with a wrong one: {right} and {wrong}
+- mean squared error of the answer on what no training saw: {right} with the right captions, {wrong} with wrong ones
 """
 
 

@@ -27,7 +27,7 @@ TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARA
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 .PHONY: help setup setup-dev demo test quick golden check format-check lint types format train train-latte train-film bench models versions targets \
-	film peers seconds parts parts-others report few-steps impact overhead slices constants figures wheels wheels-check clean
+	film peers seconds parts parts-others report few-steps impact overhead slices constants schedules figures wheels wheels-check clean
 
 help: ## list these
 	@awk -F ':.*## ' '/^# --- / { print "\n" substr($$0, 7) ":" } /^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -182,6 +182,9 @@ slices: $(READY_DEV) ## measure what attention at reduced width misses, and how 
 	    --out docs/results/slices_$$model.json || exit 1; done
 	OMP_NUM_THREADS=1 $(BIN)/python -m experiments.slice_speed --repeats 9 --out docs/results/slice_speed.json
 	OMP_NUM_THREADS=1 $(BIN)/python -m experiments.folded_weights --out docs/results/folded_weights.json
+
+schedules: $(READY_DEV) ## measure which steps should be full, on three small test-beds (a quarter of an hour)
+	OMP_NUM_THREADS=1 $(BIN)/python -m experiments.schedules --beds stickers,letters,ripples --out docs/results/schedules.json
 
 constants: $(READY_DEV) ## measure each constant of the method beside a smaller and a larger value (half an hour)
 	for sampler in unipc euler; do OMP_NUM_THREADS=1 $(BIN)/python -m experiments.constants --sampler $$sampler \

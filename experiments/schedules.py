@@ -310,6 +310,16 @@ def rows_of(name: str, clips: int, others: Sequence[Products], told: Callable[[s
     return found
 
 
+def table(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One line for each test-bed and number of full steps: mean / worst dB of each schedule."""
+    lines: dict[tuple[str, int], dict[str, Any]] = {}
+    for row in rows:
+        start = {"model": row["model"], "full steps": f"{row['full steps']} of {row['of']}"}
+        line = lines.setdefault((row["model"], row["full steps"]), start)
+        line[row["schedule"]] = f"{row['mean']:.1f} / {row['worst']:.1f}"
+    return list(lines.values())
+
+
 def main() -> None:
     """The command line; see the module's docstring."""
 
@@ -325,7 +335,7 @@ def main() -> None:
         for name in names:
             others = [one for other, one in recorded.items() if other != name]
             rows += rows_of(name, options.clips, others, lambda line: print(line, flush=True))
-            write_text(options.out, json.dumps({"early": EARLY, "rows": rows}, indent=2) + "\n")
+            write_text(options.out, json.dumps({"early": EARLY, "table": table(rows), "rows": rows}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from experiments.schedules import EARLY, REACH, Loop, Products, best_schedule, response, widening
+from experiments.schedules import EARLY, REACH, Loop, Products, best_schedule, response, table, widening
 from unicp.numerics.noise_levels import NoiseLevel
 
 
@@ -104,3 +104,18 @@ def test_a_run_whose_steps_are_all_full_is_the_plain_one():
         assert products.matrix.shape == (30, 30) and loop.places[0] == -20.0
         skipped = loop.run(range(loop.steps - 1))
         assert loop.psnr(plain, plain) == [pytest.approx(100.0, abs=7)] and 25 < loop.psnr(skipped, plain)[0] < 70
+
+
+def test_a_table_has_one_line_for_each_model_and_number():
+    start = {"of": 30, "clips": 2, "steps": ""}
+    rows = [
+        start | {"model": name, "full steps": count, "schedule": kind, "mean": 40.04, "worst": 31.0 + count}
+        for name, count, kind in (("a", 8, "x"), ("a", 8, "y"), ("a", 9, "x"), ("b", 8, "x"))
+    ]
+    found = table(rows)
+    assert [(line["model"], line["full steps"]) for line in found] == [
+        ("a", "8 of 30"),
+        ("a", "9 of 30"),
+        ("b", "8 of 30"),
+    ]
+    assert found[0]["y"] == "40.0 / 39.0" and "y" not in found[1]

@@ -38,7 +38,7 @@ from unicp.numerics.forecasting import Rise, extrapolate, from_quantity, interpo
 from unicp.numerics.noise_levels import NoiseLevel, Prediction, coefficients
 from unicp.policies.step_paths import MAX_WINDOW, best_paths
 from unicp_testbeds.beds.bed import Noisy
-from unicp_testbeds.beds.rows import bed
+from unicp_testbeds.beds.definitions import bed
 from unicp_testbeds.beds.training import PROMPTS_FILE
 
 BEDS = ("letters", "ripples", "stickers")

@@ -113,8 +113,9 @@ DISTRIBUTIONS: dict[str, Row] = {
         },
     ),
     "experiments": row(
-        "unicp errors context settings files numerics models reducers attention session cli",
+        "unicp errors context settings files numerics models policies reducers attention session cli",
         "torch unicp_bench unicp_testbeds",
+        {"schedules.py": "diffusers numpy"},
     ),
 }
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from unicp_testbeds import beds, film_data
-from unicp_testbeds.beds import rows, worlds
+from unicp_testbeds.beds import definitions, worlds
 from unicp_testbeds.beds.autoencoder import LinearAutoencoder
 from unicp_testbeds.beds.bed import Bed, Diffusion, Flow, Noisy, Velocity
 from unicp_testbeds.beds.training import build, save, train
@@ -32,7 +32,7 @@ def small_film() -> film_data.Clips:
 
 
 def made(name: str) -> Bed:
-    one = rows.bed(name)
+    one = definitions.bed(name)
     if name == "bunny":
         one.world = worlds.film(one.frames, one.height, one.width, small_film())  # type: ignore[attr-defined]
     return one

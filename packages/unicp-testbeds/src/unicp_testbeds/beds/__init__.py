@@ -6,7 +6,7 @@ They differ in what a cache must not depend on: architecture, kind of prediction
 Each is a pipeline of diffusers' own class with a trained transformer of 1 to 2 million parameters, frozen text
 encoders, and a linear autoencoder.
 
-Read `worlds` (what they show), `autoencoder`, `bed` (what a bed is), one of the beds, then `training`.
+Read `worlds` (what they show), `autoencoder`, `bed` (what a bed is), one of `definitions`, then `training`.
 """
 
 from __future__ import annotations

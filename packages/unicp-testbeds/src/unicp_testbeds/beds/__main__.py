@@ -7,7 +7,7 @@ from pathlib import Path
 
 from unicp.errors import run_main
 from unicp_testbeds import beds
-from unicp_testbeds.beds.rows import bed
+from unicp_testbeds.beds.definitions import bed
 from unicp_testbeds.beds.training import save, train
 
 

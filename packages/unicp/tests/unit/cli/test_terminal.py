@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import os
 import signal
@@ -153,7 +154,11 @@ def test_an_interrupt_while_loading_is_one_line():
 
 
 @pytest.mark.parametrize("becomes", ["nothing", "another error", "an error of ours"])
-def test_an_interrupt_that_a_library_swallows_is_one(becomes, monkeypatch):
+def test_an_interrupt_that_a_library_swallows_is_one(becomes, monkeypatch, request):
+    # What a shell starts in the background ignores it.
+    request.addfinalizer(functools.partial(signal.signal, signal.SIGINT, signal.getsignal(signal.SIGINT)))
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
     def load(*_args):
         with common.waiting("loading"):
             try:

@@ -184,7 +184,7 @@ slices: $(READY_DEV) ## measure what attention at reduced width misses, and how 
 	OMP_NUM_THREADS=1 $(BIN)/python -m experiments.folded_weights --out docs/results/folded_weights.json
 
 schedules: $(READY_DEV) ## measure which steps should be full, on three small test-beds (a quarter of an hour)
-	OMP_NUM_THREADS=1 $(BIN)/python -m experiments.schedules --beds stickers,letters,ripples --out docs/results/schedules.json
+	OMP_NUM_THREADS=1 $(BIN)/python -m experiments.schedules --out docs/results/schedules.json
 
 constants: $(READY_DEV) ## measure each constant of the method beside a smaller and a larger value (half an hour)
 	for sampler in unipc euler; do OMP_NUM_THREADS=1 $(BIN)/python -m experiments.constants --sampler $$sampler \

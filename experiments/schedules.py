@@ -1,6 +1,6 @@
 """Which steps of a run should be full, told by the sampler and by what plain runs recorded, on the small test-beds.
 
-    python -m experiments.schedules --out docs/results/schedules.json       # an hour on one core
+    python -m experiments.schedules --out docs/results/schedules.json       # a quarter of an hour on one core
 
 Nothing is adaptive here: all clips of a cell follow one schedule, in a loop of this module's own. Skipped steps are
 forecast along a damped line, and replayed at the next full step (docs/method.md, 3.4), whose output is kept as it was.
@@ -41,7 +41,7 @@ from unicp_testbeds.beds.bed import Noisy
 from unicp_testbeds.beds.definitions import bed
 from unicp_testbeds.beds.training import PROMPTS_FILE
 
-BEDS = ("letters", "ripples", "stickers")
+BEDS = ("stickers", "letters", "ripples")
 COUNTS = (15, 12, 10, 8)
 EARLY = 0.25
 # Windows may be at most twice as wide as the one before them.
@@ -131,10 +131,11 @@ class Loop:
         frames = (given["num_frames"],) if "num_frames" in given else ()
         return (*frames, given["height"], given["width"])
 
-    def _scheduler(self, prompt: str) -> Any:
-        """A scheduler that is set as the pipeline sets its own."""
+    def _scheduler(self, prompt: str, **changes: Any) -> Any:
+        """A scheduler that is set as the pipeline sets its own. changes: of the pipeline's arguments."""
         calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
         fresh, own = copy.deepcopy(self.pipe.scheduler), self.pipe.scheduler.set_timesteps
+        given = self.bed.defaults | changes
 
         @functools.wraps(own)
         def noted(*args: Any, **kwargs: Any) -> Any:
@@ -143,16 +144,16 @@ class Loop:
 
         self.pipe.scheduler.set_timesteps = noted
         try:
-            self.pipe(prompt, **{name: value for name, value in self.bed.defaults.items() if name != "fps"})
+            self.pipe(prompt, **{name: value for name, value in given.items() if name != "fps"})
         except _Noted:
             fresh.set_timesteps(*calls[0][0], **calls[0][1])
         finally:
             del self.pipe.scheduler.set_timesteps
         return fresh
 
-    def output(self, sample: Tensor, step: int) -> Tensor:
-        """The model's output, guided as the pipeline guides it."""
-        time, weight = self.scheduler.timesteps[step].expand(len(sample)), self.bed.defaults["guidance_scale"]
+    def output(self, sample: Tensor, time: Tensor) -> Tensor:
+        """The model's output at a timestep of the scheduler, guided as the pipeline guides it."""
+        time, weight = time.expand(len(sample)), self.bed.defaults["guidance_scale"]
         if self.bed.is_guided_inside:
             told = torch.full((len(sample),), float(weight))
             return self.bed.call(self.pipe.transformer, Noisy(sample, time, sample), self._text, told)
@@ -169,7 +170,7 @@ class Loop:
         """The final samples of the plain run, and products of its noise estimates, over all clips."""
         scheduler, sample, estimates = copy.deepcopy(self.scheduler), self.noise, []
         for step, time in enumerate(scheduler.timesteps):
-            output = self.output(sample, step)
+            output = self.output(sample, time)
             estimates.append(self.estimate(sample, output, step).double().flatten())
             sample = scheduler.step(output, time, sample, return_dict=False)[0]
         rows = torch.stack(estimates)
@@ -189,7 +190,7 @@ class Loop:
                 output = self._said(sample, estimate, step)
                 sample, skipped = scheduler.step(output, time, sample, return_dict=False)[0], [*skipped, step]
                 continue
-            output = self.output(sample, step)
+            output = self.output(sample, time)
             estimate = self.estimate(sample, output, step)
             if is_damped and len(known) >= 2:
                 line, last = self._forecast(known, step, None, 1.0), known[-1][1]
@@ -220,16 +221,9 @@ class Loop:
 
     def fewer(self, steps: int) -> Tensor:
         """The final samples of the plain sampler with fewer steps, spread as the pipeline spreads them."""
-        given = self.bed.defaults["num_inference_steps"]
-        self.bed.defaults["num_inference_steps"] = steps
-        own = self.scheduler
-        try:
-            self.scheduler = self._scheduler("")
-            sample, scheduler = self.noise, copy.deepcopy(self.scheduler)
-            for step, time in enumerate(scheduler.timesteps):
-                sample = scheduler.step(self.output(sample, step), time, sample, return_dict=False)[0]
-        finally:
-            self.bed.defaults["num_inference_steps"], self.scheduler = given, own
+        scheduler, sample = self._scheduler("", num_inference_steps=steps), self.noise
+        for time in scheduler.timesteps:
+            sample = scheduler.step(self.output(sample, time), time, sample, return_dict=False)[0]
         return sample
 
     def psnr(self, sample: Tensor, plain: Tensor) -> list[float]:

@@ -186,10 +186,12 @@ def test_training_calls_the_transformer_as_the_pipeline_does(name: str):
 def test_a_training_that_was_stopped_goes_on_and_its_folder_loads(name: str, tmp_path):
     one = made(name)
     frames = {"letters": 9}.get(name, 0)
-    stages = (Stage("clips", 2, 2, frames, 1e-3, 1e-3), Stage("guided clips", 1, 2, frames, 1e-3, 1e-3))
+    stages = (Stage("clips", 2, 2, frames, 1e-3, 1e-3), Stage("guided clips", 2, 2, frames, 1e-3, 1e-3))
     stages = stages if one.is_guided_inside else stages[:1]
     whole = train(one, tmp_path / "whole", stages)
     train(one, tmp_path / "parts", (dataclasses.replace(stages[0], steps=1),))
+    if one.is_guided_inside:
+        train(one, tmp_path / "parts", (stages[0], dataclasses.replace(stages[1], steps=1)))
     parts = train(one, tmp_path / "parts", stages)
     for a, b in zip(whole.transformer.parameters(), parts.transformer.parameters(), strict=True):
         torch.testing.assert_close(a, b)

@@ -60,10 +60,15 @@ def frozen_encoder(kind: Any, config_kind: Any, vocabulary: int) -> Any:
     with torch.random.fork_rng():
         torch.manual_seed(7)
         encoder = kind(config)
-        square = torch.linalg.qr(torch.randn(TEXT_WIDTH, TEXT_WIDTH))[0]
-        with torch.no_grad():
-            encoder.get_input_embeddings().weight.copy_(square[:vocabulary] * TEXT_WIDTH**0.5)
+        make_words_orthogonal(encoder, vocabulary)
     return encoder.eval().requires_grad_(False)
+
+
+def make_words_orthogonal(encoder: Any, vocabulary: int) -> None:
+    """Draws orthogonal word vectors of rms 1 for an encoder of width `TEXT_WIDTH`."""
+    square = torch.linalg.qr(torch.randn(TEXT_WIDTH, TEXT_WIDTH))[0]
+    with torch.no_grad():
+        encoder.get_input_embeddings().weight.copy_(square[:vocabulary] * TEXT_WIDTH**0.5)
 
 
 def build_autoencoder() -> AutoencoderKLWan:

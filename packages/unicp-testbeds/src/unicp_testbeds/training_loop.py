@@ -107,10 +107,14 @@ def rate_of(stage: Stage, step: int) -> float:
     return warm * (stage.rate + (stage.final_rate - stage.rate) * part)
 
 
+def stratified(count: int, generator: torch.Generator) -> Tensor:
+    """Numbers in [0, 1), one in each of `count` equal parts, in a drawn order."""
+    return (torch.randperm(count, generator=generator) + torch.rand(count, generator=generator)) / count
+
+
 def time_steps(count: int, generator: torch.Generator) -> Tensor:
     """Stratified steps of 1,000, twice as dense at the noisy end."""
-    uniform = (torch.randperm(count, generator=generator) + torch.rand(count, generator=generator)) / count
-    return (1000 * uniform.sqrt()).long().clamp(0, 999)
+    return (1000 * stratified(count, generator).sqrt()).long().clamp(0, 999)
 
 
 def save_state(path: Path, step: int, **parts: Any) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from unicp_testbeds import components
 from unicp_testbeds.beds.autoencoder import LinearAutoencoder
 from unicp_testbeds.beds.worlds import World
-from unicp_testbeds.training_loop import Stage
+from unicp_testbeds.training_loop import Stage, stratified
 
 TEXT_WIDTH, POOLED_WIDTH, TEXT_LENGTH = components.TEXT_WIDTH, 32, 16
 
@@ -54,7 +54,7 @@ class Flow(Noising):
 
     def __call__(self, clean: Tensor, generator: torch.Generator) -> Noisy:
         """Levels of a logit-normal distribution (Esser et al. 2024), then moved."""
-        level = _stratified(len(clean), generator)
+        level = stratified(len(clean), generator)
         level = torch.sigmoid(1.1 * math.sqrt(2) * torch.erfinv((2 * level - 1).clamp(-0.999, 0.999)))
         level = self.shift * level / (1 + (self.shift - 1) * level)
         noise = torch.randn(clean.shape, generator=generator)
@@ -64,13 +64,13 @@ class Flow(Noising):
 
 @dataclass(frozen=True)
 class Diffusion(Noising):
-    """The schedule of variances of a scheduler, answered by the noise (Ho et al. 2020) or a velocity."""
+    """The schedule of variances of a scheduler, answered by the noise (Ho et al. 2020)."""
 
     scheduler: Any
 
     def __call__(self, clean: Tensor, generator: torch.Generator) -> Noisy:
         """Times evenly spread."""
-        time = (1000 * _stratified(len(clean), generator)).long().clamp(0, 999)
+        time = (1000 * stratified(len(clean), generator)).long().clamp(0, 999)
         noise = torch.randn(clean.shape, generator=generator)
         signal = self.scheduler.alphas_cumprod[time].view(-1, *[1] * (clean.dim() - 1))
         return Noisy(signal.sqrt() * clean + (1 - signal).sqrt() * noise, time, noise)
@@ -87,14 +87,10 @@ class Velocity(Noising):
 
     def __call__(self, clean: Tensor, generator: torch.Generator) -> Noisy:
         """Angles evenly spread."""
-        angle = (0.012 + 0.985 * _stratified(len(clean), generator)) * math.pi / 2
+        angle = (0.012 + 0.985 * stratified(len(clean), generator)) * math.pi / 2
         noise = torch.randn(clean.shape, generator=generator)
         c, s = (one.view(-1, *[1] * (clean.dim() - 1)) for one in (angle.cos(), angle.sin()))
         return Noisy(c * clean + s * noise, 0.25 * angle.tan().log(), c * noise - s * clean)
-
-
-def _stratified(count: int, generator: torch.Generator) -> Tensor:
-    return (torch.randperm(count, generator=generator) + torch.rand(count, generator=generator)) / count
 
 
 class Bed:
@@ -206,8 +202,7 @@ def llama_encoder(vocabulary: int) -> Any:
     model = _frozen(lambda: transformers.LlamaModel(config))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(7)
-        square = torch.linalg.qr(torch.randn(TEXT_WIDTH, TEXT_WIDTH))[0]
-    model.get_input_embeddings().weight.data.copy_(square[:vocabulary] * TEXT_WIDTH**0.5)
+        components.make_words_orthogonal(model, vocabulary)
     return model
 
 

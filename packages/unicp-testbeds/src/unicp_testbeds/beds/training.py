@@ -53,8 +53,11 @@ def train(bed: Bed, out: Path, stages: tuple[Stage, ...] | None = None) -> Any:
     average = copy.deepcopy(model).requires_grad_(False)
     optimisers = Optimisers(model, lambda name, p: p.ndim == 2 and bed.is_matrix in name)
     parts = {"model": model, "average": average, **optimisers.parts}
+    # Guidance is learnt from the averaged weights as they were before; a training that goes on needs them too.
+    teacher = copy.deepcopy(average) if bed.is_guided_inside else average
+    if bed.is_guided_inside:
+        parts["teacher"] = teacher
     training, texts = bed.world.training, _Texts(bed, pipe)
-    teacher: list[Any] = []
 
     def step(stage: Stage, step: int, finished: int) -> tuple[float, str]:
         generator = generator_of(stage, step)
@@ -63,10 +66,10 @@ def train(bed: Bed, out: Path, stages: tuple[Stage, ...] | None = None) -> Any:
         captions = [bed.world.caption(one) for one in values]
         guidance = None
         if GUIDED in stage.name:
-            if not teacher:
-                teacher.append(copy.deepcopy(average))
+            if step == 0:
+                teacher.load_state_dict(average.state_dict())
             guidance = WEAKEST + (STRONGEST - WEAKEST) * torch.rand(stage.batch, generator=generator)
-            noisy = _guided(bed, teacher[0], noisy, texts, captions, guidance)
+            noisy = _guided(bed, teacher, noisy, texts, captions, guidance)
         else:
             dropped = torch.rand(stage.batch, generator=generator) < DROPPED
             captions = ["" if drop else caption for caption, drop in zip(captions, dropped)]

@@ -36,6 +36,7 @@ from unicp.files import write_text
 from unicp.models.noise import read_schedule
 from unicp.numerics.forecasting import Rise, extrapolate, from_quantity, interpolate, share_of_rise, to_quantity
 from unicp.numerics.noise_levels import NoiseLevel, Prediction, coefficients
+from unicp.numerics.polynomials import lagrange_weights
 from unicp.policies.step_paths import MAX_WINDOW, best_paths
 from unicp_testbeds.beds.bed import Noisy
 from unicp_testbeds.beds.definitions import bed
@@ -71,12 +72,8 @@ class Products:
 
     def error(self, points: Sequence[int], step: int) -> float:
         """rms of (polynomial through the noise estimates of these steps - that of `step`)."""
-        shares = {step: -1.0}
-        for point in points:
-            others = [self.places[other] for other in points if other != point]
-            parts = [(self.places[step] - other) / (self.places[point] - other) for other in others]
-            shares[point] = math.prod(parts)
-        at, weights = list(shares), np.array(list(shares.values()))
+        shares = lagrange_weights([self.places[point] for point in points], self.places[step])
+        at, weights = [step, *points], np.array([-1.0, *shares])
         return math.sqrt(max(0.0, float(weights @ self.matrix[np.ix_(at, at)] @ weights)))
 
     def read_at(self, places: Sequence[float]) -> NDArray[np.float64]:
@@ -89,9 +86,7 @@ class Products:
                 continue
             place = min(max(place, self.places[inner[0]]), self.places[inner[-1]])
             near = sorted(inner, key=lambda step: abs(self.places[step] - place))[:4]
-            for step in near:
-                others = [self.places[other] for other in near if other != step]
-                rows[row, step] = math.prod((place - other) / (self.places[step] - other) for other in others)
+            rows[row, near] = lagrange_weights([self.places[step] for step in near], place)
         return rows @ self.matrix @ rows.T
 
 

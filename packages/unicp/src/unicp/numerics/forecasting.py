@@ -20,6 +20,7 @@ from unicp.numerics.noise_levels import Prediction as Prediction
 from unicp.numerics.noise_levels import QuantityKind as QuantityKind
 from unicp.numerics.noise_levels import coefficients
 from unicp.numerics.noise_levels import is_invertible as is_invertible
+from unicp.numerics.polynomials import lagrange_weights
 
 
 def extrapolate(points: Sequence[tuple[float, Tensor]], at: float, share: Tensor | None = None) -> Tensor:
@@ -76,7 +77,7 @@ def interpolate(points: Sequence[tuple[float, Tensor]], at: float) -> Tensor:
     places = [x for x, _ in points]
     if not places or len(set(places)) < len(places) or not all(math.isfinite(x) for x in (at, *places)):
         raise InputError(f"a value at {at!r}", f"places {places}", "use different finite numbers")
-    weights = [math.prod((at - x) / (place - x) for x in places if x != place) for place in places]
+    weights = lagrange_weights(places, at)
     return torch.stack([weight * _wide(value) for weight, (_, value) in zip(weights, points)]).sum(dim=0)
 
 

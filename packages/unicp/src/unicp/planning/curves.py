@@ -14,6 +14,7 @@ from types import MappingProxyType
 
 from unicp.context import Forecast
 from unicp.numerics.noise_levels import SKIP_FLOOR, NoiseLevel, coefficients
+from unicp.numerics.polynomials import lagrange_weights
 from unicp.planning.profile import Profile, Recording
 from unicp.policies.impact import between
 
@@ -61,11 +62,7 @@ class ForecastErrors:
         places = {step: self.places[step] for step in (before, last, following)}
         if not self.replayed or len(set(places.values())) < 3 or not all(map(math.isfinite, places.values())):
             return self(before, last, skipped)
-        at = self.places[skipped]
-        shares = {
-            step: math.prod((at - x) / (place - x) for other, x in places.items() if other != step)
-            for step, place in places.items()
-        }
+        shares = dict(zip(places, lagrange_weights(list(places.values()), self.places[skipped])))
         return max(self._relative(shares, skipped), LEAST_LEFT * self(before, last, skipped))
 
     def _relative(self, shares: Mapping[int, float], skipped: int) -> float:
@@ -291,10 +288,7 @@ def _weights(known: Sequence[float], sigma: float) -> dict[int, float]:
     nearest = sorted(range(len(known)), key=lambda step: abs(known[step] - sigma))[:NEAREST]
     if math.isclose(known[nearest[0]], sigma, rel_tol=1e-6, abs_tol=1e-9):
         return {nearest[0]: 1.0}
-    return {
-        step: math.prod((sigma - known[other]) / (known[step] - known[other]) for other in nearest if other != step)
-        for step in nearest
-    }
+    return dict(zip(nearest, lagrange_weights([known[step] for step in nearest], sigma)))
 
 
 def _read_off(triangle: Sequence[float], weights: Sequence[dict[int, float]]) -> list[list[float]]:

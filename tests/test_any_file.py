@@ -13,31 +13,22 @@ import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from tests import made_profiles
 from tests.damage import damaged
-from unicp.calibration.calibrating import Calibration, CalibrationConfig
-from unicp.calibration.checkpoint_log import CheckpointLog, Facts, PlainSeconds
+from tests.fake_parts import FakeSeen
+from unicp.calibration.calibrating import profile_of
+from unicp.calibration.checkpoint_log import CheckpointLog, PlainRun, TrialRun
+from unicp.context import RunInfo, StepContext
 from unicp.errors import UniCPError, one_line
 from unicp.files import json_ready, parse_json
-from unicp.planning.curves import counted, levels_of
 from unicp.planning.plan import PLAN_TYPE, PLAN_VERSION, load_plan, plan_of_trace
-from unicp.planning.profile import (
-    PROFILE_TYPE,
-    PROFILE_VERSION,
-    FewerSteps,
-    OnlineTrial,
-    Seconds,
-    WindowProbe,
-    load_profile,
-)
-from unicp.planning.solver import Solver
+from unicp.planning.profile import PROFILE_TYPE, PROFILE_VERSION, load_profile
+from unicp.planning.solver import plan_of_profile
 from unicp.planning.targets import parse_target
-from unicp.policies.guard import Guard
 from unicp.records import Entry, Trace, load_trace
 from unicp.reporting.summary import summarise
 from unicp_bench import report
@@ -54,17 +45,14 @@ TARGETS = ("psnr>=30", "speedup>=1.3", "seconds<=7")
 
 
 def profile() -> Any:
-    online = [OnlineTrial(p, t, 3 + i, 50 - 4 * i) for p in "ab" for i, t in enumerate((0.02, 0.2, 2.0))]
-    fewer = [FewerSteps(p, n, 20.0 + n) for p in "ab" for n in (4, 6)]
-    fewer += [FewerSteps("a", n, 24.0 + n, list(range(n)), 0.1 / n) for n in (4, 5, 6)]
-    return made_profiles.made(STEPS, seconds=Seconds(1.0, 0.05, 0.5, 0.01), online=online, fewer=fewer)
+    return made_profiles.made(STEPS)
 
 
 def use_profile(path: Path) -> None:
     known = load_profile(path)
     target = TARGETS[path.stat().st_size % len(TARGETS)]  # one of the three by chance
     steps = (known.steps, known.steps, 5, 12)[path.stat().st_size % 4]
-    use_plan_text(Solver(known, levels_of(known, steps)).plan(parse_target(target)))
+    use_plan_text(plan_of_profile(known, parse_target(target), steps))
 
 
 def use_plan_text(plan: Any) -> None:
@@ -74,13 +62,12 @@ def use_plan_text(plan: Any) -> None:
 def use_plan(path: Path) -> None:
     plan = load_plan(path)
     use_plan_text(plan)
-    schedule = plan.course.schedule
-    if schedule is not None:
-        guard = Guard(schedule)
-        for step in range(min(plan.steps, 12)):
-            if guard.reason(step):
-                guard.computed(step, "cond", 0.3)
-        assert guard.events is not None
+    policy = plan.schedule.policy()
+    policy.start_run(RunInfo("model", 2))
+    for number in range(min(plan.steps, 12)):
+        step = StepContext(0, number, "cond", 1000.0 - number, 1)
+        if not policy.decide(step, FakeSeen()).skip:
+            policy.observe(step, FakeSeen(), [0.3])
 
 
 def use_trace(path: Path) -> None:
@@ -113,13 +100,10 @@ ABOUT = {"model": {"model": "Made"}, "steps": STEPS, "prompts": ["a", "b"], "arg
 def use_notes(path: Path) -> None:
     """As a calibration goes on whose runs are all done."""
     notes = CheckpointLog.open(path.with_suffix(""), ABOUT)
-    calibration = Calibration.__new__(Calibration)
-    made = profile()
-    calibration.log, calibration._levels, calibration.fingerprint = notes, tuple(made.levels), made.fingerprint
-    calibration.config = CalibrationConfig()
-    calibration.runner = SimpleNamespace(replays=True, transformer=SimpleNamespace(device="cpu"))  # type: ignore[assignment]
-    found = counted(calibration.profile_of_log())
-    Solver(found, found.levels).plan(parse_target("speedup>=1.3"))
+    plain, tried = notes.of("plain"), notes.of("trial")
+    if plain and tried:
+        found = profile_of(plain, tried, profile().fingerprint, "cpu")
+        plan_of_profile(found, parse_target("speedup>=1.3"), found.steps)
 
 
 def row(setting: str = "", psnr: float = 40.0, **changes: Any) -> Row:
@@ -150,22 +134,18 @@ def trace() -> Trace:
         )
         entry.operations, entry.full_operations, entry.seconds = 10, 20, 0.5
         found.entries.append(entry)
-    found.counts.update({"left_out": 2, "non_finite": 1})
+    found.counts.update({"non_finite": 1})
     return found
 
 
 def write_notes(path: Path) -> None:
     made = profile()
     notes = CheckpointLog.open(path.with_suffix(""), ABOUT)
-    for index, prompt in enumerate("ab"):
-        notes.add(("facts", prompt), Facts([1, 4, 2, 4, 4], 2, PlainSeconds(1.0, 0.5)))
-        notes.add(("recording", prompt), made.recordings[index])
-        notes.add(("window", prompt, 5), WindowProbe(prompt, 5, [0.1, 0.1], 30.0))
-        notes.add(("skipped", "trial", prompt, 0.3, 1), 0.01)
-        notes.add(("added", "trial", prompt, 0.3, 1), 0.02)
-        for word, many in (("probe", made.probes), ("trial", made.trials), ("online", made.online)):
-            for number, one in enumerate(one for one in many if one.prompt == prompt):
-                notes.add((word, prompt, number), one)
+    levels = made.signal, made.noise, made.shares
+    for prompt in "ab":
+        notes.add(("plain", prompt), PlainRun(made.products, *levels, [1, 4, 2, 4, 4], 2, 1.0, 0.5))
+    for number, trial in enumerate(made.trials):
+        notes.add(("trial", trial.prompt, number), TrialRun(trial, 1.0, 0.02))
 
 
 def lines_of(kind: str, folder: Path) -> list[Any]:
@@ -183,7 +163,7 @@ def lines_of(kind: str, folder: Path) -> list[Any]:
     if kind == "table":
         return [{"environment": {"device": "here"}, "rows": [{"tokens": 512, "full ms": 1.5, "age": "0"}] * 2}]
     made = profile()
-    plan = Solver(made, made.levels).plan(parse_target("speedup>=1.3"))
+    plan = plan_of_profile(made, parse_target("speedup>=1.3"), STEPS)
     heads = {"profile": (PROFILE_TYPE, PROFILE_VERSION), "plan": (PLAN_TYPE, PLAN_VERSION), "trace": ("unicp.trace", 2)}
     records = {"profile": made, "plan": plan, "trace": trace()}
     return [json_ready({"type": heads[kind][0], "version": heads[kind][1], "unicp": "0.1", **vars(records[kind])})]

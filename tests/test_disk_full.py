@@ -76,18 +76,19 @@ fill(lambda n: save_profile(made(8 + 90 * n), folder / "profile.json"))
 """,
     "plan": """
 from unicp.context import Forecast
-from unicp.planning.plan import Plan, Replay, save_plan
+from unicp.planning.plan import Plan, save_plan
 def write(n):
     notes = ["x" * 90_000 * n]
-    plan = Plan("", "M", 4, [0.9, 0.5, 0.2, 0.1], Forecast("noise", "log_snr"), Replay([0, 1]), notes=notes)
+    plan = Plan("", "M", 4, [0.9, 0.5, 0.2, 0.1], Forecast("noise", "log_snr"), [0, 1], notes=notes)
     save_plan(plan, folder / "plan.json")
 fill(write)
 """,
     "notes": """
 from unicp.calibration.checkpoint_log import CheckpointLog
-from unicp.planning.profile import FewerSteps
+from unicp.calibration.checkpoint_log import TrialRun
+from unicp.planning.profile import Trial
 notes = CheckpointLog.open(folder / "profile.json", {"steps": 8})
-fill(lambda n: notes.add(("fewer", "a", n), FewerSteps("a" * 5000, n, 30.0)))
+fill(lambda n: notes.add(("trial", "a", n), TrialRun(Trial("a" * 5000, n, 0.1, 30.0), 1.0, 0.1)))
 known = CheckpointLog.open(folder / "profile.json", {"steps": 8}).known
 assert known == notes.known and len(known) > 5
 """,

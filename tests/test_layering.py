@@ -57,7 +57,7 @@ TABLE: dict[str, Row] = {
     "models": row("errors settings numerics", "torch"),
     # What may be exchanged. Policies know no torch: decisions are tested with floats alone.
     # numpy: the schedules of a run of hundreds of steps are solved over arrays; by loops they took minutes.
-    "policies": row("errors context registry settings", "", {"policies/step_paths.py": "numpy"}),
+    "policies": row("errors context registry settings files numerics", "", {"policies/step_paths.py": "numpy"}),
     "predictors": row("errors context registry settings numerics", "torch"),
     "reducers": row("errors context registry settings numerics", "torch"),
     # Where the model and its sampler are met.
@@ -71,7 +71,9 @@ TABLE: dict[str, Row] = {
     # The only part that puts hooks into diffusers.
     "hooks": row("errors context settings models attention runtime", "torch", {"hooks/diffusers.py": "diffusers"}),
     # No torch: a plan can be made, printed and drawn where there is none.
-    "planning": row("errors context settings records files numerics policies", "pydantic"),
+    "planning": row(
+        "errors context settings records files numerics policies", "pydantic", {"planning/products.py": "numpy"}
+    ),
     "reporting": row("errors context records files"),
     "plan_request": row("errors settings models policies planning"),
     "session": row(
@@ -80,7 +82,9 @@ TABLE: dict[str, Row] = {
         "torch",
     ),
     "calibration": row(
-        "unicp errors context settings records files numerics models policies sampler runtime planning", "torch"
+        "errors context settings records files numerics models policies sampler runtime planning session",
+        "torch",
+        {"calibration/plain_run.py": "numpy"},
     ),
     "cli": row(
         "unicp errors settings records files numerics models reporting session planning plan_request calibration",
@@ -89,7 +93,10 @@ TABLE: dict[str, Row] = {
         {"cli/common.py": "diffusers transformers", "cli/loading.py": "diffusers"},
     ),
     # unicp/__init__.py: the public names, loaded when asked for.
-    API: row("errors context settings records files models policies predictors reducers planning reporting session"),
+    API: row(
+        "errors context settings records files models policies predictors reducers planning calibration reporting "
+        "session"
+    ),
 }
 
 # What the other packages, and the studies in experiments/, may import of unicp (its parts) and of anybody else.
@@ -113,9 +120,9 @@ DISTRIBUTIONS: dict[str, Row] = {
         },
     ),
     "experiments": row(
-        "unicp errors context settings files numerics models policies reducers attention session cli",
+        "unicp errors context settings files numerics models policies reducers attention sampler planning calibration "
+        "session cli",
         "torch unicp_bench unicp_testbeds",
-        {"schedules.py": "diffusers numpy"},
     ),
 }
 

@@ -16,7 +16,7 @@ ALLOWED: dict[str, set[str]] = {
     # Forwards of modules, which is what hooks are about, and marks on functions of ours.
     "attention/backends.py": {"backend.unicp_hidden"},
     "attention/compiled.py": {"module.forward", "inner.is_on"},
-    "calibration/call_recorder.py": {"self._transformer.forward"},
+    "calibration/plain_run.py": {"self._scheduler.step"},
     "hooks/diffusers.py": {
         "_refuse_compiled_call._torchdynamo_disable",
         "hook.wrapped",
@@ -26,7 +26,6 @@ ALLOWED: dict[str, set[str]] = {
     },
     "sampler/observer.py": {"_here.sets", "_here.taker", "method.unicp_watches"},
     # Schedulers whose steps are chosen, which they have no method for.
-    "sampler/shorten.py": {"scheduler.num_inference_steps", "scheduler.sigmas", "scheduler.timesteps"},
     # A class that is being made.
     "settings.py": {"made.__init__"},
     # Records that are private to the module.

@@ -1,12 +1,22 @@
-"""A profile of a model that never was, in which every error is known in closed form."""
+"""A profile of a model that never was, in which every error is known in closed form.
+
+Its noise estimate is a cubic over the log-SNR and its clean estimate is 0, so its output is the noise estimate, and the
+parabola through three of them misses the value at place x by CUBE (x - a)(x - b)(x - c) / sqrt(3).
+"""
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
+import numpy as np
+
 from unicp.numerics.noise_levels import NoiseLevel
-from unicp.planning.profile import FewerSteps, Fingerprint, OnlineTrial, Probe, Profile, Recording, Seconds, Trial
+from unicp.planning.products import Products
+from unicp.planning.profile import Fingerprint, Profile, Seconds, Trial
 
 STEPS = 16
-CURVATURE = 0.02
+CUBE = 0.02
 
 
 def flow_levels(steps: int = STEPS, shift: float = 3.0) -> list[NoiseLevel]:
@@ -16,62 +26,48 @@ def flow_levels(steps: int = STEPS, shift: float = 3.0) -> list[NoiseLevel]:
     return [NoiseLevel(1 - sigma, sigma) for sigma in sigmas]
 
 
-def noise_at(level: NoiseLevel, curvature: float = CURVATURE) -> tuple[float, float, float]:
-    """The noise estimate of the model, of three positions: a parabola over the log-SNR."""
-    return 1.0, 0.1 * level.log_snr, curvature * level.log_snr**2
+def noise_at(place: float, cube: float = CUBE) -> tuple[float, float, float]:
+    """The noise estimate of the model at a log-SNR, of three positions."""
+    return 1.0, 0.1 * place, cube * place**3
 
 
-def recording(prompt: str, levels: list[NoiseLevel], curvature: float = CURVATURE) -> Recording:
-    rows = [noise_at(level, curvature) for level in levels]
-    products = [sum(a * b for a, b in zip(rows[i], rows[j])) / 3 for i in range(len(rows)) for j in range(i + 1)]
-    return Recording(prompt, [1.0] * len(levels), {"noise": products})
+def products(levels: list[NoiseLevel], cube: float = CUBE) -> Products:
+    """What a plain run of the model records at these levels."""
+    rows = np.array([noise_at(level.log_snr, cube) for level in levels])
+    matrix = np.zeros((2 * len(levels), 2 * len(levels)))
+    matrix[: len(levels), : len(levels)] = rows @ rows.T / 3
+    return Products.of(matrix, [level.log_snr for level in levels], digits=17)
+
+
+def euler_shares(levels: list[NoiseLevel]) -> list[float]:
+    """The share of each output in the final sample of an Euler sampler: how far the noise level falls."""
+    return [after.noise - before.noise for before, after in zip(levels, levels[1:])]
 
 
 def made(
     steps: int = STEPS,
     branches: int = 2,
     trials: list[Trial] | None = None,
-    fewer: list[FewerSteps] | None = None,
     seconds: Seconds | None = None,
-    online: list[OnlineTrial] | None = None,
-    **fingerprint: object,
+    **fingerprint: Any,
 ) -> Profile:
-    """A profile of two prompts, the second with twice the curvature; impact 0.5 per unit of noise level.
-
-    Its trials came out 2 dB and -2 dB around what was predicted.
-    """
+    """A profile of two prompts, whose trials came out 2 dB above and below 20 - 20 log10 of the loss."""
     levels = flow_levels(steps)
     own = {"model": "Made", "config": "0", "dtype": "float32", "prediction": "flow", "scheduler": "MadeScheduler"}
-    sigmas = [level.sigma for level in levels]
-    probes = [
-        Probe(prompt, step, 0.1, 0.05, psnr=_psnr(0.1 * 0.5 * (sigmas[step] - sigmas[step + 1])))
-        for prompt in ("a", "b")
-        for step in (4, min(8, steps - 2), steps - 1)
-    ]
     if trials is None:
         trials = [
-            Trial(prompt, 8, 8, steps - 8, change, change, _psnr(change) + off)
+            Trial(prompt, 8, loss, 20 - 20 * math.log10(loss) + off)
             for prompt, off in (("a", 2.0), ("b", -2.0))
-            for change in (0.1, 0.03, 0.01, 0.003)
+            for loss in (0.1, 0.01)
         ]
     return Profile(
-        Fingerprint(**{**own, "branches": branches, **fingerprint}),  # type: ignore[arg-type]
+        Fingerprint(**{**own, "branches": branches, **fingerprint}),
         "cpu",
         [1, 4, 2, 4, 4],
         [level.signal for level in levels],
         [level.noise for level in levels],
-        2.0,
-        seconds or Seconds(1.0, 0.05, 0.5),
-        [recording("a", levels[:-1]), recording("b", levels[:-1], 2 * CURVATURE)],
-        probes,
-        [],
+        euler_shares(levels),
+        products(levels[:-1]),
         trials,
-        online or [],
-        fewer or [],
+        seconds or Seconds(full=1.0, plain=1.0, skipped=0.05, rest=0.5),
     )
-
-
-def _psnr(change: float) -> float:
-    import math
-
-    return -20 * math.log10(change)

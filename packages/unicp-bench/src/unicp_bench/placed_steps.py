@@ -1,21 +1,20 @@
 """Fewer steps at chosen noise levels: the plain pipeline at its best, which UniCP has to beat as well.
 
-The levels are those of a plan's full steps, solved from the profile of the model. The sampler jumps from one to the
-next.
+The levels are those of the full steps that UniCP would plan. The sampler jumps from one to the next.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
-from unicp.errors import InputError
-from unicp.plan_request import shipped_profile
-from unicp.planning.curves import levels_of
-from unicp.planning.profile import Profile, load_profile
-from unicp.planning.solver import best_choices
-from unicp.sampler.shorten import can_choose, only_steps
+from unicp.models.noise import read_schedule
+from unicp.planning.prior import prior, standing_in
+from unicp.planning.solver import loss_of_run
+from unicp.sampler.response import output_shares
 from unicp_bench.methods import Bench, CannotRunError, Method
+from unicp_bench.shorten import can_choose, only_steps
 
 FAMILY = "fewer steps, placed"  # the report knows it by this name
 
@@ -23,34 +22,23 @@ FAMILY = "fewer steps, placed"  # the report knows it by this name
 def placed_steps(steps: int) -> Method:
     """The plain pipeline with `steps` of the reference's steps, the ones that a plan would make full."""
 
+    def choose(scheduler: Any) -> tuple[int, ...]:
+        chosen_from = prior()
+        schedule = read_schedule(scheduler)
+        levels, shares = None if schedule is None else schedule.levels(), output_shares(scheduler, 0)
+        if schedule is None or levels is None or shares is None:
+            raise CannotRunError(f"a {type(scheduler).__name__}, which does not tell its noise levels")
+        paths = loss_of_run(chosen_from, schedule.sampler_prediction, levels[:-1], shares).best([0])
+        if steps not in paths:
+            raise CannotRunError(f"no plan of {steps} full steps: there are plans of {min(paths)} to {max(paths)}")
+        return paths[steps].computed
+
     @contextmanager
     def attach(bench: Bench) -> Iterator[None]:
         if not can_choose(bench.pipe.scheduler):
             raise CannotRunError(f"a {type(bench.pipe.scheduler).__name__}, whose steps are evenly spaced")
-        with only_steps(bench.pipe.scheduler, bench.steps, _chosen(bench, steps)):
+        with standing_in(bench.prior), only_steps(bench.pipe.scheduler, choose):
             yield
 
-    return Method(FAMILY, str(steps), attach, steps)
-
-
-def _chosen(bench: Bench, steps: int) -> tuple[int, ...]:
-    key = f"{FAMILY} {bench.steps}"
-    if key not in bench.notes:
-        profile = _profile(bench)
-        bench.notes[key] = best_choices(profile, levels_of(profile, bench.steps))
-    choices = bench.notes[key]
-    if steps not in choices:
-        raise CannotRunError(f"no plan of {steps} full steps: there are plans of {min(choices)} to {max(choices)}")
-    return choices[steps].path.computed
-
-
-def _profile(bench: Bench) -> Profile:
-    if bench.profile is not None:
-        return load_profile(bench.profile)
-    try:
-        profile, caution = shipped_profile(bench.pipe)
-    except InputError as error:
-        raise CannotRunError(error.found) from None
-    if caution:
-        raise CannotRunError("no profile of this model is shipped: unicp calibrate makes one for --profile")
-    return profile
+    # The pipeline is asked for the whole run, of which chosen steps are left.
+    return Method(FAMILY, str(steps), attach)

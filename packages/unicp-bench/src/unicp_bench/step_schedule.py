@@ -20,7 +20,7 @@ from torch import Tensor
 
 from unicp.numerics.error_measures import relative_error, strided_sample
 from unicp.numerics.forecasting import extrapolate
-from unicp.policies.step_paths import best_paths, one_by_one
+from unicp.policies.step_paths import best_paths
 from unicp.settings import preset
 from unicp_bench.injection import injected
 from unicp_bench.methods import Bench, Method, unicp_method
@@ -48,11 +48,12 @@ def best_schedule(steps: int, computed: int, order: int, weights: Sequence[float
     if not len(begin) <= computed <= steps:
         raise ValueError(f"{computed} of {steps} steps cannot be computed with a forecast of order {order}")
 
-    def change(before: int, last: int, skipped: int) -> float:
-        return weights[skipped] * error((before, last)[-(order + 1) :], skipped)
+    def change(before: int, last: int, following: int) -> float:
+        points = (before, last)[-(order + 1) :]
+        return math.fsum(weights[step] * error(points, step) for step in range(last + 1, following))
 
     # As published: nothing limits the reach of a forecast.
-    return best_paths(steps, one_by_one(change), begin, max_window=steps, max_reach=math.inf)[computed].computed
+    return best_paths(steps, change, begin, max_window=steps, max_reach=math.inf)[computed].computed
 
 
 def schedule_methods() -> list[Method]:

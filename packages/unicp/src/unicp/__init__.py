@@ -11,6 +11,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from unicp.calibration.calibrating import calibrate as calibrate
     from unicp.context import Decision as Decision
     from unicp.context import Forecast as Forecast
     from unicp.context import Observation as Observation
@@ -50,6 +51,7 @@ _HOMES = {
     "AttentionReducer": "reducers.base",
     "BlockListRow": "models.families",
     "CachePolicy": "policies.base",
+    "calibrate": "calibration.calibrating",
     "Decision": "context",
     "Forecast": "context",
     "Observation": "context",
@@ -102,6 +104,7 @@ __all__ = [
     "UniCPError",
     "UnitRow",
     "__version__",
+    "calibrate",
     "disable",
     "enable",
     "load_plan",

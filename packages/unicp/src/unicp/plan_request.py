@@ -12,28 +12,31 @@ from unicp.models.finder import ModelMap, map_model, transformers_of
 from unicp.models.noise import read_schedule
 from unicp.planning.plan import Plan, load_plan
 from unicp.planning.profile import Fingerprint, Profile, builtin_profile, load_profile
-from unicp.planning.run_planner import RunPlanner
-from unicp.planning.solver import check_feasible
+from unicp.planning.run_planner import PlannedRun, RunPlanner
+from unicp.planning.solver import unknown_seconds
 from unicp.planning.targets import Target, parse_target
-from unicp.policies.planned import Course
+from unicp.policies.planned import Schedule
 from unicp.settings import Settings
 
 OnWarning = Callable[[str], None]
+GUESS = "a guess, as nobody calibrated this model; unicp calibrate takes as long as six clips"
 
 
 @dataclass(frozen=True)
 class PlanRequest:
-    """A target, with a profile or without, or a plan.
+    """A target, with a profile or without, a plan, or the tolerance of the settings.
 
     Attributes:
-        target: To solve for; `None` with a plan.
-        profile: To solve under; `None` = a shipped one.
+        target: To solve for; `None` with a plan or a tolerance.
+        profile: To solve under; `None` = a shipped one of this very model, or else the built-in products.
         plan: To follow as it is.
+        tolerance: Largest predicted loss, where there is neither.
     """
 
-    target: Target | None
-    profile: Profile | None
-    plan: Plan | None
+    target: Target | None = None
+    profile: Profile | None = None
+    plan: Plan | None = None
+    tolerance: float = 0.0
 
     @classmethod
     def read(
@@ -63,6 +66,14 @@ class PlanRequest:
         _check(settings)
         return cls(read_target, read_profile, read_plan)
 
+    @classmethod
+    def of_settings(cls, settings: Settings) -> PlanRequest | None:
+        """What settings alone ask for; `None` where their policy decides from step to step."""
+        is_fixed = settings.full_steps is not None or settings.full_every is not None
+        if settings.policy != "planned" or settings.level != "model" or is_fixed or settings.tolerance == 0:
+            return None
+        return cls(tolerance=settings.tolerance)
+
     @property
     def name(self) -> str:
         """How a summary calls the session."""
@@ -74,32 +85,33 @@ class PlanRequest:
         Args:
             maps: Of the pipeline's transformers, of which there must be one.
             scheduler: Of the pipeline.
-            on_warning: Gets a line if only the profile of another model fits.
+            on_warning: Gets a line if nobody calibrated the model.
 
         Raises:
             InputError: Profile, plan or model do not fit.
         """
-        fingerprint = _fingerprint(maps, scheduler, str(self.target or "to follow a plan"))
+        fingerprint = _fingerprint(maps, scheduler, str(self.target or "to plan runs"))
         if self.plan is not None:
             if self.plan.model != fingerprint.model:
                 found = f"one of {self.plan.model}, not {fingerprint.model}"
                 raise InputError("to follow a plan", found, "plan for this model")
-            return RunPlanner(self.plan, 0.0, on_warning)
-        assert self.target is not None
+            return RunPlanner(self.plan, fingerprint, None, on_warning)
+        if self.target is None:
+            return RunPlanner(self.tolerance, fingerprint, None, on_warning)
         if self.profile is not None:
             differences = self.profile.fingerprint.differences(fingerprint)
             if differences:
                 do = "make a profile of this model and sampler with unicp calibrate"
                 raise InputError(f"target {self.target} with this profile", f"here {'; '.join(differences)}", do)
-            check_feasible(self.profile, self.target)
-            return RunPlanner((self.target, self.profile), 0.0, on_warning)
-        profile, caution = builtin_profile(fingerprint)
-        if caution:
-            guess = "a guess from another model's profile; unicp calibrate makes one of this model"
-            on_warning(f"target {self.target}: {guess}")
-        check_feasible(profile, self.target, caution, knows_seconds=False)
+            return RunPlanner(self.target, fingerprint, self.profile, on_warning)
+        profile = builtin_profile(fingerprint)
+        if profile is None:
+            if self.target.kind == "seconds":
+                raise unknown_seconds(self.target)
+            if self.target.kind == "psnr":
+                on_warning(f"target {self.target}: {GUESS}")
         # A shipped profile was made on another device.
-        return RunPlanner((self.target, profile), caution, on_warning, knows_seconds=False)
+        return RunPlanner(self.target, fingerprint, profile, on_warning, knows_seconds=False)
 
 
 class Planners:
@@ -113,13 +125,16 @@ class Planners:
 
     def __init__(self, request: PlanRequest, maps: Sequence[ModelMap], on_warning: OnWarning):
         self._request, self._maps, self._on_warning = request, maps, on_warning
-        self._planners: dict[tuple[str, str], RunPlanner] = {}
+        self._planners: dict[tuple[str, str], RunPlanner | None] = {}
         self.plan: Plan | None = request.plan
 
     @property
     def is_guess(self) -> bool:
-        """Whether a profile of another model was used."""
-        return any(planner.caution > 0 for planner in self._planners.values())
+        """Whether a target of fidelity is to be met for a model that nobody calibrated."""
+        target = self._request.target
+        if target is None or target.kind != "psnr":
+            return False
+        return any(planner is not None and planner.profile is None for planner in self._planners.values())
 
     def check(self, scheduler: Any) -> None:
         """Checks that runs under this scheduler can be planned.
@@ -129,15 +144,17 @@ class Planners:
         """
         self.of(scheduler)
 
-    def course(self, scheduler: Any, *run: Any) -> Course | None:
-        """What a run under this scheduler follows, `None` = its settings. `run` as `RunPlanner` takes it."""
+    def schedule(self, scheduler: Any, run: PlannedRun) -> Schedule | None:
+        """What a run under this scheduler follows, `None` = the rule of its settings."""
         planner = self.of(scheduler)
-        course = planner(*run)
+        if planner is None:
+            return None
+        found = planner(run)
         self.plan = planner.plan
-        return course
+        return found
 
-    def of(self, scheduler: Any) -> RunPlanner:
-        """The planner of runs under this scheduler.
+    def of(self, scheduler: Any) -> RunPlanner | None:
+        """The planner of runs under this scheduler; `None` = settings alone ask, and it cannot be planned.
 
         Raises:
             InputError: Profile, plan or model do not fit it.
@@ -145,15 +162,23 @@ class Planners:
         schedule = read_schedule(scheduler)
         key = type(scheduler).__name__, "" if schedule is None else schedule.prediction
         if key not in self._planners:
-            self._planners[key] = self._request.planner(self._maps, scheduler, self._on_warning)
+            self._planners[key] = self._made(scheduler)
         return self._planners[key]
 
+    def _made(self, scheduler: Any) -> RunPlanner | None:
+        try:
+            return self._request.planner(self._maps, scheduler, self._on_warning)
+        except InputError as error:
+            if self._request.target is not None or self._request.plan is not None:
+                raise
+            # A bare transformer may get its scheduler later.
+            if scheduler is not None:
+                self._on_warning(f"no plan: {error.found}; the online rule decides")
+            return None
 
-def shipped_profile(pipe: Any) -> tuple[Profile, float]:
-    """The shipped profile that a target uses if no profile is given.
 
-    Returns:
-        The profile, and the dB to take off what it predicts: 0 if it is of this very model.
+def shipped_profile(pipe: Any) -> Profile | None:
+    """The shipped profile that a target uses if no profile is given; `None` = there is none of this model.
 
     Raises:
         InputError: The scheduler does not tell noise levels, or no plan can be made for the pipeline.
@@ -173,7 +198,7 @@ def _check(settings: Settings) -> None:
         found = f"level {settings.level!r} and predictor {settings.predictor!r}"
     elif settings.full_every is not None or settings.full_steps is not None:
         found = "settings with full_every or full_steps"
-    elif settings.policy != "error_window":
+    elif settings.policy not in ("planned", "error_window"):
         found = f"policy {settings.policy!r}, in whose place the plan would decide"
     elif settings.slicing.widths:
         found = "settings with slicing"

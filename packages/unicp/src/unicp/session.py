@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import weakref
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -25,11 +25,11 @@ from unicp.hooks.diffusers import (
     refuse_other_caches,
 )
 from unicp.models.finder import map_model, transformers_of, unwrapped
-from unicp.models.noise import schedule_of
 from unicp.plan_request import Planners, PlanRequest
 from unicp.planning.plan import Plan, plan_of_trace, save_plan
 from unicp.planning.profile import Profile
-from unicp.policies.planned import Course
+from unicp.planning.run_planner import PlannedRun
+from unicp.policies.planned import Schedule
 from unicp.records import Trace, save_trace
 from unicp.reporting.summary import Summary, summarise
 from unicp.runtime.engine import Engine
@@ -37,7 +37,8 @@ from unicp.runtime.run_tracker import RunTracker
 from unicp.runtime.trace_log import TraceLog
 from unicp.sampler import observer
 from unicp.sampler.observer import SamplerRun
-from unicp.sampler.shorten import shorten
+from unicp.sampler.response import output_shares
+from unicp.sampler.scheduler_state import can_repeat
 from unicp.settings import Settings, preset
 
 logger = logging.getLogger("unicp")
@@ -83,6 +84,8 @@ class Session:
         self._target, self._scheduler = _reference(target), scheduler
         self._is_pipeline = not isinstance(target, nn.Module)
         self._planners: Planners | None = None
+        # Two experts share the steps of a run, and neither knows where the other begins: their windows open and close.
+        request = request or (PlanRequest.of_settings(settings) if len(maps) == 1 else None)
         if request is not None:
             self._planners = Planners(request, list(maps.values()), self._tell)
             self._planners.check(self._usual_scheduler())
@@ -90,7 +93,7 @@ class Session:
         self._attach()
 
     def _engine(self, found: Any) -> Engine:
-        planner = None if self._planners is None else self._course_of_run
+        planner = None if self._planners is None else self._plan_run
         check = partial(refuse_other_caches, found.transformer)
         return Engine(found, self.settings, self._log, self._usual_scheduler, planner, check)
 
@@ -121,42 +124,17 @@ class Session:
             return self._scheduler
         return getattr(self._target(), "scheduler", None)
 
-    def _course_of_run(self, tracker: RunTracker, step: int, shape: tuple[int, ...]) -> Course | None:
+    def _plan_run(self, tracker: RunTracker, step: int, known: Sequence[int], shape: Sequence[int]) -> Schedule | None:
         assert self._planners is not None
         levels = None if tracker.schedule is None else tracker.schedule.levels()
-        shortened = None if tracker.set_by is None else tracker.set_by.note
-        course = self._planners.course(tracker.scheduler, levels, tracker.branches, shape, step, shortened)
-        if shortened is not None and levels is not None:
-            self._log.count("left_out", tracker.branches * (shortened.steps - len(levels) + 1))
-        return course
+        shares = None if levels is None else output_shares(tracker.scheduler, step)
+        is_replayed = self.settings.replay and can_repeat(tracker.scheduler)
+        facts = PlannedRun(levels, shares, tracker.branches, shape, known or [step], is_replayed)
+        return self._planners.schedule(tracker.scheduler, facts)
 
     def was_set(self, run: SamplerRun, scheduler: Any, again: Any, args: tuple[Any, ...], kwargs: Any) -> None:
-        """A scheduler was set to a run: if it is one of this session, its plan may leave out steps of it."""
+        """A scheduler was set to a run: told of a transformer that UniCP is not on."""
         self._tell_of_other_transformers(scheduler)
-        if self._planners is None or not self._is_own(scheduler):
-            return
-        schedule = schedule_of(self._engines[0].map.family, scheduler)
-        levels = None if schedule is None else schedule.levels()
-        if schedule is None or levels is None:
-            return
-        plan = self._planners.of(scheduler).shorten(levels)
-        if plan is None or plan.subset is None:
-            return
-        if shorten(scheduler, plan.subset.count, plan.subset.chosen, again, args, kwargs):
-            run.keep(plan)
-
-    def _is_own(self, scheduler: Any) -> bool:
-        """Whether a scheduler that is being set steps runs of this session.
-
-        It does if it was given, is the pipeline's, or is that of the pipeline that sets it, which may be another one
-        around the same transformer: a copy for one request, or one that was made with from_pipe.
-        """
-        if scheduler is self._usual_scheduler():
-            return True
-        for caller in observer.calling_frames():
-            if getattr(caller, "scheduler", None) is scheduler:
-                return self.is_on(caller)
-        return False
 
     def _tell_of_other_transformers(self, scheduler: Any) -> None:
         """Says, once, that the pipeline has got a transformer since that UniCP is not on."""
@@ -256,13 +234,13 @@ class Session:
             self._tell(message)
         if not entries and self.trace.counts["not_followed"]:
             logger.warning("UniCP skipped nothing: %s", "; ".join(self.trace.warnings))
-        if not entries or self.trace.counts["left_out"]:
+        if not entries:
             return
         if all(entry.action == Action.FULL.value for entry in entries):
             runs = len({entry.run for entry in entries})
             steps = max(entry.step for entry in entries) + 1
             do = "raise the tolerance or use more steps"
-            if self.settings.policy != "error_window":
+            if self.settings.policy not in ("planned", "error_window"):
                 do = f"see what {self.settings.policy!r} decides"
             if self._planners is not None:
                 do = "ask for less fidelity or more speed, or use more steps"

@@ -133,15 +133,17 @@ class Settings:
     The few that you tune:
 
     Attributes:
-        tolerance: Largest sum of predicted errors over the steps that one window skips, at a step of average impact.
-            An error is the rms of (skipped - full) over a sample, relative to what `error_scale` says. Where the
-            sampler replays steps and the tolerance is small, errors from the second step of a window on count up to
-            twice, and those of the last two steps of a run up to twice again. 0 skips nothing: bit-equal.
+        tolerance: How much the result may change; 0 skips nothing: bit-equal. Of a plan: the largest predicted change
+            of the final sample (rms, in units of the sample), by built-in errors; a model's own change may be a few
+            times larger or smaller. Of the online rule: the largest sum of predicted relative errors over the steps
+            that one window skips, at a step of average impact. Where the sampler replays steps and that is small,
+            errors from the second step of a window on count up to twice, and those of the last two steps up to twice
+            again.
         level: What is skipped as one: the "model" output, the whole "stack" of blocks, each "block" or each "unit"
             (an attention or feed-forward part).
-        max_window: Most steps in a row that may be skipped.
-        first: Steps at the start of a run that are always full.
-        last: Steps at the end of a run that are always full.
+        max_window: Most steps in a row that the online rule skips.
+        first: Steps at the start of a run that are full under the online rule.
+        last: Steps at the end of a run that are full under it.
         slicing: Attention at reduced width; see `Slicing`.
         store_bytes: Most bytes of stored outputs; `None` = `store_factor` residual streams per branch.
         trace_entries: Most entries that a session keeps of what it did, one for each cache point, branch and step
@@ -156,7 +158,9 @@ class Settings:
         quantity: What is forecast for level "model": the "output", or the "noise" or "clean" estimate in it. Where a
             model or scheduler does not tell its noise levels, it is the output over steps.
         axis: What forecasts are drawn over: "sigma", "log_snr" or "step".
-        policy: Name of what decides; see `unicp.register_policy`.
+        policy: Name of what decides: "planned" chooses the full steps when a run begins (docs/method.md), and is for
+            level "model"; at other levels, and where a run cannot be planned, the online rule stands in with twice the
+            tolerance. "error_window" is that rule. See `unicp.register_policy`.
         predictor: Name of what fills in: "line" through the last two full steps, or "reuse" of the last one; see
             `unicp.register_predictor`.
         weighting: "impact" divides the tolerance by the built-in impact of an error at that noise level on the final
@@ -167,8 +171,8 @@ class Settings:
             the axis of steps. The noise of the points grows with it; 1 makes windows widen by one step at a time.
         full_every: A fixed window instead of an error-aware one: one full step in so many, whatever the error. `None` =
             off. It is the baseline that error-aware windows must beat.
-        full_steps: A fixed schedule: exactly these steps are full, counted from 0, and the first ones that a forecast
-            needs, whatever the error. `None` = off. Not together with `full_every`.
+        full_steps: A fixed schedule: exactly these steps are full, counted from 0, and the first, whatever the error.
+            `None` = off. Not together with `full_every`.
         replay: As soon as a full step shows what skipped outputs should have been, the sampler takes their steps again
             (docs/method.md, 3.4); level "model". Where that cannot be done, and under "stack", UniPC goes without its
             corrector for the full step.
@@ -215,7 +219,8 @@ class Settings:
         if self.full_steps is not None and self.full_every is not None:
             found = f"full_every={self.full_every} as well"
             raise SettingsError("a fixed schedule (full_steps)", found, "give one of the two")
-        if self.policy != "error_window" and (self.full_steps is not None or self.full_every is not None):
+        is_fixed = self.full_steps is not None or self.full_every is not None
+        if is_fixed and self.policy not in ("error_window", "planned"):
             found = "full_every or full_steps, which decide in its place"
             raise SettingsError(f"policy {self.policy!r}", found, "give one of the two")
 
@@ -236,9 +241,9 @@ class Settings:
         return cls(**given)
 
 
-# One way to forecast throughout a run: switching between several lost fidelity (docs/results.md), and the noise
-# estimate cannot be forecast at the first steps, where errors hurt most.
-_MODEL = Settings(first=4, last=0, max_window=6)
+# The output exists at every noise level and is replayed without a conversion. `first`, `last` and `max_window` are of
+# the online rule, which stands in where a run cannot be planned.
+_MODEL = Settings(policy="planned", quantity="output", first=4, last=0, max_window=6)
 
 PRESETS: dict[str, Settings] = {
     # What is known of the paper and nothing else; see docs/method.md.
@@ -256,9 +261,9 @@ PRESETS: dict[str, Settings] = {
         slicing=Slicing(widths=(0.5,), tolerance=1.0, basis="pca"),
         store_factor=64.0,
     ),
-    "quality": replace(_MODEL, tolerance=0.08),
-    "balanced": replace(_MODEL, tolerance=0.2),
-    "fast": replace(_MODEL, tolerance=10.0, max_window=4),
+    "quality": replace(_MODEL, tolerance=0.04),
+    "balanced": replace(_MODEL, tolerance=0.1),
+    "fast": replace(_MODEL, tolerance=0.25),
 }
 
 
@@ -274,7 +279,7 @@ def preset(name: str, **changes: Any) -> Settings:
 
     Example:
         >>> preset("fast").tolerance
-        10.0
+        0.25
     """
     if name not in PRESETS:
         raise SettingsError(f"preset {name!r}", f"the presets {', '.join(PRESETS)}", "name one of them")

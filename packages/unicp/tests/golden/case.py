@@ -108,9 +108,8 @@ def told(session: unicp.Session) -> dict[str, Any]:
 
 
 def of_plan(plan: unicp.Plan) -> dict[str, Any]:
-    """What a plan says is done, under the names that it was recorded with."""
-    fewer = None if plan.subset is None else plan.subset.count
-    return {"computed": plan.full_steps, "fewer": fewer, "tolerance": rounded(plan.tolerance)}
+    """What a plan says is done."""
+    return {"full": plan.full, "can_add": plan.can_add}
 
 
 def packed(values: list[Any]) -> Any:

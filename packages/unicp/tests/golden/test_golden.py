@@ -81,10 +81,10 @@ def test_a_saved_trace_is_read():
 
 def test_a_saved_plan_is_read_and_followed():
     plan = unicp.load_plan(paths.PLAN)
-    assert plan.steps == paths.STEPS and 0 < len(plan.full_steps) < plan.steps
+    assert plan.steps == paths.STEPS and 0 < len(plan.full) < plan.steps
     with unicp.enable(paths.pipeline(), plan=paths.PLAN) as session:
         paths.called(paths.pipeline())
-    assert session.plan is not None and session.plan.full_steps == plan.full_steps
+    assert session.plan is not None and session.plan.full == plan.full
 
 
 def test_a_saved_profile_is_read_and_planned_with():

@@ -122,8 +122,7 @@ def test_every_scheduler(name: str, kind: str, config: dict[str, Any]):
     assert {entry.branch for entry in entries} == {entries[0].branch}
     runs = {entry.run for entry in entries}
     assert len(runs) == (2 if kind == "PNDM" else 1)
-    quantities = {str(entry.predictor).partition(" ")[0] for entry in served}
-    assert quantities == ({"noise"} if is_known else {"output"})
+    assert {str(entry.predictor) for entry in served} == {"output over log_snr" if is_known else "output over step"}
 
 
 def seeded_call(row: Row, pipe: Any) -> list[Tensor]:

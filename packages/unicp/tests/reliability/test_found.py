@@ -13,11 +13,11 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
 from tests import tiny_models
-from tests.made_profiles import flow_levels, made
+from tests.made_profiles import euler_shares, flow_levels, made
 from tests.reliability.loops import KINDS, Loop, flow
 from unicp.models.finder import map_model
 from unicp.numerics.digests import digest
-from unicp.planning.run_planner import RunPlanner
+from unicp.planning.run_planner import PlannedRun, RunPlanner
 from unicp.planning.targets import parse_target
 from unicp.runtime.model_call import CallReader
 from unicp.sampler import observer
@@ -59,16 +59,21 @@ def test_a_copy_that_looks_a_step_ahead_is_not_taken_for_the_scheduler_of_the_ru
 
 
 def test_two_threads_under_one_target_follow_a_plan_of_their_own():
-    planner = RunPlanner((parse_target("psnr>=35"), made()), 0.0, lambda text: None)
+    profile = made()
+    planner = RunPlanner(parse_target("psnr>=35"), profile.fingerprint, profile, lambda text: None)
+    runs = {}
+    for steps in (12, 20):
+        levels = flow_levels(steps)
+        runs[steps] = PlannedRun(levels, euler_shares(levels), 2, (1, 4, 2, 4, 4), (0,), True)
     wrong: list[int] = []
 
     def work(steps: int) -> None:
         for _ in range(300):
-            course: Any = planner(flow_levels(steps), 2, (1, 4, 2, 4, 4))
-            if course.schedule.steps != steps:
+            schedule = planner(runs[steps])
+            if schedule is None or schedule.steps != steps:
                 wrong.append(steps)
 
-    planner(flow_levels(12), 2, (1, 4, 2, 4, 4)), planner(flow_levels(20), 2, (1, 4, 2, 4, 4))
+    planner(runs[12]), planner(runs[20])
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     try:

@@ -329,7 +329,9 @@ def test_a_scheduler_put_in_after_enabling_is_the_one_that_counts():
 def test_a_bare_transformer_may_be_given_its_scheduler():
     transformer, scheduler = tiny_models.wan(), FlowMatchEulerDiscreteScheduler()
     with enable(
-        transformer, preset("balanced", tolerance=0.5, weighting="uniform", last=1), scheduler=scheduler
+        transformer,
+        preset("balanced", policy="error_window", tolerance=0.5, weighting="uniform", last=1),
+        scheduler=scheduler,
     ) as session:
         tiny_models.denoise(transformer, "wan", steps=STEPS, scheduler=scheduler)
     assert all(entry.sigma is not None for entry in session.trace.entries)

@@ -1,393 +1,294 @@
-"""Calibration, from prompts to a profile: plain runs, probes, trials of plans and of the online rule, fewer steps.
-
-Every run begins like the plain run of its prompt. The equal part is played from memory, so a probe late in a run costs
-a part of a run.
-"""
+"""Calibration, from prompts to a profile: plain runs, and trials of plans on the same prompts."""
 
 from __future__ import annotations
 
-import itertools
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import unicp
-from unicp.calibration.call_recorder import CallRecorder, recording_of
-from unicp.calibration.checkpoint_log import AGAIN, CheckpointLog, Facts, Key, PlainSeconds
-from unicp.calibration.pipeline_runner import Outcome, PipelineRunner, Reference
-from unicp.context import Forecast
-from unicp.errors import FileFormatError, InputError
-from unicp.numerics.error_measures import relative_error
+from torch import Tensor
+
+from unicp.calibration.checkpoint_log import AGAIN, CheckpointLog, PlainRun, TrialRun
+from unicp.calibration.clip_maker import ClipMaker, of_function, of_pipeline
+from unicp.calibration.plain_run import CallTimer, SamplerRecorder, mean_products, products_of
+from unicp.context import Action
+from unicp.errors import FileFormatError, InputError, SettingsError
 from unicp.numerics.fidelity import psnr
-from unicp.numerics.noise_levels import NoiseLevel
-from unicp.planning.curves import counted, errors_among, is_skippable, probed_forecast
 from unicp.planning.plan import Plan
-from unicp.planning.profile import (
-    FewerSteps,
-    Fingerprint,
-    OnlineTrial,
-    Probe,
-    Profile,
-    Seconds,
-    Trial,
-    WindowProbe,
-    save_profile,
-)
-from unicp.planning.solver import Choice, best_choices, plan_to_try
+from unicp.planning.products import Products
+from unicp.planning.profile import Fingerprint, Profile, Seconds, Trial, save_profile
+from unicp.planning.solver import Solver, check_steps, loss_of_run
+from unicp.policies.run_loss import RunLoss
 from unicp.records import Trace
-from unicp.sampler.shorten import can_choose, only_steps
-from unicp.settings import preset
+from unicp.sampler.scheduler_state import can_repeat
+from unicp.session import enable
 
 
 @dataclass(frozen=True)
 class CalibrationConfig:
-    """Which runs a calibration makes of each prompt.
-
-    Values without another source were chosen: enough points for a line or a curve, in the time of about seventeen plain
-    runs a prompt. docs/planning.md has what was measured with them.
+    """Which runs a calibration makes.
 
     Attributes:
-        probes: Places of the steps that are skipped one by one, as shares of the run. Between them impact is
-            interpolated, so most are where it falls steeply.
-        windows: (begin, length) of windows that are skipped as a whole, as shares of the run: two inside, and the last
-            one, after which no full step corrects anything.
-        trials: Shares of full steps of the plans that are tried, each with a guard and without.
-        tolerances: Of the trials of the online rule, from nearly nothing skipped to as much as possible.
-        fewer: Lengths of plain runs with evenly spaced steps, as shares of the run.
-        chosen: The same for plain runs at the noise levels that a plan would make full, from where leaving out equals
-            skipping, about 2/3 (docs/planning.md), to where it is far worse.
-        power: Exponent with which the changes by windows add. Windows are hardly in phase, so their squares add.
-        least_steps: Shortest run: three steps that are always full, and a few to probe.
+        prompts: How many of those given.
+        trials: Shares of full steps of the plans that are tried on each prompt.
+        least_steps: Shortest run: windows need a few steps.
     """
 
-    probes: tuple[float, ...] = (0.14, 0.17, 0.2, 0.24, 0.28, 0.34, 0.42, 0.6, 0.8, 0.93, 1.0)
-    windows: tuple[tuple[float, float], ...] = ((0.4, 0.1), (0.65, 0.1), (0.83, 0.17))
-    trials: tuple[float, ...] = (0.24, 0.3, 0.4, 0.52, 0.66)
-    tolerances: tuple[float, ...] = (0.02, 0.07, 0.25, 0.9, 2.5)
-    fewer: tuple[float, ...] = (0.5, 1 / 3, 0.24)
-    chosen: tuple[float, ...] = (2 / 3, 0.6, 0.5, 1 / 3)
-    power: float = 2.0
+    prompts: int = 3
+    trials: tuple[float, ...] = (0.5, 1 / 3)
     least_steps: int = 8
 
     @property
-    def cost(self) -> float:
-        """Estimated cost of all runs of one prompt, in plain runs.
-
-        The online rule is taken to make two of five steps full, over all tolerances.
-        """
-        skipped = sum(1 - place for place in self.probes) + sum(1 - start for start, _ in self.windows)
-        return 1 + skipped + 2 * sum(self.trials) + 0.4 * len(self.tolerances) + sum(self.fewer) + sum(self.chosen)
-
-    def runs(self, probes: int, can_choose: bool) -> int:
-        """How many runs one prompt takes, with the plain one. probes: number of probed steps."""
-        tried = 2 * len(self.trials) + len(self.tolerances) + len(self.fewer)
-        return 1 + probes + len(self.windows) + tried + (len(self.chosen) if can_choose else 0)
+    def clips(self) -> float:
+        """What all runs cost, in plain clips."""
+        return self.prompts * (1 + sum(self.trials))
 
 
-# Kinds of results that come with a run of another kind.
-BESIDE = ("facts", "skipped", "added")
-
-
-@dataclass
-class _Progress:
-    """Reports which run is done, and how many are left."""
-
-    total: int
-    tell: Callable[[str], None]
-    done: int = 0
-
-    def expect(self, total: int) -> None:
-        """Sets the number of all runs, once it is known."""
-        self.total = total
-
-    def step(self, what: str) -> None:
-        self.done += 1
-        self.tell(f"{self.done} of {self.total}: {what}")
+# At most 6 clips, of which a line and a rough spread can be told; and at most 20, for a spread of the model's own.
+QUICK = CalibrationConfig()
+THOROUGH = CalibrationConfig(prompts=8, trials=(0.6, 0.45, 0.3))
 
 
 class Calibration:
     """One calibration: `run` makes the runs that are not in the log yet, and writes the profile.
 
     Args:
-        pipe: A pipeline with one transformer, whose scheduler tells noise levels.
+        maker: Makes the clips.
         prompts: Different ones; each is run with its number as seed.
-        steps: Length of the runs.
-        arguments: Of every call of the pipeline, without prompt, steps and generator.
         out: The profile to write; results so far are kept beside it.
         on_progress: Gets a line for each run.
         config: Which runs are made.
 
     Raises:
-        InputError: The pipeline cannot be calibrated, or the log belongs to another calibration.
+        InputError: There are too few prompts, or the log belongs to another calibration.
     """
 
     def __init__(
         self,
-        pipe: Any,
+        maker: ClipMaker,
         prompts: Sequence[str],
-        steps: int,
-        arguments: Mapping[str, Any],
         out: Path,
         on_progress: Callable[[str], None] = lambda line: None,
-        config: CalibrationConfig = CalibrationConfig(),
+        config: CalibrationConfig = QUICK,
     ):
-        if steps < config.least_steps:
-            do = f"use {config.least_steps} or more"
-            raise InputError(f"to calibrate at {steps} steps", "too few to probe", do)
         if not prompts or len(set(prompts)) < len(prompts):
             raise InputError("to calibrate", "no prompts, or one of them twice", "give different prompts")
-        self.runner, self.config = PipelineRunner(pipe, arguments, steps), config
-        self.prompts, self.out, self.on_progress = list(prompts), out, on_progress
-        self.fingerprint = Fingerprint.of(self.runner.transformer, pipe.scheduler, self.runner.schedule.prediction)
-        given = {name: str(value) for name, value in arguments.items()}
-        about = {"model": vars(self.fingerprint), "steps": steps, "prompts": self.prompts, "arguments": given}
+        self.maker, self.config, self.out, self._say = maker, config, out, on_progress
+        self.prompts = list(prompts)[: config.prompts]
+        self.fingerprint = Fingerprint.of(maker.transformer, maker.scheduler, maker.schedule.prediction)
+        about = {"model": vars(self.fingerprint), "prompts": self.prompts, "arguments": dict(maker.about)}
         self.log = CheckpointLog.open(out, {**about, "config": vars(config)})
-        self._levels: tuple[NoiseLevel, ...] = ()
-        self._choices: dict[str, dict[int, Choice]] = {}
+        self._done = 0
 
     @property
-    def _can_choose(self) -> bool:
-        return can_choose(self.runner.pipe.scheduler)
+    def runs(self) -> int:
+        """How many runs there are in all."""
+        return len(self.prompts) * (1 + len(self.config.trials))
 
-    def _forecast(self, prompt: str) -> Forecast:
-        return probed_forecast(self.log.known["recording", prompt])
-
-    def _probed(self, prompt: str) -> list[int]:
-        steps, forecast, prediction = self.runner.steps, self._forecast(prompt), self.fingerprint.prediction
-        usable = [k for k, level in enumerate(self._levels[:-1]) if k > 2 and is_skippable(forecast, prediction, level)]
-        if not usable:
-            raise InputError("to calibrate this pipeline", "no step that could be skipped", "use more steps")
-        return sorted({min(usable, key=lambda k: abs(k - share * (steps - 1))) for share in self.config.probes})
-
-    def estimate(self) -> float:
-        """Estimated seconds of the runs that are left; runs two steps to find out."""
-        self.runner.run(self.prompts[0], 0, 2)
-        recorder = CallRecorder(self.runner.transformer, self.runner.sample_name)
-        with recorder.recording():
-            outcome = self.runner.run(self.prompts[0], 0, 2)
-        step = sum(recorder.seconds) / 2
-        rest = max(0.0, outcome.seconds - sum(recorder.seconds))
-        runs = len(self.prompts) * self.config.runs(len(self.config.probes), self._can_choose)
-        left = max(0.0, 1 - sum(key[0] not in BESIDE for key in self.log.known) / runs)
-        return left * (len(self.prompts) * self.config.cost * step * self.runner.steps + runs * rest)
+    @property
+    def clips(self) -> float:
+        """What all runs cost, in plain clips."""
+        return self.config.clips * len(self.prompts) / self.config.prompts
 
     def run(self) -> Profile:
         """Makes the runs that are left and writes the profile."""
-        references: dict[str, Reference] = {}
-        progress, config, steps = _Progress(0, self.on_progress), self.config, self.runner.steps
-        for number, prompt in enumerate(self.prompts):
-            references[prompt] = self._plain(number, prompt)
-            probed = self._probed(prompt)
-            progress.expect(config.runs(len(probed), self._can_choose) * len(self.prompts))
-            progress.step(f"plain run of {prompt!r}")
-            for step in probed:
-                self._probe(references[prompt], step)
-                progress.step(f"probe at step {step} of {prompt!r}")
-            for start, length in config.windows:
-                first = round(start * steps)
-                window = range(first, min(steps, first + max(2, round(length * steps))))
-                self._probe_window(references[prompt], window)
-                progress.step(f"probe of steps {first} to {window[-1]} of {prompt!r}")
-        for prompt in self.prompts:
-            for share, guarded in itertools.product(config.trials, (True, False)):
-                trial = self._trial(references[prompt], share, guarded)
-                progress.step(f"trial of {prompt!r}: {trial.computed} full steps, {trial.psnr:.1f} dB")
-            for tolerance in config.tolerances:
-                online = self._online(references[prompt], tolerance)
-                progress.step(f"online rule on {prompt!r}: {online.computed} full steps, {online.psnr:.1f} dB")
-        for prompt in self.prompts:
-            for share in config.fewer:
-                self._fewer(references[prompt], max(2, round(share * steps)))
-                progress.step(f"plain run of fewer steps of {prompt!r}")
-            for share in config.chosen if self._can_choose else ():
-                self._fewer_chosen(references[prompt], round(share * steps))
-                progress.step(f"plain run of chosen steps of {prompt!r}")
-        profile = counted(self.profile_of_log())
+        references = {prompt: self._plain(seed, prompt) for seed, prompt in enumerate(self.prompts)}
+        loss = self._loss()
+        for seed, prompt in enumerate(self.prompts):
+            for share in self.config.trials:
+                self._trial(seed, prompt, references[prompt], loss, share)
+        device = str(next(self.maker.transformer.parameters()).device)
+        profile = profile_of(self._known(), self.log.of("trial"), self.fingerprint, device)
         save_profile(profile, self.out)
         self.log.done()
         return profile
 
-    def profile_of_log(self) -> Profile:
-        """The profile, once all runs are in the log.
+    def _tell(self, what: str) -> None:
+        self._done += 1
+        self._say(f"{self._done} of {self.runs}: {what}")
 
-        Raises:
-            FileFormatError: Runs are missing.
-        """
-        of = self.log.of
-        return replace(self._probes_alone(), trials=of("trial"), online=of("online"), fewer=of("fewer"))
+    def _plain(self, seed: int, prompt: str) -> Tensor:
+        """Makes the plain run, also if it is in the log: trials are compared with its clip."""
+        maker = self.maker
+        timer = CallTimer(maker.transformer, maker.map.family.sample_argument)
+        recorder = SamplerRecorder(maker.scheduler)
+        with timer.timing(), recorder.recording():
+            clip, total = _timed(maker, prompt, seed)
+        if ("plain", prompt) not in self.log.known:
+            self.log.add(("plain", prompt), self._read(timer, recorder, total))
+        self._tell(f"plain run of {prompt!r}")
+        return clip
 
-    def _once(self, key: Key, make: Callable[[], Any]) -> Any:
-        """A result from the log; otherwise makes it and adds it."""
-        if key not in self.log.known:
-            self.log.add(key, make())
-        return self.log.known[key]
-
-    def _plain(self, seed: int, prompt: str) -> Reference:
-        """Makes the plain run, also if it is in the log: other runs are compared with it and play its outputs."""
-        recorder = CallRecorder(self.runner.transformer, self.runner.sample_name)
-        with recorder.recording():
-            outcome = self.runner.run(prompt, seed)
-        calls, seconds = recorder.calls, recorder.seconds
-        self._levels = self.runner.levels()
-        branches = len(calls[0]) if calls else 0
-        if len(calls) != self.runner.steps or any(len(step) != branches for step in calls):
-            found = f"{len(calls)} steps instead of {self.runner.steps}, or not always as many calls"
-            raise InputError("to calibrate this pipeline", found, "use a scheduler with one call a step and branch")
-
-        def facts() -> Facts:
-            steps = [sum(seconds[i : i + branches]) for i in range(0, len(seconds), branches)]
-            plain = PlainSeconds(statistics.median(steps), max(0.0, outcome.seconds - sum(seconds)))
-            return Facts(list(calls[0][0][0].shape), branches, plain)
-
-        self._once(("facts", prompt), facts)
-        prediction = self.runner.schedule.prediction
-        self._once(("recording", prompt), lambda: recording_of(prompt, calls, self._levels[:-1], prediction))
-        recorder.forget_samples()
-        return Reference(prompt, seed, outcome, recorder)
-
-    def _enabled(
-        self, reference: Reference, plan: Plan | unicp.Settings, full: Sequence[int], key: Key = ()
-    ) -> tuple[Outcome, Trace]:
-        """A run of the prompt under a plan or settings; the first steps, which are full in any case, are played.
-
-        For a trial, with a key, the log also gets what UniCP cost in it, as a share of its full steps.
-        """
-        first = next((step for step in range(self.runner.steps) if step not in full), self.runner.steps)
-        with reference.recorder.playing(first):
-            options: dict[str, Any] = {"plan": plan} if isinstance(plan, Plan) else {"settings": plan}
-            with unicp.enable(self.runner.pipe, **options) as session:
-                outcome = self.runner.run(reference.prompt, reference.seed)
-        if key:
-            seconds = sum(e.seconds for e in session.trace.entries if e.action == "full" and e.step >= first)
-            plain = reference.recorder.played_on
-            self.log.add(("added", *key), seconds / plain - 1 if plain else 0.0)
-        return outcome, session.trace
-
-    def _probe(self, reference: Reference, step: int) -> None:
-        def made() -> Probe:
-            outcome = self._run_with_window(reference, range(step, step + 1))
-            (error,) = self._errors(reference.prompt, range(step, step + 1))
-            return Probe(reference.prompt, step, error, _displacement(outcome, reference), _psnr(outcome, reference))
-
-        self._once(("probe", reference.prompt, step), made)
-
-    def _probe_window(self, reference: Reference, window: range) -> None:
-        def made() -> WindowProbe:
-            quality = _psnr(self._run_with_window(reference, window), reference)
-            return WindowProbe(reference.prompt, window[0], self._errors(reference.prompt, window), quality)
-
-        self._once(("window", reference.prompt, window[0]), made)
-
-    def _run_with_window(self, reference: Reference, window: range) -> Outcome:
-        """A run that skips only these steps, forecast from the two before."""
-        full = tuple(one for one in range(self.runner.steps) if one not in window)
-        settings = preset("balanced", full_steps=full, max_window=self.runner.steps)
-        outcome, trace = self._enabled(reference, settings, full)
-        done = {entry.step for entry in trace.entries if entry.action == "forecast"}
-        left = [step for step in window if step not in done]
-        if left:
-            found = f"step {left[0]}, which UniCP does not skip"
-            raise InputError("to calibrate this pipeline", found, "use more steps")
-        return outcome
-
-    def _errors(self, prompt: str, window: range) -> list[float]:
-        """Relative errors of the skipped steps, from the recording of the plain run."""
-        recording, levels = self.log.known["recording", prompt], self._levels[:-1]
-        errors = errors_among([recording], self._forecast(prompt), self.runner.schedule.prediction, levels, levels)
-        assert errors is not None
-        return [errors(window[0] - 2, window[0] - 1, step) for step in window]
-
-    def _trial(self, reference: Reference, share: float, guarded: bool) -> Trial:
-        prompt = reference.prompt
-        key: Key = ("trial", prompt, share, int(guarded))
-
-        def made() -> Trial:
-            plan, change = self._plan_to_try(prompt, round(share * self.runner.steps), guarded)
-            planned = plan.full_steps
-            outcome, trace = self._enabled(reference, plan, planned, key)
-            full = {entry.step for entry in trace.entries if entry.action == "full"}
-            skipped = [entry.seconds for entry in trace.entries if entry.action != "full"]
-            self.log.add(("skipped", *key), statistics.median(skipped) if skipped else 0.0)
-            saved, moved = self.runner.steps - len(planned), _displacement(outcome, reference)
-            quality = _psnr(outcome, reference)
-            return Trial(prompt, len(planned), len(full), saved, change, moved, quality, guarded)
-
-        return self._once(key, made)
-
-    def _online(self, reference: Reference, tolerance: float) -> OnlineTrial:
-        key: Key = ("online", reference.prompt, tolerance)
-
-        def made() -> OnlineTrial:
-            settings = preset("balanced", tolerance=tolerance)
-            outcome, trace = self._enabled(reference, settings, range(settings.first), key)
-            full = {entry.step for entry in trace.entries if entry.action == "full"}
-            return OnlineTrial(reference.prompt, tolerance, len(full), _psnr(outcome, reference))
-
-        return self._once(key, made)
-
-    def _fewer(self, reference: Reference, steps: int) -> None:
-        def made() -> FewerSteps:
-            outcome = self.runner.run(reference.prompt, reference.seed, steps)
-            return FewerSteps(reference.prompt, steps, _psnr(outcome, reference))
-
-        self._once(("fewer", reference.prompt, steps), made)
-
-    def _fewer_chosen(self, reference: Reference, steps: int) -> None:
-        """A plain run at the full steps of a plan that is solved without this prompt."""
-        plan, change = self._plan_to_try(reference.prompt, steps)
-        chosen = plan.full_steps
-
-        def made() -> FewerSteps:
-            with only_steps(self.runner.pipe.scheduler, self.runner.steps, chosen):
-                outcome = self.runner.run(reference.prompt, reference.seed, len(chosen))
-            return FewerSteps(reference.prompt, len(chosen), _psnr(outcome, reference), chosen, change)
-
-        # In short runs two shares may give the same number of steps.
-        self._once(("fewer", reference.prompt, len(chosen), "chosen"), made)
-
-    def _plan_to_try(self, prompt: str, count: int, guarded: bool = True) -> tuple[Plan, float]:
-        """A plan with this many full steps, solved without this prompt once all probes are in the log."""
-        profile = counted(self._probes_alone())
-        if prompt not in self._choices:
-            self._choices[prompt] = best_choices(profile, self._levels, prompt)
-        return plan_to_try(profile, self._levels, self._choices[prompt], count, guarded)
-
-    def _probes_alone(self) -> Profile:
-        """The profile without trials and shorter runs."""
-        facts, skipped, added = (self.log.of(kind) for kind in ("facts", "skipped", "added"))
-        if not facts:
-            raise FileFormatError(f"to continue {self.log.path}", "no plain run", AGAIN)
-        seconds = Seconds(
-            statistics.median(one.seconds.computed for one in facts),
-            facts[0].branches * statistics.median(skipped) if skipped else 0.0,
-            statistics.median(one.seconds.rest for one in facts),
-            max(0.0, statistics.median(added)) if added else 0.0,
-        )
-        return Profile(
-            fingerprint=replace(self.fingerprint, branches=facts[0].branches),
-            device=str(self.runner.transformer.device),
-            shape=facts[0].shape,
-            signal=[level.signal for level in self._levels],
-            noise=[level.noise for level in self._levels],
-            power=self.config.power,
-            seconds=seconds,
-            recordings=self.log.of("recording"),
-            probes=self.log.of("probe"),
-            windows=self.log.of("window"),
-            trials=[],
-            online=[],
-            fewer=[],
-            replayed=self.runner.replays,
+    def _read(self, timer: CallTimer, recorder: SamplerRecorder, total: float) -> PlainRun:
+        maker, steps, calls = self.maker, len(recorder.given), len(timer.seconds)
+        levels = maker.schedule.levels()
+        if levels is None or len(levels) != steps + 1 or not steps or calls % steps:
+            found = f"{calls} calls of the model and {steps} steps of the scheduler in one run"
+            do = "give the scheduler that the loop steps, one step for each call and branch"
+            raise InputError("to calibrate", found, do)
+        if steps < self.config.least_steps:
+            raise InputError(
+                f"to calibrate at {steps} steps", "too few to skip any", f"use {self.config.least_steps} or more"
+            )
+        check_steps(steps)
+        if recorder.shares is None:
+            found = f"a {type(maker.scheduler).__name__} that does not tell what it makes of each output"
+            raise InputError("to calibrate", found, "use another scheduler or a preset")
+        matrix = products_of(recorder.given, levels[:-1], maker.schedule.sampler_prediction)
+        branches = calls // steps
+        by_step = [sum(timer.seconds[at : at + branches]) for at in range(0, calls, branches)]
+        products = mean_products([matrix], levels[:-1])
+        signal, noise = [level.signal for level in levels], [level.noise for level in levels]
+        rest = max(0.0, total - sum(timer.seconds))
+        return PlainRun(
+            products, signal, noise, list(recorder.shares), timer.shape, branches, statistics.median(by_step), rest
         )
 
+    def _known(self) -> list[PlainRun]:
+        return [self.log.known["plain", prompt] for prompt in self.prompts]
 
-def _psnr(outcome: Outcome, reference: Reference) -> float:
-    """PSNR of the clip against the plain one, in dB."""
-    return psnr(reference.outcome.frames, outcome.frames).total
+    def _loss(self) -> RunLoss:
+        levels, is_replayed = self.maker.schedule.levels(), can_repeat(self.maker.scheduler)
+        assert levels is not None
+        prediction = self.maker.schedule.prediction
+        return loss_of_run(mean_of(self._known()), prediction, levels[:-1], self._known()[0].shares, is_replayed)
+
+    def _trial(self, seed: int, prompt: str, plain: Tensor, loss: RunLoss, share: float) -> None:
+        if ("trial", prompt, share) not in self.log.known:
+            paths = loss.best([0])
+            count = min(paths, key=lambda one: abs(one - share * loss.steps))
+            plan = Solver(self.fingerprint.model, loss).made("", paths[count], can_add=True)
+            self.log.add(("trial", prompt, share), self._tried(seed, prompt, plain, plan, paths[count].loss))
+        trial = self.log.known["trial", prompt, share].trial
+        self._tell(f"trial of {prompt!r}: {trial.full} full steps, {trial.psnr:.1f} dB")
+
+    def _tried(self, seed: int, prompt: str, plain: Tensor, plan: Plan, loss: float) -> TrialRun:
+        maker = self.maker
+        with enable(maker.target, plan=plan, scheduler=maker.scheduler) as session:
+            clip, total = _timed(maker, prompt, seed)
+        if clip.shape != plain.shape:
+            found = f"clips of shapes {tuple(plain.shape)} and {tuple(clip.shape)}"
+            raise InputError("to calibrate", found, "make clips of one size")
+        full, skipped = (_seconds_by_step(session.trace, is_full) for is_full in (True, False))
+        if not full:
+            raise InputError("to calibrate", "a trial in which UniCP saw no call", "give the transformer of the loop")
+        # What the sampler does more than in a plain run comes at full steps, where skipped ones are replayed.
+        rest = self.log.known["plain", prompt].rest
+        more = max(0.0, total - sum(full.values()) - sum(skipped.values()) - rest) / len(full)
+        trial = Trial(prompt, len(full), loss, psnr(clip, plain).total)
+        return TrialRun(trial, statistics.median(full.values()) + more, _median(skipped.values()))
 
 
-def _displacement(outcome: Outcome, reference: Reference) -> float:
-    """Relative error of the final latent."""
-    return float(relative_error(outcome.latent, reference.outcome.latent).max())
+def profile_of(plain: Sequence[PlainRun], tried: Sequence[TrialRun], fingerprint: Fingerprint, device: str) -> Profile:
+    """The profile of runs that were made.
+
+    Args:
+        plain: Plain runs, at least one, all at the same noise levels.
+        tried: Trials, at least one.
+        fingerprint: Of the model; the calls a step are taken from the runs.
+        device: Where they were made.
+
+    Raises:
+        FileFormatError: They do not belong together.
+    """
+    first = plain[0]
+    seconds = Seconds(
+        statistics.median(run.full for run in tried),
+        statistics.median(run.step for run in plain),
+        _median([run.skipped for run in tried]),
+        statistics.median(run.rest for run in plain),
+    )
+    trials = [run.trial for run in tried]
+    whole = replace(fingerprint, branches=first.branches)
+    levels = first.signal, first.noise, first.shares
+    return Profile(whole, device, first.shape, *levels, mean_of(plain), trials, seconds)
+
+
+def mean_of(plain: Sequence[PlainRun]) -> Products:
+    """The mean products of plain runs. Raises FileFormatError where they are at different noise levels."""
+    places = plain[0].products.places
+    if any(run.products.places != places for run in plain):
+        raise FileFormatError("plain runs of one calibration", "different noise levels", AGAIN)
+    total = plain[0].products.matrix
+    for run in plain[1:]:
+        total = total + run.products.matrix
+    return Products.of(total / len(plain), places)
+
+
+def calibrate(
+    model: Any,
+    prompts: Sequence[str],
+    *,
+    steps: int | None = None,
+    out: str | Path = "profile.json",
+    thorough: bool = False,
+    transformer: Any = None,
+    scheduler: Any = None,
+    on_progress: Callable[[str], None] = lambda line: None,
+    **arguments: Any,
+) -> Profile:
+    """Measures a profile, with which targets are promises: plain runs, and trials of plans on the same prompts.
+
+    It takes as long as 6 plain clips, or 20 for a thorough one, whose bounds are tighter. If it is stopped, the same
+    call continues. The model may be any that is in memory, with LoRA or quantised.
+
+    Args:
+        model: A pipeline, or a function that makes a clip of a prompt and a seed: any loop of your own, image-to-video
+            among them. The clip is a tensor or an array with values in [0, 1].
+        prompts: Different ones, like those that will be run: 3 are used, or 8 for a thorough profile.
+        steps: Of each run of a pipeline.
+        out: The profile to write.
+        thorough: Whether 20 clips are spent.
+        transformer, scheduler: Of a function's loop: the very objects that it calls and steps.
+        on_progress: Gets a line for each run.
+        arguments: Further ones for each call of a pipeline, such as height, num_frames or image.
+
+    Returns:
+        The profile, which is also written to `out`; give either to `unicp.enable(…, target=…, profile=…)`.
+
+    Raises:
+        InputError: The pipeline or the loop cannot be calibrated, or `out` cannot be written.
+        SettingsError: Something is missing.
+
+    Example:
+        >>> import unicp
+        >>> def profile_of(pipe):
+        ...     prompts = ["a cat", "a ship at sea", "two children running"]
+        ...     return unicp.calibrate(pipe, prompts, steps=30, height=480, width=832)
+    """
+    config = THOROUGH if thorough else QUICK
+    if hasattr(model, "scheduler") and not (transformer or scheduler):
+        if steps is None:
+            raise SettingsError("to calibrate a pipeline", "no number of steps", "give steps=…")
+        maker = of_pipeline(model, steps, arguments)
+    elif callable(model):
+        if arguments or steps is not None:
+            names = ", ".join([*arguments, *(["steps"] if steps is not None else [])])
+            raise SettingsError("to calibrate a function", f"{names} as well", "let the function hold them")
+        maker = of_function(model, transformer, scheduler)
+    else:
+        raise SettingsError("to calibrate", f"a {type(model).__name__}", "give a pipeline or a function")
+    return Calibration(maker, prompts, Path(out), on_progress, config).run()
+
+
+def _timed(maker: ClipMaker, prompt: str, seed: int) -> tuple[Tensor, float]:
+    begin = time.perf_counter()
+    clip = maker.clip(prompt, seed)
+    return clip, time.perf_counter() - begin
+
+
+def _seconds_by_step(trace: Trace, is_full: bool) -> dict[int, float]:
+    """Seconds of the full steps of a trace, or of the others, by step."""
+    found: dict[int, float] = {}
+    for entry in trace.entries:
+        if (entry.action == Action.FULL.value) == is_full:
+            found[entry.step] = found.get(entry.step, 0.0) + entry.seconds
+    return found
+
+
+def _median(values: Iterable[float]) -> float:
+    found = list(values)
+    return statistics.median(found) if found else 0.0

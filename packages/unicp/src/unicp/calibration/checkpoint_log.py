@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 from unicp.errors import FileFormatError, InputError
 from unicp.files import (
+    Finite,
     MisfitError,
     NotNegative,
     Positive,
@@ -19,7 +20,8 @@ from unicp.files import (
     read_as,
     read_bytes,
 )
-from unicp.planning.profile import FewerSteps, OnlineTrial, Probe, Recording, Trial, WindowProbe
+from unicp.planning.products import Products
+from unicp.planning.profile import Trial
 
 SUFFIX = ".unfinished"
 AGAIN = "delete it to start over"
@@ -29,36 +31,40 @@ Key = tuple[str | float, ...]
 
 
 @dataclass(frozen=True)
-class PlainSeconds:
-    """Wall time of a plain run in seconds: median of its steps, and the rest of the run."""
+class PlainRun:
+    """What a plain run told.
 
-    computed: Positive
+    Attributes:
+        products: Of the run.
+        signal, noise: Parts of the sample at each step, and at the level after the last.
+        shares: Of each output in the final sample.
+        shape: Of the sample in the model's call, batch first.
+        branches: Calls a step.
+        step: Median seconds of a step.
+        rest: Seconds of the rest of the run.
+    """
+
+    products: Products
+    signal: list[NotNegative]
+    noise: list[NotNegative]
+    shares: list[Finite]
+    shape: list[Annotated[int, Within(1, 10**9)]]
+    branches: Annotated[int, Within(1, 1000)]
+    step: Positive
     rest: NotNegative
 
 
 @dataclass(frozen=True)
-class Facts:
-    """Facts of a plain run: shape of its latent (batch first), calls a step, and wall time."""
+class TrialRun:
+    """A trial, and the median seconds of its full steps and of its skipped ones, with what UniCP adds to either."""
 
-    shape: list[Annotated[int, Within(1, 10**9)]]
-    branches: Annotated[int, Within(1, 1000)]
-    seconds: PlainSeconds
+    trial: Trial
+    full: Positive
+    skipped: NotNegative
 
 
 # Type of a line's value, by the kind of its key.
-KINDS: dict[str, Any] = {
-    "about": dict[str, Any],
-    "facts": Facts,
-    "recording": Recording,
-    "probe": Probe,
-    "window": WindowProbe,
-    "trial": Trial,
-    "online": OnlineTrial,
-    "fewer": FewerSteps,
-    # Median seconds of a skipped step in a trial, and what UniCP cost as a share of its full steps.
-    "skipped": NotNegative,
-    "added": Annotated[float, Within(-1e30, 1e30)],
-}
+KINDS: dict[str, Any] = {"about": dict[str, Any], "plain": PlainRun, "trial": TrialRun}
 
 
 @dataclass(frozen=True)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import re
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
+from unicp.cli.plugins import TESTBEDS, entry_points
 from unicp.errors import FileFormatError, InputError, UnsupportedModelError
 from unicp.files import MOST_STEPS, MisfitError, Positive, Within, read_as, read_json
 
@@ -27,7 +29,7 @@ _PASS_A_PIPELINE = "pass the folder that save_pretrained made of a video pipelin
 
 @dataclass(frozen=True)
 class Defaults:
-    """Arguments for the pipeline that a model folder may give in `unicp_defaults.json`."""
+    """Arguments for the pipeline that a model folder may give in `unicp_defaults.json`; the last two are of few."""
 
     height: Annotated[int, Within(1, 65_536)] = 1
     width: Annotated[int, Within(1, 65_536)] = 1
@@ -36,6 +38,8 @@ class Defaults:
     num_inference_steps: Annotated[int, Within(1, MOST_STEPS)] = 1
     max_sequence_length: Annotated[int, Within(1, 1_000_000)] = 1
     fps: Positive = 1.0
+    audio_end_in_s: Positive = 1.0
+    prompt_template: dict[str, str | int] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,6 +107,7 @@ def load_pipeline(model: str | Path, dtype: str | None = None, device: Any = Non
     import torch
     from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
+    _import_classes(model)
     place = _device(device)
     kind = getattr(torch, dtype or ("bfloat16" if place.type == "cuda" else "float32"))
     try:
@@ -250,6 +255,17 @@ def _transformer_classes(model: str | Path, index: dict[str, Any]) -> dict[str, 
     if not found:
         raise _without_transformer(model, str(index.get("_class_name", "a pipeline")))
     return found
+
+
+def _import_classes(model: str | Path) -> None:
+    """Imports the modules of parts that a test-bed brings itself: diffusers finds classes of its own only."""
+    if not os.path.isfile(Path(model) / _INDEX):
+        return
+    packages = {point.value.partition(".")[0] for point in entry_points(TESTBEDS).values()}
+    for entry in read_json(Path(model) / _INDEX).values():
+        library = entry[0] if isinstance(entry, list) and entry else None
+        if isinstance(library, str) and library.partition(".")[0] in packages:
+            importlib.import_module(library)
 
 
 def _without_transformer(model: str | Path, found: str) -> UnsupportedModelError:

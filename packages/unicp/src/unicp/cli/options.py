@@ -16,7 +16,7 @@ from unicp.cli.loading import SAMPLERS
 from unicp.errors import InputError
 from unicp.files import check_writable, reason
 from unicp.planning.profile import load_profile
-from unicp.planning.solver import check_feasible, check_steps
+from unicp.planning.solver import check_steps, plan_of_profile
 from unicp.planning.targets import parse_target
 from unicp.settings import PRESETS, Settings, preset
 
@@ -250,7 +250,8 @@ class Request:
         if self.steps is not None:
             check_steps(self.steps)
         if self.profile is not None:
-            check_feasible(load_profile(self.profile), target)
+            profile = load_profile(self.profile)
+            plan_of_profile(profile, target, self.steps or profile.steps)
 
     def _check_files(self) -> None:
         if self.out is None:

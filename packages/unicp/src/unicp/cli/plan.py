@@ -38,10 +38,9 @@ def plan(
       unicp plan profile.json --target "psnr>=35"
       unicp plan profile.json --target "speedup>=2" --steps 50 --out plan.json
     """
-    from unicp.planning.curves import levels_of
     from unicp.planning.plan import save_plan
     from unicp.planning.profile import load_profile
-    from unicp.planning.solver import Solver, check_steps
+    from unicp.planning.solver import check_steps, plan_of_profile
     from unicp.planning.targets import parse_target
 
     wanted = parse_target(target)
@@ -52,7 +51,7 @@ def plan(
     known = load_profile(profile)
     if out is not None:
         options.check_written("--out", out, {"PROFILE": profile})
-    made = Solver(known, levels_of(known, steps or known.steps)).plan(wanted)
+    made = plan_of_profile(known, wanted, steps or known.steps)
     if out is not None:
         save_plan(made, out)
     if as_json:

@@ -173,17 +173,6 @@ def from_quantity(
     return (_wide(quantity) - of_sample * _wide(sample)) / of_output
 
 
-def output_at(prediction: Prediction, sample: Tensor, output: Tensor, moved: Tensor, level: NoiseLevel) -> Tensor:
-    """Estimates the model's output for the sample `moved` instead of `sample`, at the same noise level.
-
-    The noise estimate moves by noise / (signal^2 + noise^2) of the sample's move. That is exact if clean samples are a
-    standard normal, to which latents are scaled (ours). Shapes and errors as `to_quantity`.
-    """
-    share = level.noise / (level.signal**2 + level.noise**2)
-    noise = to_quantity("noise", prediction, sample, output, level) + share * (_wide(moved) - _wide(sample))
-    return from_quantity("noise", prediction, moved, noise, level).to(output.dtype)
-
-
 def _finite_coefficients(kind: str, prediction: str, level: NoiseLevel) -> tuple[float, float]:
     pair = coefficients(kind, prediction, level)
     if not all(math.isfinite(number) for number in pair):

@@ -95,5 +95,25 @@ def coefficients(kind: str, prediction: str, level: NoiseLevel) -> tuple[float, 
     return (0.0, 1.0) if kind == "output" else table[kind, prediction]
 
 
+def estimate_parts(prediction: str, level: NoiseLevel) -> tuple[float, float]:
+    """(a, b) such that a model's output is a * noise estimate + b * clean estimate.
+
+    Source: as `unicp.numerics.forecasting.to_quantity`.
+
+    Raises:
+        InputError: The name is unknown.
+    """
+    parts: dict[str, tuple[float, float]] = {
+        "flow": (1.0, -1.0),
+        "turned_flow": (-1.0, 1.0),
+        "epsilon": (1.0, 0.0),
+        "v_prediction": (level.signal, -level.noise),
+        "sample": (0.0, 1.0),
+    }
+    if prediction not in parts:
+        raise InputError(f"a prediction {prediction!r}", "an unknown name", f"use {', '.join(sorted(parts))}")
+    return parts[prediction]
+
+
 def _over(numerator: float, denominator: float) -> float:
     return numerator / denominator if denominator else math.inf

@@ -1,4 +1,4 @@
-"""What a calibration measured of one model, sampler and device, keyed by noise level; a versioned JSON file."""
+"""What a calibration measured of one model, sampler and device; a versioned JSON file."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any
 
-from unicp.errors import FileFormatError, InputError
+from unicp.errors import FileFormatError
 from unicp.files import (
     Decibels,
     Finite,
@@ -22,18 +22,14 @@ from unicp.files import (
     Within,
     json_ready,
     load_record,
-    renamed,
     save_record,
 )
-from unicp.numerics.noise_levels import NoiseLevel, coefficients
+from unicp.numerics.noise_levels import NoiseLevel
+from unicp.planning.products import Products
 
-PROFILE_TYPE, PROFILE_VERSION = "unicp.profile", 9
+PROFILE_TYPE, PROFILE_VERSION = "unicp.profile", 10
 # The profiles that ship with the package.
 FOLDER = Path(__file__).parent / "profiles"
-# dB taken off what a profile of another model predicts: as far as the lines of the shipped profiles lie apart. At a
-# predicted change of 0.03, `fit_line(profile.trials).psnr(0.03).mean` is from 28.7 dB (glyphs, Euler) to 35.2 (film),
-# and with `guarded=False` from 22.0 to 27.5.
-CAUTION = 6.0
 
 
 @dataclass(frozen=True)
@@ -79,143 +75,45 @@ class Fingerprint:
 
 
 @dataclass(frozen=True)
-class Recording:
-    """What errors of forecasts need of one plain run; all numbers are means over branches.
-
-    Attributes:
-        prompt: Of the run.
-        power: Mean square of the model's output, by step.
-        products: By quantity ("output", "noise", "clean"), the mean product of that quantity at two steps, on the
-            positions that UniCP measures errors on: the lower triangle of the matrix, row by row.
-    """
-
-    prompt: str
-    power: list[Positive]
-    products: dict[str, list[Finite]]
-
-
-@dataclass(frozen=True)
-class Probe:
-    """A run that skips one step, forecast over the log-SNR from the two steps before.
-
-    Attributes:
-        prompt: Of the run.
-        step: The skipped one.
-        error: Relative, of the outputs at that step.
-        displacement: Relative, of the final latent.
-        psnr: Of the clip against the plain one, in dB.
-    """
-
-    prompt: str
-    step: Step
-    error: Positive
-    displacement: NotNegative
-    psnr: Decibels
-
-    @property
-    def change(self) -> float:
-        """Root mean square of the change of the clip's pixels, as a share of their range."""
-        return 10 ** (-self.psnr / 20)
-
-
-@dataclass(frozen=True)
-class WindowProbe:
-    """A run that skips several steps in a row, all forecast from the two steps before.
-
-    Attributes:
-        prompt: Of the run.
-        first: First of the skipped steps.
-        errors: Relative, of their outputs, one for each.
-        psnr: Of the clip against the plain one, in dB.
-    """
-
-    prompt: str
-    first: Step
-    errors: list[NotNegative]
-    psnr: Decibels
-
-    @property
-    def change(self) -> float:
-        """As `Probe.change`."""
-        return 10 ** (-self.psnr / 20)
-
-
-@dataclass(frozen=True)
 class Trial:
-    """A run of a solved plan on a calibration prompt that it was solved without.
+    """A run of a plan on a calibration prompt.
 
     Attributes:
         prompt: Of the run.
-        planned: Full steps of the plan.
-        computed: Full steps in the end.
-        saved: Steps that the plan skips.
-        allowed: Predicted change of the clip, which the guard allowed.
-        displacement: Relative, of the final latent.
-        psnr: Of the clip against the plain one, in dB.
-        guarded: Whether the guard could make more steps full, as under a target of fidelity.
-    """
-
-    prompt: str
-    planned: Step
-    computed: Step
-    saved: Step
-    allowed: NotNegative
-    displacement: NotNegative
-    psnr: Decibels
-    guarded: bool = True
-
-
-@dataclass(frozen=True)
-class OnlineTrial:
-    """A run of the online rule of `balanced`.
-
-    Attributes:
-        prompt: Of the run.
-        tolerance: Of the rule.
-        computed: Full steps.
+        full: Full steps in the end.
+        loss: Predicted, see `unicp.policies.run_loss`.
         psnr: Of the clip against the plain one, in dB.
     """
 
     prompt: str
-    tolerance: Positive
-    computed: Step
+    full: Step
+    loss: NotNegative
     psnr: Decibels
-
-
-@dataclass(frozen=True)
-class FewerSteps:
-    """The plain pipeline with fewer steps on a calibration prompt, against its whole run.
-
-    Attributes:
-        prompt: Of the run.
-        steps: How many.
-        psnr: Of the clip against that of the whole run, in dB.
-        computed: The steps of the whole run, which a plan would make full; [] = evenly spaced ones.
-        allowed: Predicted change of the clip under that plan.
-    """
-
-    prompt: str
-    steps: Step
-    psnr: Decibels
-    computed: list[Step] = field(default_factory=list)
-    allowed: NotNegative = 0.0
 
 
 @dataclass(frozen=True)
 class Seconds:
-    """Wall time on the device of the calibration, in seconds.
+    """Wall time on the device of the calibration, in seconds; medians over runs.
 
     Attributes:
-        computed: Of a full step.
+        full: Of a full step, with what UniCP adds to it.
+        plain: Of a step of the plain pipeline.
         skipped: Of a skipped step.
         rest: Of the rest of a run.
-        added: What UniCP itself costs, as a share of a full step; median over trials, at least 0.
     """
 
-    computed: Positive
+    full: Positive
+    plain: Positive
     skipped: NotNegative
     rest: NotNegative
-    added: NotNegative = 0.0
+
+    def of(self, steps: int, full: float) -> float:
+        """Seconds of a run with so many full steps."""
+        return self.rest + full * self.full + (steps - full) * self.skipped
+
+    def speed_up(self, steps: int, full: float) -> float:
+        """Seconds of the plain run over those of a run with so many full steps."""
+        return (self.rest + steps * self.plain) / self.of(steps, full)
 
 
 @dataclass(frozen=True)
@@ -225,14 +123,12 @@ class Profile:
     Attributes:
         fingerprint: What it is valid for.
         device: Where it was made.
-        shape: Of the latent, batch first.
+        shape: Of the sample, batch first.
         signal, noise: Parts of the sample at each step of the recorded runs, and at the level after the last.
-        power: Exponent with which the changes by windows add.
+        shares: Of each output in the final sample of these runs.
+        products: What the plain runs recorded.
+        trials: Plans that were tried.
         seconds: Wall time.
-        recordings, probes, windows, trials, online, fewer: What calibration ran.
-        replayed: Whether the sampler replayed skipped steps in probes and trials (docs/method.md, 3.4).
-        left: Whether plans count what stays of a skipped step, rather than what its forecast missed; see
-            `unicp.planning.curves.counted`.
 
     Raises:
         FileFormatError: The parts do not fit together.
@@ -243,16 +139,10 @@ class Profile:
     shape: list[Whole]
     signal: list[NotNegative]
     noise: list[NotNegative]
-    power: Annotated[float, Within(1, 2)]
-    seconds: Seconds
-    recordings: list[Recording]
-    probes: list[Probe]
-    windows: list[WindowProbe]
+    shares: list[Finite]
+    products: Products
     trials: list[Trial]
-    online: list[OnlineTrial]
-    fewer: list[FewerSteps]
-    replayed: bool = False
-    left: bool = False
+    seconds: Seconds
 
     def __post_init__(self) -> None:
         problem = _problem(self)
@@ -263,6 +153,11 @@ class Profile:
     def steps(self) -> int:
         """Steps of the recorded runs."""
         return len(self.signal) - 1
+
+    @property
+    def prompts(self) -> int:
+        """How many prompts were tried."""
+        return len({trial.prompt for trial in self.trials})
 
     @property
     def levels(self) -> list[NoiseLevel]:
@@ -280,20 +175,13 @@ def save_profile(profile: Profile, path: str | Path) -> None:
 
 
 def load_profile(path: str | Path) -> Profile:
-    """Reads a profile of this version or of version 8.
+    """Reads a profile of this version.
 
     Raises:
         InputError: There is no readable file.
         FileFormatError: It is damaged, foreign, of another version, or holds numbers that no calibration gives.
     """
-    return load_record(Profile, PROFILE_TYPE, PROFILE_VERSION, path, "calibrate again", {8: _from_version_8})
-
-
-def _from_version_8(body: dict[str, Any]) -> dict[str, Any]:
-    """Version 8 called `replayed` `mended`, and `skipped` of the seconds `served`."""
-    body = renamed(body, {"mended": "replayed"})
-    seconds = body.get("seconds")
-    return body | {"seconds": renamed(seconds, {"served": "skipped"})} if isinstance(seconds, dict) else body
+    return load_record(Profile, PROFILE_TYPE, PROFILE_VERSION, path, "calibrate again")
 
 
 def _problem(profile: Profile) -> str:
@@ -303,67 +191,23 @@ def _problem(profile: Profile) -> str:
         return f"{len(profile.signal)} and {len(profile.noise)} noise levels"
     if not all(map(math.isfinite, [*profile.signal, *profile.noise])):
         return "noise levels that are not finite"
+    if any(signal == noise == 0 for signal, noise in zip(profile.signal, profile.noise)):
+        return "a noise level without signal and noise"
     sigmas = [level.sigma for level in profile.levels]
     if any(later >= earlier for earlier, later in zip(sigmas, sigmas[1:])):
         return "noise levels that do not fall"
-    if not profile.recordings or not profile.probes:
-        return "no recorded run or no probe"
-    for recording in profile.recordings:
-        lengths = {len(values) for values in recording.products.values()}
-        if len(recording.power) != steps or lengths != {steps * (steps + 1) // 2}:
-            return f"a recording of {len(recording.power)} steps beside {steps} noise levels"
-    if any(probe.step >= steps or not probe.change > 0 for probe in profile.probes):
-        return "a probe without a change, or outside the run"
-    for window in profile.windows:
-        if not window.errors or window.first + len(window.errors) > steps:
-            return "a probed window outside the run"
-        if not 0 < sum(window.errors) < math.inf or not window.change > 0:
-            return "a probed window without errors or a change"
-    if any(one.computed > steps for one in profile.online):
-        return "a trial of the online rule of another run"
-    if any(one.computed and not _is_part(one.computed, one.steps, steps) for one in profile.fewer):
-        return "fewer steps that are not of the run"
-    if not math.isfinite(profile.seconds.added):
-        return "a cost of UniCP without end"
-    return _unknown_names(profile)
-
-
-def _is_part(computed: list[int], count: int, steps: int) -> bool:
-    """Whether `computed` are `count` steps of a run, in order."""
-    return len(computed) == count and computed == sorted(set(computed)) and 0 <= computed[0] <= computed[-1] < steps
-
-
-def _unknown_names(profile: Profile) -> str:
-    quantities = {name for recording in profile.recordings for name in recording.products}
-    try:
-        for name in quantities:
-            coefficients(name, profile.fingerprint.prediction, profile.levels[0])
-    except ValueError:
-        return f"quantities {', '.join(sorted(quantities))} of prediction {profile.fingerprint.prediction!r}"
+    if len(profile.shares) != steps:
+        return f"shares of {len(profile.shares)} steps beside {steps} noise levels"
+    if any(trial.full > steps for trial in profile.trials):
+        return "a trial of another run"
+    if not all(map(math.isfinite, vars(profile.seconds).values())):
+        return "seconds without end"
     return ""
 
 
-def builtin_profile(fingerprint: Fingerprint) -> tuple[Profile, float]:
-    """The shipped profile that fits a model best.
-
-    Returns:
-        The profile, and the dB to take off what it predicts: 0 if it is of this very model.
-
-    Raises:
-        InputError: No profile is shipped.
-    """
-    profiles = _shipped()
-    if not profiles:
-        raise InputError("a target without a profile", "no built-in profile", "make one with unicp calibrate")
-    for profile in profiles:
-        if not profile.fingerprint.differences(fingerprint):
-            return profile, 0.0
-
-    def likeness(profile: Profile) -> tuple[bool, bool]:
-        shipped = profile.fingerprint
-        return shipped.scheduler == fingerprint.scheduler, shipped.prediction == fingerprint.prediction
-
-    return max(profiles, key=likeness), CAUTION
+def builtin_profile(fingerprint: Fingerprint) -> Profile | None:
+    """The shipped profile of this very model and sampler, if there is one."""
+    return next((profile for profile in _shipped() if not profile.fingerprint.differences(fingerprint)), None)
 
 
 @lru_cache(maxsize=1)

@@ -2,29 +2,55 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from unicp.errors import InputError
 from unicp.numerics.noise_levels import NoiseLevel
-from unicp.planning.plan import Plan, all_full
-from unicp.planning.profile import Profile
-from unicp.planning.solver import Solver
+from unicp.planning.plan import Plan
+from unicp.planning.products import Products
+from unicp.planning.profile import Fingerprint, Profile
+from unicp.planning.solver import Solver, loss_of_run, products_for
 from unicp.planning.targets import Target
-from unicp.policies.planned import Course
+from unicp.policies.planned import Schedule
 
 Levels = Sequence[NoiseLevel]
 # Plans solved in this process, the newest last: solving takes as long as a few steps of a small model. The key has the
-# id of the profile, which is kept with the plan so that no other profile can get the same id.
-_SOLVED: dict[tuple[object, ...], tuple[Profile, Plan]] = {}
+# id of the products, which are kept with the plan so that no others can get the same id.
+_SOLVED: dict[tuple[object, ...], tuple[Products, Plan]] = {}
+_lock = threading.Lock()
 KEPT = 32
 
 
+@dataclass(frozen=True)
+class PlannedRun:
+    """What a planner is told of a run.
+
+    Attributes:
+        levels: Of the run's steps, and the one after the last; `None` = not known.
+        shares: Of each output in the final sample, from the step under way on; `None` = the sampler does not tell.
+        branches: Calls a step.
+        shape: Of the sample, batch first.
+        known: Full steps so far, rising; the step under way where there are none.
+        is_replayed: Whether the sampler replays skipped steps.
+    """
+
+    levels: Levels | None
+    shares: Sequence[float] | None
+    branches: int
+    shape: Sequence[int]
+    known: Sequence[int]
+    is_replayed: bool
+
+
 class RunPlanner:
-    """Makes or checks the plan of each run.
+    """Makes or checks the plan of each run of one model under one kind of sampler.
 
     Args:
-        source: A target with its profile, or a plan to follow as it is.
-        caution: dB taken off what the profile predicts, because it is of another model.
+        source: A target, a tolerance, or a plan to follow as it is.
+        fingerprint: Of the model.
+        profile: Of the model; `None` = nobody calibrated it.
         on_warning: Gets each warning once.
         knows_seconds: Whether the profile was made on this device.
 
@@ -34,135 +60,76 @@ class RunPlanner:
 
     def __init__(
         self,
-        source: tuple[Target, Profile] | Plan,
-        caution: float,
+        source: Target | float | Plan,
+        fingerprint: Fingerprint,
+        profile: Profile | None,
         on_warning: Callable[[str], None],
         knows_seconds: bool = True,
     ):
-        self._source, self.caution, self._on_warning, self._knows_seconds = source, caution, on_warning, knows_seconds
+        self._source, self._fingerprint, self.profile = source, fingerprint, profile
+        self._on_warning, self._knows_seconds = on_warning, knows_seconds
         self._told: set[str] = set()
         self.plan: Plan | None = source if isinstance(source, Plan) else None
 
-    def shorten(self, levels: Levels) -> Plan | None:
-        """The plan of a run with these levels if that is a shorter plain run, else `None`.
-
-        Raises:
-            InputError: The target cannot be met.
-        """
-        plan = self.solve(levels)
-        return None if plan.subset is None or not plan.fits(levels[:-1]) else plan
-
-    def __call__(
-        self,
-        levels: Levels | None,
-        branches: int,
-        shape: Sequence[int],
-        step: int = 1,
-        shortened: Plan | None = None,
-    ) -> Course | None:
+    def __call__(self, run: PlannedRun) -> Schedule | None:
         """Returns what a run follows.
 
-        Args:
-            levels: Of the run's steps, and the one after the last; `None` = not known.
-            branches: Calls a step.
-            shape: Of the sample, batch first.
-            step: Step at which the run is; 1 unless it began in the middle.
-            shortened: The plan by which the run was shortened when it was set.
-
         Returns:
-            `None` where no plan fits. A warning says so, and the online rule decides.
+            `None` where no plan can be made. A warning says so, and the online rule decides.
 
         Raises:
-            InputError: The target cannot be met, or only by a shorter plain run, and this run cannot be shortened.
+            InputError: The target cannot be met, or the plan is of another run.
         """
+        if isinstance(self._source, Plan):
+            return self._follow(self._source, run.levels)
+        if run.levels is None:
+            return self._without("the scheduler does not tell the noise levels of this run")
+        if len({level.log_snr for level in run.levels[:-1]}) < len(run.levels) - 1:
+            return self._without("two steps of this run are at one noise level")
+        if run.shares is None:
+            return self._without("the scheduler does not tell what it makes of each output")
+        profile = self.profile
+        if profile is not None and profile.fingerprint.branches != run.branches:
+            known = profile.fingerprint.branches
+            found = f"the profile is of {known} calls a step and this run makes {run.branches} (guidance)"
+            self._tell(f"{found}: planned as if nobody had calibrated the model")
+            profile = None
+        # Another thread may plan its run at the same time, so this one does not read self.plan again.
+        plan = self.plan = self._solved(run, run.levels, run.shares, profile)
+        return plan.schedule
+
+    def _follow(self, plan: Plan, levels: Levels | None) -> Schedule | None:
         if levels is None:
             return self._without("the scheduler does not tell the noise levels of this run")
-        if shortened is not None:
-            self._check_shortened(shortened, branches, shape, step)
-            return all_full(len(levels) - 1)
-        if isinstance(self._source, Plan):
-            if not self._source.fits(levels[:-1]):
-                found = f"a run of {len(levels) - 1} steps at other noise levels"
-                raise InputError(
-                    f"to follow a plan of {self._source.steps} steps", found, "plan for this run, by target"
-                )
-            self._tell_of_subset(self._source, is_speed=False)
-            return self._source.course
-        target, profile = self._source
-        other = self._other_guidance(branches)
-        if other:
-            return self._without(other)
-        # Another thread may plan its run at the same time, so this one does not read self.plan again.
-        plan = self.plan = self.solve(levels, shape)
-        if target.kind == "psnr" and plan.steps < profile.steps and not self.caution:
-            asked = f"{target} in {plan.steps} steps"
-            found = f"a profile of {profile.steps}, whose steps are narrower"
-            do = f"calibrate with --steps {plan.steps}, or expect more clips below the target"
-            self._tell(f"asked: {asked}; found: {found}; do: {do}")
-        self._tell_of_subset(plan, is_speed=target.kind != "psnr")
-        return plan.course
+        if not plan.fits(levels[:-1]):
+            found = f"a run of {len(levels) - 1} steps at other noise levels"
+            raise InputError(f"to follow a plan of {plan.steps} steps", found, "plan for this run, by target")
+        return plan.schedule
 
-    def _check_shortened(self, plan: Plan, branches: int, shape: Sequence[int], step: int) -> None:
-        """Stops a shortened run that turns out to be of a kind for which the target does not hold."""
-        self.plan = plan
-        found = self._other_guidance(branches)
-        if step > 1:
-            found = f"a run that begins at step {step} of those that were chosen for a whole one"
-        elif not isinstance(self._source, Plan) and self._source[0].kind == "seconds":
-            profiled = self._source[1].shape
-            if list(shape) != profiled:
-                found = f"a sample of shape {tuple(shape)}, and the profile's seconds are of {tuple(profiled)}"
-        if found:
-            asked = f"to leave out steps for {plan.target or 'a plan'}"
-            raise InputError(asked, found, "use a preset, or calibrate runs like this one")
-
-    def _other_guidance(self, branches: int) -> str:
-        if isinstance(self._source, Plan) or self.caution:
-            return ""
-        known = self._source[1].fingerprint.branches
-        if branches == known:
-            return ""
-        return f"the profile is of {known} calls a step and this run makes {branches} (guidance)"
-
-    def solve(self, levels: Levels, shape: Sequence[int] | None = None) -> Plan:
-        """The plan of a run.
-
-        Args:
-            levels: Of the run's steps, and the one after the last.
-            shape: Of the sample; `None` = that of the profile.
-
-        Raises:
-            InputError: The target cannot be met.
-        """
-        if isinstance(self._source, Plan):
-            return self._source
-        target, profile = self._source
-        same_size = (shape is None or list(shape) == list(profile.shape)) and self._knows_seconds
+    def _solved(self, run: PlannedRun, levels: Levels, shares: Sequence[float], profile: Profile | None) -> Plan:
+        products = products_for(profile)
+        seconds_hold = self._knows_seconds and (profile is None or list(run.shape) == profile.shape)
         places = tuple((level.signal, level.noise) for level in levels)
-        key = (id(profile), str(target), self.caution, same_size, places)
-        solved = _SOLVED.get(key)
+        key = (id(products), str(self._source), self._fingerprint, seconds_hold, places, tuple(shares))
+        key = (*key, tuple(run.known), run.is_replayed)
+        with _lock:
+            solved = _SOLVED.get(key)
         if solved is None:
-            solved = _SOLVED[key] = profile, Solver(profile, levels, self.caution, same_size).plan(target)
-            for oldest in list(_SOLVED)[:-KEPT]:
-                _SOLVED.pop(oldest, None)
+            loss = loss_of_run(products, self._fingerprint.prediction, levels[:-1], shares, run.is_replayed)
+            solver = Solver(self._fingerprint.model, loss, run.known, profile, seconds_hold)
+            source = self._source
+            plan = solver.plan(source) if isinstance(source, Target) else solver.within(source)  # type: ignore[arg-type]
+            solved = products, plan
+            with _lock:
+                _SOLVED[key] = solved
+                for oldest in list(_SOLVED)[:-KEPT]:
+                    _SOLVED.pop(oldest, None)
         return solved[1]
-
-    def _tell_of_subset(self, plan: Plan, is_speed: bool) -> None:
-        """Warns of a run that was not shortened as its plan says, or refuses it if the target is a speed."""
-        if plan.subset is None:
-            return
-        count, chosen = plan.subset.count, plan.subset.chosen
-        do = f"call the pipeline without UniCP, with num_inference_steps={count}"
-        if chosen:
-            do = f"enable UniCP on the pipeline, or run the steps {chosen} alone"
-        found = f"plain {count} steps do better than any plan of {plan.steps}"
-        if is_speed:
-            raise InputError(f"target {plan.target}", found, do)
-        self._tell(f"{found}: {do}")
 
     def _without(self, reason: str) -> None:
         self.plan = None
-        self._tell(f"no plan: {reason}; the online rule decides, and the target may be missed")
+        missed = ", and the target may be missed" if isinstance(self._source, Target) else ""
+        self._tell(f"no plan: {reason}; the online rule decides{missed}")
 
     def _tell(self, text: str) -> None:
         if text not in self._told:

@@ -22,6 +22,8 @@ class CachePolicy:
     signals: tuple[str, ...] = ()
     # Whether it looks at `Observation.others`, and so takes care itself that the branches of a step do the same.
     asks_for_others: bool = False
+    # Whether it may skip before the predictor has all its full steps, where that can do with fewer.
+    starts_early: bool = False
 
     def start_run(self, run: RunInfo) -> None:
         """A run begins: everything that was known of the one before is forgotten."""

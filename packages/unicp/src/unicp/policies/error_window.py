@@ -181,14 +181,15 @@ class ErrorWindowPolicy(CachePolicy):
             reason = "other branch"
         if reason := reason or seen.not_ready:
             return Decision(False, reason, tolerance)
-        predicted = window.predict(step.step, seen.since_full())
-        worst = max(predicted, default=0.0)
+        # A fixed schedule may skip before anything was measured.
+        predicted = tuple(window.predict(step.step, seen.since_full())) if window.ready else None
+        worst = max(predicted or (), default=0.0)
         if cheapest_within_tolerance(self._options(window, worst, tolerance)) is FULL:
-            calm = window.total(max(window.predict(step.step), default=0.0), self._later)
+            calm = window.total(max(window.predict(step.step) if predicted else [], default=0.0), self._later)
             is_spike = calm <= tolerance < window.total(worst, self._later)
-            return Decision(False, "spike" if is_spike else "tolerance", tolerance, tuple(predicted))
+            return Decision(False, "spike" if is_spike else "tolerance", tolerance, predicted)
         window.errors.append(worst + seen.base_error)
-        return Decision(True, "within", tolerance, tuple(predicted))
+        return Decision(True, "within", tolerance, predicted)
 
     def observe(self, step: StepContext, seen: Observation, errors: Sequence[float] | None) -> None:
         """Learns from a full step."""
@@ -221,7 +222,7 @@ class ErrorWindowPolicy(CachePolicy):
     def _refuses(self, window: ErrorWindow, step: StepContext, tolerance: float) -> bool:
         if self.refusal(window, step):
             return True
-        worst = max(window.predict(step.step), default=0.0)
+        worst = max(window.predict(step.step), default=0.0) if window.ready else 0.0
         return cheapest_within_tolerance(self._options(window, worst, tolerance)) is FULL
 
     def _options(self, window: ErrorWindow, error: float, tolerance: float) -> list[Option]:

@@ -21,15 +21,16 @@ class FixedWindowPolicy(ErrorWindowPolicy):
 
 
 class FixedStepsPolicy(ErrorWindowPolicy):
-    """Full steps are those of `Settings.full_steps`, and the first ones that the predictor needs."""
+    """Full steps are those of `Settings.full_steps`, and the first one, without which nothing can be filled in."""
 
     is_adaptive = False
+    starts_early = True
 
     def refusal(self, window: ErrorWindow, step: StepContext) -> str:
         """Whether the schedule has this step."""
         if step.step in (self.settings.full_steps or ()):
             return "schedule"
-        return "" if window.ready else "learning"
+        return ""
 
 
 policies.add("fixed_window", FixedWindowPolicy)

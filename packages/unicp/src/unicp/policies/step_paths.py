@@ -8,7 +8,7 @@ caller's.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -19,44 +19,6 @@ if TYPE_CHECKING:
 # (full step before last, last full step, next full step) -> the change that skipping the steps between the
 # latter two makes; inf = cannot be skipped. The number of steps of a run stands for the next step where there is none.
 Change = Callable[[int, int, int], float]
-# A first-order forecast needs two full steps, and one more at which its error is measured before a step can be skipped.
-WARM_UP = (0, 1, 2)
-MAX_WINDOW = 8
-# Farthest a forecast may reach beyond its newer point, in distances between its two points, as in the online rule:
-# farther ones came apart on hard prompts, whatever the errors of others were.
-MAX_REACH = 1.0
-
-
-@dataclass(frozen=True)
-class WindowLoss:
-    """How the changes that single skipped steps make add up to the loss of a run (our reading).
-
-    Within one window, the steps skipped between two full ones, they add up as they are: a straight line misses a
-    curve on one side. Windows add as change ** power, because errors of different windows are hardly in phase.
-
-    row: how many times more a window of several steps does than its steps do one by one, with a full step after
-    each (which corrects most of what it did). end: the same of the window that reaches the end of the run, after which
-    nothing corrects it.
-    """
-
-    power: float = 1.0
-    row: float = 1.0
-    end: float = 1.0
-
-    def __call__(self, change: float, skipped: int, is_end: bool) -> float:
-        """The loss of one window of `skipped` steps with this sum of changes."""
-        return change**self.power * (self.end if is_end else self.row if skipped > 1 else 1.0) ** self.power
-
-
-SUM = WindowLoss()
-
-
-def one_by_one(change: Callable[[int, int, int], float]) -> Change:
-    """The sum of what skipped steps do, each alone.
-
-    change: of one, from (full step before last, last full step, skipped step).
-    """
-    return lambda before, last, following: math.fsum(change(before, last, one) for one in range(last + 1, following))
 
 
 @dataclass(frozen=True)
@@ -70,19 +32,16 @@ class StepPath:
 def best_paths(
     steps: int,
     change: Change,
-    start: Sequence[int] = WARM_UP,
-    required: Collection[int] = (),
-    max_window: int = MAX_WINDOW,
-    max_reach: float = MAX_REACH,
-    rule: WindowLoss = SUM,
+    start: Sequence[int],
+    max_window: int,
+    max_reach: float,
 ) -> dict[int, StepPath]:
     """The path of least loss for each possible number of full steps, by that number.
 
-    start: full steps so far, in order, at least two; the path goes on after them. required: steps that are
-    full in any case. max_window: most steps skipped in a row. max_reach: of a forecast beyond its newer point, in
-    distances between its two points. rule: how changes add up. Numbers that no path of finite loss has are left out;
-    that of all full steps is always there. Source: a shortest path, as in LeMiCa (arXiv 2511.00090), here over
-    pairs.
+    start: full steps so far, in order, at least two; the path goes on after them. max_window: most steps skipped in a
+    row. max_reach: of a forecast beyond its newer point, in distances between its two points. Numbers that no path of
+    finite loss has are left out; that of all full steps is always there. Source: a shortest path, as in LeMiCa (arXiv
+    2511.00090), here over pairs.
     """
     begin = tuple(step for step in start if step < steps)
     if len(begin) < min(2, steps):
@@ -92,7 +51,7 @@ def best_paths(
     # From diffusers. Not with the module: what only prints or follows a plan needs no arrays.
     import numpy as np
 
-    windows = _windows(steps, change, begin, frozenset(required), max_window, max_reach, rule)
+    windows = _windows(steps, change, begin, max_window, max_reach)
     # Losses of the best paths so far by (last full step, distance to the one before), all with the same number of
     # full steps; and, for each number, the distance that the step before last had on the way there.
     layer = np.full(windows.end.shape, np.inf)
@@ -133,10 +92,8 @@ def _windows(
     steps: int,
     change: Change,
     begin: tuple[int, ...],
-    required: frozenset[int],
     max_window: int,
     max_reach: float,
-    rule: WindowLoss,
 ) -> _Windows:
     import numpy as np
 
@@ -152,16 +109,14 @@ def _windows(
                 if skipped > min(max_window, max_reach * gap):
                     break
                 if skipped:
-                    loss = rule(change(last - gap, last, following), skipped, is_end=following == steps)
-                # Not a number is no loss that could be compared: such a step is full.
+                    loss = change(last - gap, last, following)
+                # Not a number is no loss that could be compared: such a window is none.
                 if not loss < math.inf:
-                    break
+                    continue
                 if following == steps:
                     found.end[last, gap] = loss
                 else:
                     found.between[last, gap, following - last] = loss
-                if following in required:
-                    break
     return found
 
 
@@ -172,15 +127,3 @@ def _way_back(came_from: Sequence[NDArray[np.int64]], last: int, gap: int) -> li
         steps.append(last)
         last, gap = last - gap, int(origin[last, gap])
     return steps[::-1]
-
-
-def fewest_computed(steps: int) -> int:
-    """At least so many steps of a run any path computes: the first ones, and one after each widest window."""
-    return min(steps, max(len(WARM_UP), math.ceil(steps / (MAX_WINDOW + 1))))
-
-
-def path_loss(computed: Sequence[int], steps: int, change: Change, rule: WindowLoss = SUM) -> float:
-    """The loss of a given schedule: `computed` in order, all other steps after the second one skipped."""
-    following = [*computed, steps]
-    windows = [window for window in zip(following, following[1:], following[2:]) if window[2] - window[1] > 1]
-    return sum(rule(change(*window), window[2] - window[1] - 1, is_end=window[2] == steps) for window in windows)

@@ -54,10 +54,12 @@ class Predictor:
 
     Attributes:
         points: How many full steps it predicts from.
+        fewest: With how many it can do at the start of a run; 0 = with no fewer.
         action: What the trace calls a step that it fills in.
     """
 
     points: int = 1
+    fewest: int = 0
     action: Action = Action.FORECAST
 
     def refusal(self, steps: Sequence[StepContext], aligned: bool, step: StepContext) -> str:

@@ -22,7 +22,7 @@ from unicp.settings import Settings
 
 
 class LinePredictor(Predictor):
-    """A line through the last two full steps, or the last one alone (reuse).
+    """A line through the last two full steps, or the last one alone (reuse), also where there is but one so far.
 
     Of the whole model it carries forward the output, the noise estimate or the clean one, which it turns back into an
     output with the sample at hand; of other cache points the output.
@@ -35,7 +35,7 @@ class LinePredictor(Predictor):
     """
 
     def __init__(self, forecast: Forecast, points: int, damping: bool, info: PredictorInfo):
-        self._forecast, self.points, self._info = forecast, points, info
+        self._forecast, self.points, self.fewest, self._info = forecast, points, 1, info
         self._of_output = replace(forecast, quantity="output")
         self.action = Action.REUSE if points == 1 else Action.FORECAST
         self._is_damped = damping and points > 1

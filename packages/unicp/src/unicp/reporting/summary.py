@@ -48,9 +48,8 @@ class Summary:
         calls: Entries, one per cache point, step and branch.
         actions: Cost by the name of the action, all four.
         reasons: Calls by reason.
-        left_out: Calls of steps that a plan left out of a run. They have no entries.
         operations: Executed, two per multiply-add.
-        full_operations: That the plain model would have executed; a call left out counts as the mean of the others.
+        full_operations: That the plain model would have executed.
         operations_saved: Full over executed; `None` = not counted, inf = nothing was executed.
         seconds: Wall time of all calls.
         worst_measured, mean_measured: Relative error that skipping would have had, measured in full calls. `None` =
@@ -69,7 +68,6 @@ class Summary:
     calls: int
     actions: dict[str, ActionCost]
     reasons: dict[str, int]
-    left_out: int
     operations: int
     full_operations: int
     operations_saved: float | None
@@ -99,9 +97,7 @@ class Summary:
         if not self.calls:
             return "\n".join([*lines, "Nothing was recorded: the model was not called.", *self._notes()])
         counted = f"{_count(self.runs, 'run')}, {_count(self.calls, 'call')}"
-        if self.left_out:
-            lines.append(f"{counted}, {self.computed} of them full; the plan left out {self.left_out} more.")
-        elif self.computed == self.calls:
+        if self.computed == self.calls:
             lines.append(f"{counted}. Nothing was skipped: every call was full.")
         else:
             lines.append(f"{counted}, {self.computed} of them full.")
@@ -150,9 +146,6 @@ def summarise(trace: Trace) -> Summary:
     """Summarises all runs of a trace."""
     entries = trace.entries
     operations, full = sum(e.operations for e in entries), sum(e.full_operations for e in entries)
-    left_out = trace.counts.get("left_out", 0)
-    if left_out and entries:
-        full += round(left_out * full / len(entries))
     measured = [number for entry in entries for number in entry.measured or ()]
     acted = [entry for entry in entries if entry.action != Action.FULL.value]
     predicted = [number for entry in acted for number in entry.predicted or ()]
@@ -165,7 +158,6 @@ def summarise(trace: Trace) -> Summary:
         calls=len(entries),
         actions={action.value: _action_cost(entries, action) for action in Action},
         reasons=dict(Counter(entry.reason for entry in entries).most_common()),
-        left_out=left_out,
         operations=operations,
         full_operations=full,
         operations_saved=(full / operations if operations else math.inf) if full else None,

@@ -19,8 +19,6 @@ from torch import Tensor
 from unicp.context import Action, Decision, Forecast, RunInfo, StepContext
 from unicp.errors import InputError
 from unicp.numerics.error_measures import all_finite, relative_error, strided_sample
-from unicp.numerics.forecasting import output_at
-from unicp.numerics.noise_levels import Prediction
 from unicp.policies.base import CachePolicy
 from unicp.predictors.base import Point, Predictor, Tensors
 from unicp.runtime.part_checks import checked_decision, checked_outputs
@@ -184,6 +182,12 @@ class CachePoint:
         self.policy = policy
         policy.start_run(self._info)
 
+    @property
+    def full_steps(self) -> list[int]:
+        """The full steps that are kept, of the branch that has fewest."""
+        kept = [[step.step for step in branch.steps] for branch in self._branches.values()]
+        return min(kept, key=len, default=[])
+
     def follow(self, policy: CachePolicy, predictor: Predictor | None = None) -> None:
         """From here on another policy decides, and another predictor fills in. It is told of the full steps so far."""
         self.predictor = predictor or self.predictor
@@ -292,10 +296,10 @@ class CachePoint:
         self._branches.pop(name, None)
         self.predictor.forget(name)
 
-    def move(self, sample: Tensor, moved: Tensor, prediction: Prediction) -> None:
+    def move(self, sample: Tensor, moved: Tensor) -> None:
         """The sampler has put `moved` in the place of the sample that this step was computed from.
 
-        Predictions go on from what the model would have said there. Samples of another shape than the sampler's stay.
+        Outputs stay what they are. Samples of another shape than the sampler's stay, too.
         """
         for name, branch in self._branches.items():
             # A branch that was not computed at this step has an older output, of another sample.
@@ -306,11 +310,11 @@ class CachePoint:
                 continue
             newest = list(self._store.get((self.name, name))[-1])
             place = len(branch.aligned)
-            output, own = newest[0], newest[place]
+            own = newest[place]
             if own.shape[1:] != sample.shape[1:] or len(own) % len(sample):
                 continue
             there = moved.repeat(len(own) // len(sample), *[1] * (moved.dim() - 1)).to(own)
-            newest[0], newest[place] = output_at(prediction, own, output, there, last.noise_level), there
+            newest[place] = there
             self._store.replace_last((self.name, name), newest)
 
     def _enter(self, step: StepContext) -> Sequence[str]:
@@ -326,7 +330,8 @@ class CachePoint:
         return [name for name in present if name != step.branch] if self._is_coherent else ()
 
     def _not_ready(self, branch: _Branch, step: StepContext) -> str:
-        if len(branch.steps) < self.predictor.points:
+        fewest = self.predictor.fewest if self.policy.starts_early else 0
+        if len(branch.steps) < (fewest or self.predictor.points):
             return "learning"
         return self.predictor.refusal(branch.steps[-self.predictor.points :], branch.aligned[0], step)
 

@@ -6,7 +6,7 @@ own state whatever happens to the session, and runs in other threads know nothin
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +16,7 @@ from unicp.attention.slicing import UnitSlicer
 from unicp.context import StepContext
 from unicp.errors import InputError
 from unicp.models.finder import ModelMap
-from unicp.policies.planned import Course
+from unicp.policies.planned import Schedule
 from unicp.predictors.base import PredictorInfo, Tensors
 from unicp.predictors.linear import LinePredictor
 from unicp.runtime.cache_point import CachePoint, Measured, Outcome
@@ -31,9 +31,9 @@ from unicp.sampler.replay import SamplerReplay
 from unicp.settings import Level, Settings
 
 COARSER: dict[Level, Level] = {"unit": "block", "block": "stack", "stack": "model"}
-# (what the run is known by, step under way, shape of the sample) -> what the run follows, `None` = the policy of the
-# settings.
-Planner = Callable[[RunTracker, int, tuple[int, ...]], "Course | None"]
+# (what the run is known by, step under way, full steps so far, shape of the sample) -> what the run follows, `None` =
+# the policy of the settings.
+Planner = Callable[[RunTracker, int, Sequence[int], Sequence[int]], "Schedule | None"]
 
 
 @dataclass
@@ -177,10 +177,11 @@ class RunState:
         # A plan is asked for at the second step: by then a run has shown its branches, and nothing was skipped yet.
         if planner is not None and step.step > 0 and not self._is_planned:
             self._is_planned = True
-            course = planner(self.tracker, step.step, tuple(call.samples[0].shape))
-            if course is not None:
-                line = LinePredictor(course.forecast, 2, self.settings.damping, self._info(MODEL))
-                self.model.follow(course.policy(self.settings), line)
+            schedule = planner(self.tracker, step.step, self.model.full_steps, tuple(call.samples[0].shape))
+            if schedule is not None:
+                forecast, damping = schedule.forecast, self.settings.damping
+                line = None if forecast is None else LinePredictor(forecast, 2, damping, self._info(MODEL))
+                self.model.follow(schedule.policy(), line)
         self.now = Underway(step, call.samples, "sample" if going.link is Link.EDITED else "")
         self.recorder.begin(step, call.shapes)
         return self.now
@@ -248,8 +249,7 @@ class RunState:
         return False
 
     def _moved(self, sample: Tensor, moved: Tensor) -> None:
-        if self.tracker.schedule is not None:
-            self.model.move(sample, moved, self.tracker.schedule.prediction)
+        self.model.move(sample, moved)
 
 
 def two_threads(scheduler: Any) -> InputError:

@@ -25,20 +25,12 @@ Call = Callable[..., Any]
 
 
 class SamplerRun:
-    """What begins when a scheduler is set to its timesteps. thread: where. owner: the thread of the run that it steps.
-
-    note: what the listener that shortened it keeps of that.
-    """
+    """What begins when a scheduler is set to its timesteps. thread: where that was."""
 
     def __init__(self, scheduler: Any, order: int):
         self.scheduler = _reference(scheduler)
         self.thread = threading.get_ident()
         self.order = order
-        self.note: Any = None
-
-    def keep(self, note: Any) -> None:
-        """Keeps what the listener says that shortened the run."""
-        self.note = note
 
 
 class StepTaker(Protocol):

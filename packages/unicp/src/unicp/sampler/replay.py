@@ -23,25 +23,15 @@ from torch import Tensor
 from unicp.context import Forecast, StepContext
 from unicp.errors import InputError
 from unicp.models.noise import NoiseSchedule
-from unicp.numerics.forecasting import (
-    Rise,
-    extrapolate,
-    from_quantity,
-    interpolate,
-    is_invertible,
-    output_at,
-    share_of_rise,
-    to_quantity,
-)
+from unicp.numerics.forecasting import Rise, extrapolate, interpolate, share_of_rise
 from unicp.sampler.scheduler_state import Snapshot, StepCall, can_repeat, has_corrector, without_corrector
 
 
 @dataclass(frozen=True)
 class _Full:
-    """A full step: what the sampler was given, and the noise estimate that it stands for."""
+    """A full step, and what the sampler was given there."""
 
     step: StepContext
-    noise: Tensor
     output: Tensor
     branches: frozenset[str]
 
@@ -97,7 +87,7 @@ class SamplerReplay:
     def bytes(self) -> int:
         """Bytes of the tensors held, without those that the scheduler remembers itself."""
         samples = (self._newest, None if self._last is None else self._last[1])
-        held = [tensor for point in self._points for tensor in (point.noise, point.output)]
+        held = [point.output for point in self._points]
         different = {id(tensor): tensor for tensor in (*held, *samples) if tensor is not None}
         return sum(tensor.numel() * tensor.element_size() for tensor in different.values())
 
@@ -149,12 +139,9 @@ class SamplerReplay:
         step, branches = pending.step, frozenset(pending.branches)
         if self._points and self._points[-1].branches != branches:
             self._points = []
-        noise = self._noise(step, output, sample)
         goes_on = bool(self._window) and self._goes_on(sample)
-        moved = self._replayed(scheduler, step, noise, branches) if goes_on else None
-        if moved is not None and self._schedule is not None and step.noise_level is not None:
-            output = output_at(self._schedule.sampler_prediction, sample, output, moved, step.noise_level)
-            noise = self._noise(step, output, moved)
+        moved = self._replayed(scheduler, _Full(step, output, branches)) if goes_on else None
+        if moved is not None:
             self._on_move(sample, moved)
             sample = moved
         is_held = bool(self._window) and moved is None and has_corrector(scheduler)
@@ -162,35 +149,28 @@ class SamplerReplay:
             self._count("corrector_held")
         with without_corrector(scheduler) if is_held else nullcontext():
             made = self._noted(call.take(output, sample))
-        self._points = [] if noise is None else [*self._points, _Full(step, noise, output.clone(), branches)][-3:]
+        self._points = [*self._points, _Full(step, output.clone(), branches)][-3:]
         assert self._newest is not None
         self._last, self._window = (Snapshot(scheduler), self._newest), []
         return made
 
-    def _replayed(
-        self, scheduler: Any, now: StepContext, noise: Tensor | None, branches: frozenset[str]
-    ) -> Tensor | None:
+    def _replayed(self, scheduler: Any, now: _Full) -> Tensor | None:
         """Takes the skipped steps again with what is known at `now`: the sample that they lead to, or `None`.
 
         The scheduler is then as if these had been its steps; where `None` is returned it is untouched.
         """
-        schedule = self._schedule
-        if schedule is None or noise is None or self._last is None or len(self._points) < 2:
+        if self._last is None or not self._points or any(one.branches != now.branches for one in self._window):
             return None
-        if any(skipped.branches != branches for skipped in self._window):
-            return None
-        points = [*((point.step, point.noise) for point in self._points[-2:]), (now, noise)]
-        estimates = [_between(points, skipped) for skipped in self._window]
-        if any(estimate is None for estimate in estimates):
+        points = [*self._points[-2:], now]
+        outputs = [_between(points, skipped) for skipped in self._window]
+        if any(output is None for output in outputs):
             return None
         (remembered, sample), present = self._last, Snapshot(scheduler)
         remembered.put_back()
         try:
-            for skipped, estimate in zip(self._window, estimates):
-                level = skipped.step.noise_level
-                assert estimate is not None and level is not None
-                output = from_quantity("noise", schedule.sampler_prediction, sample, estimate, level)
-                sample = skipped.call.take(output.to(sample.dtype), sample)[0]
+            for skipped, output in zip(self._window, outputs):
+                assert output is not None
+                sample = skipped.call.take(output, sample)[0]
         except BaseException:
             present.put_back()
             raise
@@ -202,8 +182,8 @@ class SamplerReplay:
 
         Of what the sampler was given, all branches combined as the pipeline combines them.
         """
-        known = [(point.step, point.noise if forecast.quantity == "noise" else point.output) for point in self._points]
-        if forecast.quantity == "clean" or len(known) < 3 or len({tensor.shape for _, tensor in known}) > 1:
+        known = [(point.step, point.output) for point in self._points]
+        if forecast.quantity != "output" or len(known) < 3 or len({tensor.shape for _, tensor in known}) > 1:
             return None
         before, last, true = (tensor.flatten(1) for _, tensor in known)
         x0, x1, now = (step.at(forecast.axis) for step, _ in known)
@@ -221,29 +201,21 @@ class SamplerReplay:
         newest = self._newest
         return newest is not None and newest.shape == sample.shape and torch.equal(newest.to(sample), sample)
 
-    def _noise(self, step: StepContext, output: Tensor, sample: Tensor) -> Tensor | None:
-        """The noise estimate of an output; `None` where there is none."""
-        schedule, level = self._schedule, step.noise_level
-        if schedule is None or level is None or not level.signal or output.shape != sample.shape:
-            return None
-        if not is_invertible("noise", schedule.sampler_prediction, level, 0.0):
-            return None
-        return to_quantity("noise", schedule.sampler_prediction, sample, output, level)
 
-
-def _between(points: list[tuple[StepContext, Tensor]], skipped: _Skipped) -> Tensor | None:
-    """The noise estimate of a skipped step, of the full ones before and after it; `None` where it cannot be told.
+def _between(points: list[_Full], skipped: _Skipped) -> Tensor | None:
+    """The output of a skipped step, of the full ones before and after it; `None` where it cannot be told.
 
     Over log-SNR: forecasts over another axis are left alone, so that rules made of them stay what they were.
     """
     forecast, level = skipped.forecast, skipped.step.noise_level
-    if forecast is None or forecast.axis != "log_snr" or level is None or not level.signal:
+    if forecast is None or forecast.axis != "log_snr" or level is None or not skipped.goes_on:
         return None
-    if not skipped.goes_on or skipped.call.kwargs.get("eta") or len({noise.shape for _, noise in points}) > 1:
+    if skipped.call.kwargs.get("eta") or len({point.output.shape for point in points}) > 1:
+        return None
+    known = [(point.step.noise_level.log_snr, point.output) for point in points if point.step.noise_level]
+    if len(known) < len(points):
         return None
     try:
-        return interpolate(
-            [(one.noise_level.log_snr, noise) for one, noise in points if one.noise_level], level.log_snr
-        )
+        return interpolate(known, level.log_snr).to(points[-1].output.dtype)
     except InputError:
         return None

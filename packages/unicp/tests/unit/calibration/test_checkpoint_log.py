@@ -6,21 +6,29 @@ import math
 
 import pytest
 
-from unicp.calibration.checkpoint_log import CheckpointLog
+from tests.made_profiles import euler_shares, flow_levels, products
+from unicp.calibration.checkpoint_log import CheckpointLog, PlainRun, TrialRun
 from unicp.errors import FileFormatError, InputError
-from unicp.planning.profile import FewerSteps
+from unicp.planning.profile import Trial
 
 ABOUT = {"model": "Made", "steps": 8}
+LEVELS = flow_levels(8)
+SIGNAL, NOISE = [level.signal for level in LEVELS], [level.noise for level in LEVELS]
+PLAIN = PlainRun(products(LEVELS[:-1]), SIGNAL, NOISE, euler_shares(LEVELS), [1, 4, 2, 4, 4], 2, 0.5, 0.1)
+
+
+def trial(prompt: str = "a", psnr: float = 40.0) -> TrialRun:
+    return TrialRun(Trial(prompt, 4, 0.1, psnr), 0.5, 0.01)
 
 
 def test_results_are_there_after_a_stop(tmp_path):
     out = tmp_path / "profile.json"
     log = CheckpointLog.open(out, ABOUT)
-    log.add(("fewer", "a", 4), FewerSteps("a", 4, math.inf))
-    log.add(("skipped", "trial", "a", 0.3, 1), 0.25)
+    log.add(("plain", "a"), PLAIN)
+    log.add(("trial", "a", 0.5), trial(psnr=math.inf))
     again = CheckpointLog.open(out, ABOUT)
-    assert again.known == {("fewer", "a", 4): FewerSteps("a", 4, math.inf), ("skipped", "trial", "a", 0.3, 1): 0.25}
-    assert again.of("fewer") == [FewerSteps("a", 4, math.inf)] and again.of("trial") == []
+    assert again.known == {("plain", "a"): PLAIN, ("trial", "a", 0.5): trial(psnr=math.inf)}
+    assert again.of("trial") == [trial(psnr=math.inf)]
     again.done()
     assert list(tmp_path.iterdir()) == []
 
@@ -28,13 +36,13 @@ def test_results_are_there_after_a_stop(tmp_path):
 def test_a_line_that_was_cut_off_is_done_again(tmp_path):
     out = tmp_path / "profile.json"
     log = CheckpointLog.open(out, ABOUT)
-    log.add(("skipped", "one"), 1.0)
+    log.add(("trial", "one", 0.5), trial("one"))
     with log.path.open("a") as file:
-        file.write('{"key": ["skipped", "two"], "val')
+        file.write('{"key": ["trial", "two", 0.5], "val')
     again = CheckpointLog.open(out, ABOUT)
-    assert ("skipped", "one") in again.known and ("skipped", "two") not in again.known
-    again.add(("skipped", "two"), 2.0)
-    assert CheckpointLog.open(out, ABOUT).known["skipped", "two"] == 2
+    assert set(again.known) == {("trial", "one", 0.5)}
+    again.add(("trial", "two", 0.5), trial("two"))
+    assert CheckpointLog.open(out, ABOUT).known["trial", "two", 0.5] == trial("two")
 
 
 def test_another_calibration_is_not_gone_on_with(tmp_path):

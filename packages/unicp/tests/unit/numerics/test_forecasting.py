@@ -18,7 +18,6 @@ from unicp.numerics.forecasting import (
     from_quantity,
     interpolate,
     is_invertible,
-    output_at,
     share_of_rise,
     to_quantity,
 )
@@ -186,20 +185,3 @@ def test_a_polynomial_through_all_points_is_found_again():
 def test_no_polynomial_goes_through_such_points(places: tuple[float, ...]):
     with pytest.raises(InputError):
         interpolate([(x, EPS) for x in places], 2.0)
-
-
-@pytest.mark.parametrize("prediction", PREDICTIONS)
-@pytest.mark.parametrize("sigma", [0.2, 0.5, 0.9])
-def test_an_output_for_another_sample_is_exact_for_a_standard_normal(prediction: Prediction, sigma: float):
-    # Of a standard normal the best clean estimate is signal / (signal^2 + noise^2) of the sample.
-    level = level_of(prediction, sigma)
-
-    def best(sample: torch.Tensor) -> torch.Tensor:
-        clean = level.signal / (level.signal**2 + level.noise**2) * sample
-        noise = (sample - level.signal * clean) / level.noise
-        return from_quantity("noise", prediction, sample, noise, level)
-
-    if prediction != "sample":
-        torch.testing.assert_close(output_at(prediction, CLEAN, best(CLEAN), EPS, level), best(EPS))
-        known = output_of(prediction, level)
-        torch.testing.assert_close(output_at(prediction, CLEAN, known, CLEAN, level), known)

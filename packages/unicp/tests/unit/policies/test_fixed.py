@@ -27,11 +27,15 @@ def test_fixed_windows_give_exactly_their_pattern(every: int, error: float):
 
 @pytest.mark.parametrize("error", [0.0, 1e6])
 def test_a_fixed_schedule_is_followed(error: float):
-    # Two steps are computed in any case, which is all that reuse must learn from.
-    assert pattern(FixedStepsPolicy(settings(full_steps=(0, 4, 5, 9))), 12, error) == "ffssffsssfss"
+    assert pattern(FixedStepsPolicy(settings(full_steps=(0, 4, 5, 9))), 12, error) == "fsssffsssfss"
+    assert pattern(FixedStepsPolicy(settings(full_steps=(0, 2, 3))), 6, error, points=2) == "fsffss"
 
 
-@pytest.mark.parametrize("made", [FixedWindowPolicy(settings(full_every=3)), FixedStepsPolicy(settings(full_steps=()))])
-def test_what_a_line_needs_is_computed_first(made: Any):
+def test_a_fixed_window_opens_once_a_line_was_measured():
     # Two steps for the line, and a third at which its error is measured.
-    assert pattern(made, 6, 1e6, points=2).startswith("fffs")
+    assert pattern(FixedWindowPolicy(settings(full_every=3)), 6, 1e6, points=2).startswith("fffs")
+
+
+def test_a_fixed_schedule_may_skip_from_the_second_step_on():
+    assert FixedStepsPolicy(settings(full_steps=(0,))).starts_early
+    assert not FixedWindowPolicy(settings(full_every=3)).starts_early

@@ -1,106 +1,134 @@
-"""Policies that follow a plan: its full steps and those of its guard, or the rule of `balanced`."""
+"""A plan followed in one run: its full steps, those that a leap adds, and nothing else."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+import math
 from typing import Any
 
 import pytest
 
 from tests.fake_parts import FakeSeen, at, pattern, started
-from unicp.context import Forecast, RunInfo
+from tests.made_profiles import euler_shares, flow_levels, products
+from unicp.context import RunInfo
+from unicp.planning.solver import loss_of_run
+from unicp.policies.base import policies
 from unicp.policies.error_window import ErrorWindowPolicy
-from unicp.policies.guard import Schedule
-from unicp.policies.planned import Course, PlannedPolicy
-from unicp.policies.step_paths import WindowLoss
-from unicp.settings import Settings, preset
+from unicp.policies.planned import LEAP, RULE_TOLERANCE, PlannedPolicy, Schedule
+from unicp.policies.run_loss import RunLoss
+from unicp.settings import preset
 
-STEPS = 12
-PLAN = (0, 1, 2, 4, 7, 10)
-
-
-def settings(**changes: Any) -> Settings:
-    plain: dict[str, Any] = {"tolerance": 0.1, "weighting": "uniform", "max_window": 1, "first": 9, "last": 1}
-    return Settings(**(plain | changes))
+STEPS = 16
+PLAN = (0, 1, 3, 5, 7, 9, 12)
 
 
-def announced(before: int, last: int, skipped: int) -> float:
-    """The remainder of a straight line of curvature 0.02."""
-    return 0.01 * (skipped - last) * (skipped - before)
+def loss() -> RunLoss:
+    levels = flow_levels(STEPS)
+    return loss_of_run(products(levels[:-1]), "flow", levels[:-1], euler_shares(levels))
 
 
-def schedule(allowance: float = 1e9, most: int = STEPS) -> Schedule:
-    return Schedule(STEPS, PLAN, announced, [1.0] * STEPS, WindowLoss(2.0), allowance, most)
+def schedule(can_add: bool = True) -> Schedule:
+    return Schedule(STEPS, PLAN, loss(), can_add)
 
 
-def run(policy: PlannedPolicy, times: float, vetoed: int = -1) -> dict[int, str]:
-    """Why steps of a run are computed, of two branches whose errors are so many times those announced."""
-    points: list[int] = []
+def run(
+    policy: PlannedPolicy,
+    times: Any = lambda step: 1.0,
+    vetoed: int = -1,
+    told: list[tuple[str, str]] | None = None,
+) -> dict[int, str]:
+    """Why steps of a run are full, of two branches whose errors are so many times those announced."""
+    policy.start_run(RunInfo("model", 2, lambda key, text: told.append((key, text)) if told is not None else None))
+    known: list[int] = []
     reasons: dict[int, str] = {}
     for step in range(STEPS):
         for branch in ("cond", "uncond"):
             seen = FakeSeen(veto="sample" if step == vetoed else "")
             decision = policy.decide(at(step, branch, STEPS), seen)
-            assert policy.guard.events == []  # warned of at once
             if not decision.skip:
-                errors = [times * announced(*points[-2:], step)] if len(points) >= 2 else None
-                policy.observe(at(step, branch, STEPS), seen, errors)
+                announced = loss().relative(*known[-2:], step) if len(known) >= 2 else 0.0
+                policy.observe(at(step, branch, STEPS), seen, [times(step) * announced] if len(known) >= 2 else None)
                 reasons[step] = decision.reason
         if step in reasons:
-            points.append(step)
+            known.append(step)
     return reasons
 
 
-def test_errors_as_announced_give_the_full_steps_of_the_plan_whatever_the_settings_say():
-    reasons = run(started(PlannedPolicy(schedule(), settings()), 2), 1.0)
+@pytest.mark.parametrize("times", [0.1, 1.0, 30.0])
+def test_errors_in_proportion_to_those_announced_leave_the_plan_as_it_is(times):
+    reasons = run(PlannedPolicy(schedule()), lambda step: times)
     assert tuple(reasons) == PLAN and set(reasons.values()) == {"plan"}
 
 
-def test_where_errors_are_larger_the_guard_adds_full_steps_and_warns():
+def test_where_errors_leap_full_steps_are_added_and_it_is_said():
     told: list[tuple[str, str]] = []
-    policy = PlannedPolicy(schedule(allowance=schedule().change(0, 1, 3)), settings())
-    policy.start_run(RunInfo("model", 2, lambda key, message: told.append((key, message))))
-    reasons = run(policy, 3.0)
-    assert set(PLAN) < set(reasons)
-    assert {reasons[step] for step in set(reasons) - set(PLAN)} == {"guard"}
-    assert told and all(key == "guard" and "run 0, step" in message for key, message in told)
+    reasons = run(PlannedPolicy(schedule()), lambda step: 20.0 if step == 9 else 1.0, told=told)
+    assert set(PLAN) < set(reasons) and {step for step, why in reasons.items() if why == "guard"} == set(reasons) - set(
+        PLAN
+    )
+    assert min(set(reasons) - set(PLAN)) > 9
+    (key, text), *_ = told
+    assert key == "guard" and "errors 20 times those before" in text
 
 
-def test_a_step_that_is_computed_against_the_plan_counts_in_its_account():
-    policy = started(PlannedPolicy(schedule(most=len(PLAN)), settings()), 2)
-    reasons = run(policy, 1.0, vetoed=5)
-    assert tuple(reasons) == (0, 1, 2, 4, 5, 7, 10) and reasons[5] == "sample"
-    assert 5 in policy.guard._points
+def test_a_larger_leap_adds_more():
+    added = [
+        len(run(PlannedPolicy(schedule()), lambda step, n=n: n if step == 9 else 1.0)) for n in (5.0, 50.0, math.inf)
+    ]
+    assert added == sorted(added) and added[0] < added[-1]
 
 
-def test_the_plan_waits_for_a_measurement():
-    # As where a run was told to follow it with nothing known: the line's third step is not the plan's to give.
-    policy = started(PlannedPolicy(schedule(), settings()), 2)
-    policy.decide(at(0, steps=STEPS), FakeSeen())
-    assert policy.decide(at(3, steps=STEPS), FakeSeen()).reason == "learning"
+def test_what_is_no_number_has_the_rest_computed():
+    reasons = run(PlannedPolicy(schedule()), lambda step: math.nan if step == 9 else 1.0)
+    assert set(range(10, STEPS)) <= set(reasons)
 
 
-def test_tolerance_zero_skips_nothing_of_a_plan():
-    reasons = run(started(PlannedPolicy(schedule(), settings(tolerance=0.0)), 2), 1.0)
-    assert tuple(reasons) == tuple(range(STEPS))
+def test_a_leap_just_below_the_limit_is_none():
+    assert tuple(run(PlannedPolicy(schedule()), lambda step: LEAP if step == 9 else 1.0)) == PLAN
 
 
-def test_a_course_with_a_schedule_is_a_planned_policy():
-    policy = Course(Forecast("output", "step"), schedule()).policy(settings())
-    assert isinstance(policy, PlannedPolicy) and policy.guard.schedule == schedule()
+def test_one_measurement_is_too_few_to_tell_a_leap_from():
+    # Step 3 is told from the first step at noise alone and says nothing, step 5 is the first that does.
+    for quiet in (3, 5, 7):
+        assert tuple(run(PlannedPolicy(schedule()), lambda step, quiet=quiet: 100.0 if step == quiet else 1.0)) == PLAN
+    assert tuple(run(PlannedPolicy(schedule()), lambda step: 100.0 if step == 9 else 1.0)) != PLAN
 
 
-def test_a_course_without_one_has_the_rule_of_balanced():
-    # Four steps first, then windows widen by one step at a time.
-    policy = Course(Forecast("output", "step"), tolerance=1.0).policy(settings(tolerance=0.0))
-    assert pattern(policy, 14, 0.0, points=2) == "ffffsfssfsssfs"
+def test_a_plan_that_may_not_add_adds_nothing():
+    policy = PlannedPolicy(schedule(can_add=False))
+    reasons = run(policy, lambda step: 1000.0 if step > 8 else 1.0)
+    assert tuple(reasons) == PLAN
 
 
-@pytest.mark.parametrize("fixed", [{"full_every": 3}, {"full_steps": (0, 1)}])
-def test_that_rule_is_the_preset_s_whatever_the_settings_are(fixed: dict[str, Any]):
-    own = settings(store_factor=7.0, **fixed)
-    policy, known = Course(Forecast("output", "step"), tolerance=0.1).policy(own), preset("balanced")
-    assert type(policy) is ErrorWindowPolicy
-    names = ("weighting", "max_window", "max_reach", "first", "last", "full_every", "full_steps")
-    expected = replace(own, tolerance=0.1, **{name: getattr(known, name) for name in names})
-    assert policy.settings == expected and policy.settings.store_factor == 7.0
+def test_a_plan_without_losses_is_followed_as_it_is():
+    policy = PlannedPolicy(Schedule(STEPS, PLAN, None, False))
+    assert tuple(run(policy, lambda step: 1000.0)) == PLAN
+
+
+def test_a_vetoed_step_is_full_and_counts_as_one():
+    policy = PlannedPolicy(schedule())
+    reasons = run(policy, vetoed=6)
+    assert reasons[6] == "sample" and set(reasons) == {*PLAN, 6} and 6 in policy._known
+
+
+def test_steps_beyond_the_plan_are_full():
+    policy = started(PlannedPolicy(schedule()), 2)
+    assert not policy.decide(at(STEPS, steps=None), FakeSeen()).skip
+
+
+def test_a_skipped_step_says_what_was_announced_as_often_as_measured():
+    policy = started(PlannedPolicy(schedule()), 2)
+    for step in range(7):
+        decision = policy.decide(at(step, steps=STEPS, samples=2), FakeSeen())
+        if not decision.skip:
+            known = [one for one in PLAN if one < step]
+            errors = [3.0 * loss().relative(*known[-2:], step)] * 2 if len(known) > 1 else None
+            policy.observe(at(step, steps=STEPS, samples=2), FakeSeen(), errors)
+    assert decision.predicted == pytest.approx((3.0 * loss().relative(3, 5, 6),) * 2)
+
+
+def test_until_a_run_is_planned_the_online_rule_decides_with_a_tolerance_of_its_kind():
+    settings = preset("balanced", tolerance=0.1)
+    policy = policies["planned"](settings)
+    assert isinstance(policy, ErrorWindowPolicy)
+    assert policy.settings.tolerance == pytest.approx(RULE_TOLERANCE * 0.1)
+    assert "s" in pattern(policy, 20, 0.001, 2)

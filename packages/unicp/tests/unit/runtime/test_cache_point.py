@@ -684,23 +684,19 @@ def test_errors_are_one_for_each_sample_where_a_unit_sees_it_as_several_rows(kin
 # --- when the sampler has moved the sample
 
 
-def test_predictions_go_on_from_where_the_sampler_has_moved_the_sample_to():
-    # What the model says is that of a standard normal, so what it would have said is known: the two points agree.
-    def model(sample: Tensor, sigma: float) -> Tensor:
-        clean = (1 - sigma) / ((1 - sigma) ** 2 + sigma**2) * sample
-        return (sample - clean) / sigma
-
+def test_where_the_sampler_has_moved_the_sample_the_output_stays_and_the_sample_is_the_new_one():
     path = samples(noise(3, *SHAPE))
-    moved, there = Loop(settings(), model), Loop(settings(), model)
+    loop = Loop(settings(), lambda sample, sigma: sample * sigma)
     for step in range(3):
-        other = path[step] + (noise(9, *SHAPE) if step == 2 else 0.0)
         for branch in ("cond", "uncond"):
-            moved.call(step, path[step], branch)
-            there.call(step, other, branch)
-    moved.point.move(path[2], other, "flow")
-    for branch in ("cond", "uncond"):
-        for one, two in zip(moved.store.get(("model", branch)), there.store.get(("model", branch))):
-            torch.testing.assert_close(one, two)
+            loop.call(step, path[step], branch)
+    before = {branch: [one.clone() for one in loop.store.get(("model", branch))[-1]] for branch in ("cond", "uncond")}
+    other = path[2] + noise(9, *SHAPE)
+    loop.point.move(path[2], other)
+    for branch, (output, sample) in before.items():
+        now_output, now_sample = loop.store.get(("model", branch))[-1]
+        assert torch.equal(now_output, output) and torch.equal(sample, path[2])
+        torch.testing.assert_close(now_sample, other)
 
 
 def test_only_branches_of_the_step_under_way_are_moved():
@@ -708,9 +704,9 @@ def test_only_branches_of_the_step_under_way_are_moved():
     for step in range(2):
         for branch in ("cond", "gone") if step == 0 else ("cond",):
             loop.call(step, noise(step, *SHAPE), branch)
-    before = {branch: loop.store.get(("model", branch))[-1][0].clone() for branch in ("cond", "gone")}
-    loop.point.move(noise(1, *SHAPE), noise(6, *SHAPE), "flow")
-    after = {branch: loop.store.get(("model", branch))[-1][0] for branch in before}
+    before = {branch: loop.store.get(("model", branch))[-1][1].clone() for branch in ("cond", "gone")}
+    loop.point.move(noise(1, *SHAPE), noise(6, *SHAPE))
+    after = {branch: loop.store.get(("model", branch))[-1][1] for branch in before}
     assert torch.equal(after["gone"], before["gone"])
     assert relative_error(after["cond"], before["cond"]).min() > 0.1
 
@@ -721,7 +717,7 @@ def test_a_step_that_was_skipped_moves_nothing():
     for step in range(2):
         call(point, at(step + 1), (noise(step, *SHAPE),), lambda: (noise(5, *SHAPE),))
     before = [tensor.clone() for tensor in point._store.get(("model", "cond"))[-1]]
-    point.move(noise(1, *SHAPE), noise(6, *SHAPE), "flow")
+    point.move(noise(1, *SHAPE), noise(6, *SHAPE))
     assert all(torch.equal(one, two) for one, two in zip(before, point._store.get(("model", "cond"))[-1]))
 
 
@@ -731,5 +727,5 @@ def test_a_sample_of_another_shape_moves_nothing(shape: tuple[int, ...]):
     for step in range(2):
         loop.call(step, noise(step, *SHAPE))
     before = [tensor.clone() for tensor in loop.store.get(("model", "cond"))[-1]]
-    loop.point.move(noise(5, *shape), noise(6, *shape), "flow")
+    loop.point.move(noise(5, *shape), noise(6, *shape))
     assert all(torch.equal(one, two) for one, two in zip(before, loop.store.get(("model", "cond"))[-1]))

@@ -23,8 +23,6 @@ from tests import tiny_models
 from tests.fake_parts import at
 from unicp.context import Forecast, StepContext
 from unicp.models.noise import read_schedule
-from unicp.numerics.forecasting import from_quantity, output_at, to_quantity
-from unicp.sampler import replay as module
 from unicp.sampler.replay import SamplerReplay, can_repeat
 from unicp_testbeds.components import build_scheduler
 
@@ -36,7 +34,7 @@ def replaying(schedule, counts: Counter | None = None, on_move=None) -> SamplerR
 
 
 STEPS = 9
-NOISE = Forecast("noise", "log_snr")
+OUTPUT = Forecast("output", "log_snr")
 
 
 class Watched(UniPCMultistepScheduler):
@@ -127,8 +125,8 @@ def test_skipped_steps_are_taken_again():
     assert session.trace.counts["corrector_held"] == 0
 
 
-def noise_at(level) -> torch.Tensor:
-    """A noise estimate that is a parabola of the log-SNR, whatever the sample."""
+def output_at(level) -> torch.Tensor:
+    """An output that is a parabola of the log-SNR, whatever the sample."""
     return torch.tensor([[1.0, -2.0]], dtype=torch.float64) * (1.0 + 0.1 * level.log_snr + 0.02 * level.log_snr**2)
 
 
@@ -169,28 +167,27 @@ def place(schedule, index: int, branch: str = "cond") -> StepContext:
 
 
 def walk(
-    schedule, skipped=(), replay=None, until=8, forecast=NOISE, between=None, noise_of=noise_at, **kwargs
+    schedule, skipped=(), replay=None, until=8, forecast=OUTPUT, between=None, output_of=output_at, **kwargs
 ) -> torch.Tensor:
-    """The sample after steps whose noise estimates are `noise_of`, and lines through the last two where skipped.
+    """The sample after steps whose outputs are `output_of`, and lines through the last two where skipped.
 
     between: (step, sample) -> the sample that the step is given.
     """
-    prediction, known = read_schedule(schedule).prediction, []
+    known = []
     sample = torch.tensor([[0.5, -1.0]], dtype=torch.float64)
     for index, time in enumerate(schedule.timesteps[: until + 1]):
         step = place(schedule, index)
         sample = sample if between is None else between(index, sample)
-        noise = noise_of(step.noise_level)
-        if index in skipped:
+        output = output_of(step.noise_level)
+        if index in skipped and len(known) == 1:
+            output = known[0][1]
+        elif index in skipped:
             (x0, y0), (x1, y1) = known[-2:]
-            noise = y1 + (step.noise_level.log_snr - x1) / (x1 - x0) * (y1 - y0)
+            output = y1 + (step.noise_level.log_snr - x1) / (x1 - x0) * (y1 - y0)
         else:
-            known.append((step.noise_level.log_snr, noise))
+            known.append((step.noise_level.log_snr, output))
         if replay is not None:
             replay.called(step, index in skipped, forecast if index in skipped else None)
-        output = (
-            from_quantity("noise", prediction, sample, noise, step.noise_level) if step.noise_level.signal else noise
-        )
         given = (output, time, sample), {"return_dict": False, **kwargs}
         if replay is None:
             sample = schedule.step(*given[0], **given[1])[0].double()
@@ -251,16 +248,12 @@ REPEATABLE = repeatable()
     slope=st.floats(-0.2, 0.2),
 )
 def test_a_replayed_run_ends_where_the_plain_one_does(name, skipped, bend, slope):
-    """Whatever steps are skipped, of a model whose noise estimate is a parabola over log-SNR whatever the sample."""
+    """Whatever steps are skipped, of a model whose output is a parabola over log-SNR whatever the sample."""
 
-    def noise_of(level):
+    def output_of(level):
         return torch.tensor([[1.0, -2.0]], dtype=torch.float64) * (
             1.0 + slope * level.log_snr + bend * level.log_snr**2
         )
-
-    def stays(prediction, sample, output, moved, level):
-        """What such a model would have said at another sample."""
-        return from_quantity("noise", prediction, moved, to_quantity("noise", prediction, sample, output, level), level)
 
     def schedule():
         made = copy.deepcopy(REPEATABLE[name])
@@ -268,35 +261,40 @@ def test_a_replayed_run_ends_where_the_plain_one_does(name, skipped, bend, slope
         return made
 
     one, other, counts = schedule(), schedule(), Counter()
-    plain = walk(one, until=11, noise_of=noise_of)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "output_at", stays)
-        found = walk(other, skipped, replaying(other, counts), 11, noise_of=noise_of)
+    plain = walk(one, until=11, output_of=output_of)
+    found = walk(other, skipped, replaying(other, counts), 11, output_of=output_of)
     torch.testing.assert_close(found, plain, rtol=1e-6, atol=1e-6)
     windows = sum(step - 1 not in skipped for step in skipped)
     assert (counts["replayed"], counts["corrector_held"]) == (windows, 0)
 
 
 @pytest.mark.parametrize("name", ["euler", "unipc"])
-def test_the_output_follows_the_sample_and_what_forecasts_go_on_from_is_told(name):
+def test_the_output_of_the_full_step_is_kept_and_its_new_sample_is_told(name):
     told = []
     schedule = heard(name)
     replay = replaying(schedule, on_move=lambda sample, moved: told.append((sample, moved)))
     walk(schedule, {4, 5}, replay, 6)
-    levels, time = read_schedule(schedule), float(schedule.timesteps[6])
+    level = read_schedule(schedule).level(float(schedule.timesteps[6]))
     ((sample, moved),) = told
     assert torch.equal(moved, schedule.steps[-1][0]) and not torch.equal(sample, moved)
-    said = from_quantity("noise", levels.prediction, sample, noise_at(levels.level(time)), levels.level(time))
-    wanted = output_at(levels.prediction, sample, said, moved, levels.level(time))
-    torch.testing.assert_close(schedule.outputs[-1], wanted)
-    # The next window lies between estimates of the samples that the sampler went on with.
-    estimate = to_quantity("noise", levels.prediction, moved, wanted, levels.level(time))
-    torch.testing.assert_close(replay._points[-1].noise, estimate)
-    assert (estimate - noise_at(levels.level(time))).norm() > 1e-3
+    assert torch.equal(schedule.outputs[-1], output_at(level))
+    assert torch.equal(replay._points[-1].output, output_at(level))
+
+
+@pytest.mark.parametrize("name", ["euler", "unipc", "dpm", "ddim"])
+def test_what_was_skipped_after_the_very_first_step_lies_on_the_line_to_the_next_full_one(name):
+    def straight(level):
+        return torch.tensor([[1.0, -2.0]], dtype=torch.float64) * (1.0 + 0.1 * level.log_snr)
+
+    plain, replayed, counts = sampler_of(name), sampler_of(name), Counter()
+    expected = walk(plain, until=6, output_of=straight)
+    found = walk(replayed, {1, 2}, replaying(replayed, counts), 6, output_of=straight)
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
+    assert counts["replayed"] == 1
 
 
 @pytest.mark.parametrize("name", ["euler", "unipc"])
-@pytest.mark.parametrize("forecast", [Forecast("noise", "sigma"), Forecast("output", "step"), None])
+@pytest.mark.parametrize("forecast", [Forecast("output", "sigma"), Forecast("output", "step"), None])
 def test_what_was_not_forecast_over_log_snr_is_not_taken_again(name, forecast):
     counts, schedule = Counter(), sampler_of(name)
     walk(schedule, {5}, replaying(schedule, counts), 6, forecast)
@@ -335,8 +333,8 @@ def test_what_is_held_is_counted():
     schedule = sampler_of("euler")
     replay = replaying(schedule)
     walk(schedule, {5}, replay)
-    # Of three steps the outputs and the noise estimates, and the newest sample: two float64 numbers each.
-    assert replay.bytes == 7 * 16
+    # The outputs of three steps, and the newest sample: two float64 numbers each.
+    assert replay.bytes == 4 * 16
 
 
 def test_an_error_while_steps_are_taken_again_leaves_the_scheduler_as_it_was():
@@ -360,27 +358,27 @@ def test_how_much_of_a_rise_came_true_is_told_of_what_the_sampler_was_given():
     schedule = sampler_of("euler")
     replay = replaying(schedule)
     walk(schedule, (), replay, 3)
-    assert replay.guided_share(Forecast("clean", "log_snr")) is None
+    for quantity in ("clean", "noise"):
+        assert replay.guided_share(Forecast(quantity, "log_snr")) is None
     assert 0.0 <= float(replay.guided_share(Forecast("output", "sigma"))) <= 1.0
     levels = [read_schedule(schedule).level(float(time)) for time in schedule.timesteps[1:4]]
-    (x0, y0), (x1, y1), (x2, y2) = ((level.log_snr, noise_at(level)) for level in levels)
+    (x0, y0), (x1, y1), (x2, y2) = ((level.log_snr, output_at(level)) for level in levels)
     rise = (x2 - x1) / (x1 - x0) * (y1 - y0)
     wanted = min(1.0, max(0.0, float(((y2 - y1) * rise).sum() / (rise * rise).sum())))
-    assert replay.guided_share(NOISE).tolist() == pytest.approx([wanted], rel=1e-5)
+    assert replay.guided_share(OUTPUT).tolist() == pytest.approx([wanted], rel=1e-5)
     schedule = sampler_of("euler")
     walk(schedule, (), fresh := replaying(schedule), 1)
-    assert fresh.guided_share(NOISE) is None
+    assert fresh.guided_share(OUTPUT) is None
 
 
 def stepped(schedule, replay, calls) -> list[torch.Tensor]:
     """The samples that steps make. calls: (step) -> the branches that are skipped in it, and those that are full."""
-    prediction, sample, made = read_schedule(schedule).prediction, torch.tensor([[0.5, -1.0]], dtype=torch.float64), []
+    sample, made = torch.tensor([[0.5, -1.0]], dtype=torch.float64), []
     for index, time in enumerate(schedule.timesteps[:9]):
         skipped, full = calls(index)
         for branch in (*skipped, *full):
-            replay.called(place(schedule, index, branch), branch in skipped, NOISE if branch in skipped else None)
-        level = place(schedule, index).noise_level
-        output = from_quantity("noise", prediction, sample, noise_at(level), level) if level.signal else noise_at(level)
+            replay.called(place(schedule, index, branch), branch in skipped, OUTPUT if branch in skipped else None)
+        output = output_at(place(schedule, index).noise_level)
         sample = replay.step(schedule, schedule.step, (output, time, sample), {"return_dict": False})[0].double()
         made.append(sample)
     return made
@@ -405,7 +403,7 @@ def test_steps_of_other_branches_are_not_made_one_parabola():
         if step == 7:
             assert counts["replayed"] == 1  # steps 3, 4 and 6 are of the same branches as 5
         if step == 8:
-            assert replay.guided_share(NOISE) is None
+            assert replay.guided_share(OUTPUT) is None
         branches = ("cond",) if 3 <= step <= 6 else ("cond", "uncond")
         return (branches, ()) if step == 5 else ((), branches)
 

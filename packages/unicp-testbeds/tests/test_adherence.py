@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from unicp_testbeds import clips, film_data, folder
+from unicp_testbeds import NAMES, clips, film_data, folder
 from unicp_testbeds.adherence import adherence
 from unicp_testbeds.adherence import prompts_of as prompts_in
 from unicp_testbeds.prompts import SPLITS, prompts_of
@@ -38,7 +38,7 @@ def test_prompts_are_those_beside_the_weights_or_the_held_out_captions(tmp_path)
 
 def test_each_test_bed_has_prompts_for_tables_tuning_and_calibration():
     assert (folder() / "model_index.json").is_file()
-    for model in ("glyphs", "latte", "film"):
+    for model in NAMES:
         sets = [set(prompts_of(split, model)) for split in SPLITS]
         assert not (sets[0] & sets[1] or sets[0] & sets[2] or sets[1] & sets[2])
-        assert len(sets[0]) >= 16 and all(sets)
+        assert len(sets[0]) >= 12 and len(sets[1]) >= 6 and len(sets[2]) >= 8

@@ -1,4 +1,4 @@
-"""The test-beds: small text-to-video pipelines of real diffusers classes, trained here and shipped with the package."""
+"""The test-beds: small pipelines of real diffusers classes, trained here and shipped with the package."""
 
 from __future__ import annotations
 
@@ -6,7 +6,11 @@ from pathlib import Path
 
 DEFAULT = "glyphs"
 # glyphs: WanPipeline on drawn clips. latte: LattePipeline on the same. film: CogVideoXPipeline on a real film.
-NAMES = (DEFAULT, "latte", "film")
+FIRST = (DEFAULT, "latte", "film")
+# Smaller ones, different in what matters to a cache (`unicp_testbeds.beds`). letters: HunyuanVideo. ripples: LTX video.
+# stickers: SD3, pictures. chimes: Stable Audio, sounds.
+SMALL = ("letters", "ripples", "stickers", "chimes")
+NAMES = FIRST + SMALL
 
 
 def folder(name: str = DEFAULT) -> Path:

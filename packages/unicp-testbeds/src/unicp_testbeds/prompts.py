@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from unicp_testbeds import DEFAULT, NAMES, folder
 
-SPLITS = {"table": slice(2, 40), "tuning": slice(40, 60), "calibration": slice(60, 64)}
+SPLITS = {"table": slice(2, 40), "tuning": slice(40, 56), "calibration": slice(56, 64)}
 # The film has 26 captions.
-_FILM_SPLITS = {"table": slice(0, 16), "tuning": slice(16, 22), "calibration": slice(22, 26)}
+_FILM_SPLITS = {"table": slice(0, 12), "tuning": slice(12, 18), "calibration": slice(18, 26)}
 
 
 def prompts_of(split: str, model: str = DEFAULT) -> tuple[str, ...]:

@@ -28,3 +28,7 @@ class ShippedPipeline:
 glyphs = ShippedPipeline("glyphs")
 latte = ShippedPipeline("latte")
 film = ShippedPipeline("film")
+letters = ShippedPipeline("letters")
+ripples = ShippedPipeline("ripples")
+stickers = ShippedPipeline("stickers")
+chimes = ShippedPipeline("chimes")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import inspect
+import math
 import os
 import platform
 import subprocess
@@ -118,13 +119,17 @@ class Harness:
 
     def latent(self, prompt: str, seed: int) -> Tensor:
         """The final latent of one run, not decoded."""
-        return torch.as_tensor(self._call(prompt, seed, self.steps, output="latent").frames)
+        return torch.as_tensor(made_by(self._call(prompt, seed, self.steps, output="latent")))
 
     def _call(self, prompt: str, seed: int, steps: int, callback: Any = None, output: str = "np") -> Any:
         generator = torch.Generator("cpu").manual_seed(seed)
         options = dict(self.options)
-        if callback is not None:
+        if callback is not None and "callback_on_step_end" in inspect.signature(type(self.pipe).__call__).parameters:
             options["callback_on_step_end"] = callback
+        elif callback is not None:
+            # Older pipelines (Stable Audio) have a callback of other arguments.
+            options["callback"] = lambda step, time, latents: callback(self.pipe, step, time, {"latents": latents})
+            options["callback_steps"] = 1
         return self.pipe(prompt, num_inference_steps=steps, generator=generator, output_type=output, **options)
 
     def warm_up(self, prompt: str) -> None:
@@ -145,7 +150,7 @@ class Harness:
             begin = time.perf_counter()
             out = self._call(case.prompt, case.seed, steps, watch.step_end)
             seconds = time.perf_counter() - begin - watch.own_seconds
-        frames = torch.as_tensor(out.frames[0]).float()
+        frames = frames_of(made_by(out)[0])
         return Clip(
             frames=frames,
             latent=watch.latent,
@@ -165,6 +170,24 @@ class Harness:
         """
         with method.attach(self.bench):
             return self.run(case, method.steps or self.steps)
+
+
+def made_by(output: Any) -> Any:
+    """What a pipeline gave back: clips, pictures or sounds, one for each prompt."""
+    return next(getattr(output, name) for name in ("frames", "images", "audios") if hasattr(output, name))
+
+
+def frames_of(made: Any) -> Tensor:
+    """One clip as (frames, height, width, 3) in [0, 1].
+
+    A picture has one frame. A sound, (channels, samples) in [-1, 1], is folded into one: only its PSNR says something.
+    """
+    values = torch.as_tensor(made).float()
+    if values.dim() != 2:
+        return values if values.dim() == 4 else values[None]
+    count = values.numel()
+    rows = next(rows for rows in range(math.isqrt(count), 0, -1) if count % rows == 0)
+    return ((values.reshape(1, rows, -1, 1) + 1) / 2).expand(-1, -1, -1, 3)
 
 
 class _Watch:

@@ -16,6 +16,8 @@ from typing import Any
 import unicp
 from unicp.cli.loading import sampler
 from unicp.errors import InputError, UnsupportedModelError
+from unicp.planning.prior import standing_in
+from unicp.planning.products import Products
 from unicp.planning.targets import parse_target
 from unicp.settings import Settings, preset
 from unicp_bench.plugins import REGISTRIES
@@ -40,6 +42,7 @@ class Bench:
         latent: Gives the final latent of a run of (prompt, seed), for calibrations.
         calibration: Prompts for that, disjoint from those of tables.
         profile: Of the model, for targets; `None` = the shipped one.
+        prior: Products that plans are made from where there is no profile; `None` = the built-in ones.
         notes: Results of calibrations, kept over clips.
     """
 
@@ -48,6 +51,7 @@ class Bench:
     latent: Callable[[str, int], Any]
     calibration: tuple[str, ...] = ()
     profile: Path | None = None
+    prior: Products | None = None
     notes: dict[str, Any] = field(default_factory=dict)
 
 
@@ -95,12 +99,13 @@ def unicp_method(setting: str, settings: Settings, family: str = "UniCP") -> Met
 
     @contextmanager
     def attach(bench: Bench) -> Iterator[None]:
-        try:
-            session = unicp.enable(bench.pipe, settings)
-        except UnsupportedModelError as error:
-            raise CannotRunError(str(error)) from None
-        with session:
-            yield
+        with standing_in(bench.prior):
+            try:
+                session = unicp.enable(bench.pipe, settings)
+            except UnsupportedModelError as error:
+                raise CannotRunError(str(error)) from None
+            with session:
+                yield
 
     return Method(family, setting, attach)
 
@@ -112,7 +117,7 @@ def with_target(text: str) -> Method:
     @contextmanager
     def attach(bench: Bench) -> Iterator[None]:
         try:
-            with unicp.enable(bench.pipe, target=text, profile=bench.profile) as session:
+            with standing_in(bench.prior), unicp.enable(bench.pipe, target=text, profile=bench.profile) as session:
                 if session.is_guess:
                     raise CannotRunError("no profile of this model is shipped: unicp calibrate makes one for --profile")
                 yield

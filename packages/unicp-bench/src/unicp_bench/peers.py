@@ -153,7 +153,8 @@ def _calibrate_mag_cache(bench: Bench) -> None:
 def _sea_cache(threshold: float, most: int) -> Attach:
     def layout(bench: Bench) -> Any:
         # SeaCache knows the layout of Wan's samples and of few others.
-        return _frames_second if type(bench.pipe.transformer).__name__.startswith("CogVideoX") else None
+        name = type(bench.pipe.transformer).__name__
+        return next((found for start, found in _LAYOUTS.items() if name.startswith(start)), None)
 
     cache = _cache("SeaCacheConfig", threshold=threshold, max_consecutive_cached=most, raw_vision_callback=layout)
 
@@ -168,6 +169,25 @@ def _sea_cache(threshold: float, most: int) -> Attach:
 def _frames_second(module: Any, args: Any, kwargs: Any) -> list[Any]:
     """The samples that SeaCache compares, (channels, frames, height, width) each, from (batch, frames, channels, …)."""
     return list(kwargs["hidden_states"].permute(0, 2, 1, 3, 4).unbind(0))
+
+
+def _whole_clips(module: Any, args: Any, kwargs: Any) -> list[Any]:
+    """The same from (batch, channels, frames, …)."""
+    return list(kwargs["hidden_states"].unbind(0))
+
+
+def _pictures(module: Any, args: Any, kwargs: Any) -> list[Any]:
+    """The same from pictures, (batch, channels, height, width)."""
+    return list(kwargs["hidden_states"].unsqueeze(2).unbind(0))
+
+
+def _packed(module: Any, args: Any, kwargs: Any) -> list[Any]:
+    """The same from tokens, (batch, frames x height x width, channels)."""
+    sizes = (kwargs["num_frames"], kwargs["height"], kwargs["width"])
+    return list(kwargs["hidden_states"].unflatten(1, sizes).permute(0, 4, 1, 2, 3).unbind(0))
+
+
+_LAYOUTS = {"CogVideoX": _frames_second, "HunyuanVideo": _whole_clips, "SD3": _pictures, "LTXVideo": _packed}
 
 
 @contextmanager

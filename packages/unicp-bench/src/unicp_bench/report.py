@@ -11,6 +11,7 @@ colon the sampler, and after another one the kind:
                      "margins-METRIC" by another metric than PSNR
     faster           the same at each fidelity
     met, need        how often targets were met, and what they spent beside the least possible
+    transfer         the margins of all models and samplers in a file (no sampler in the name)
     best             long sweeps of peers, without the settings that others of the same peer beat
     constants        what each constant of the online rule does (of a JSON file)
 
@@ -40,6 +41,7 @@ from unicp_bench.tables import (
     targets_met,
     targets_need,
 )
+from unicp_bench.transfer import transfer_table
 
 DOCUMENTS = ("README.md", "docs/results.md", "docs/planning.md")
 RESULTS = Path("docs/results")
@@ -61,7 +63,10 @@ def fill(text: str, results: Path) -> str:
 
 def _table(name: str, results: Path) -> str:
     stem, sampler, kind = (*name.split(":"), "", "")[:3]
-    rows = [row for row in read_rows(results / f"{stem}.jsonl") if row.sampler == sampler]
+    rows = [row for row in read_rows(results / f"{stem}.jsonl") if row.sampler == sampler or kind == "transfer"]
+    if rows and kind == "transfer":
+        head, lines, note = transfer_table(rows)
+        return markdown(head, lines, note)
     if rows:
         if len({(row.model, row.conditions) for row in rows}) > 1:
             found = f"rows of several models or measured under different conditions in {results / stem}.jsonl"

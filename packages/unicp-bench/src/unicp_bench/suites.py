@@ -27,6 +27,8 @@ from unicp_bench.step_schedule import schedule_methods
 from unicp_testbeds import NAMES, folder
 
 STEPS = 30
+# From nearly nothing skipped to as much as plans skip.
+TOLERANCES = (0.015, 0.03, 0.06, 0.1, 0.16, 0.25, 0.4, 0.7)
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,7 @@ def suite(name: str) -> Suite:
         "paper": _paper,
         "slices": _slices,
         "seconds": _seconds,
+        "transfer": _transfer,
     }
     if name not in known:
         raise InputError(f"suite {name!r}", f"the suites {', '.join(known)}", "name one of them")
@@ -92,12 +95,7 @@ def _quick() -> Suite:
 
 
 def _peers() -> Suite:
-    ours = [with_preset("balanced", tolerance=t) for t in (0.01, 0.02, 0.04, 0.08, 0.15, 0.25, 0.5, 1.0, 2.0)]
-    # Windows of `balanced` save about three times at most; these widen faster, whatever the error.
-    ours += [
-        with_preset("balanced", tolerance=1000.0, max_reach=reach, max_window=most)
-        for reach, most in ((1.25, 8), (1.5, 8), (2.0, 8), (3.0, 8), (3.0, 12))
-    ]
+    ours = [with_preset("balanced", tolerance=tolerance) for tolerance in TOLERANCES]
     # So close that there is a plan for every number of full steps down to ten.
     slow = ("1.3", "1.35", "1.4", "1.5", "1.6", "1.65", "1.7", "1.85")
     speeds = (*slow, "2", "2.1", "2.2", "2.35", "2.5", "2.7", "3", "3.4", "4")
@@ -141,11 +139,7 @@ _WHOLE = ("UniCP", "UniCP planned", "fewer steps, placed", "fixed window", "diff
 
 # The best settings in the tables of "rivals", for clips that take three times as long.
 _LEADERS = {
-    "UniCP": (
-        *(f"balanced tolerance {tolerance}" for tolerance in (0.04, 0.15, 0.5, 1.0)),
-        "balanced tolerance 1000.0 max_reach 1.5 max_window 8",
-        "balanced tolerance 1000.0 max_reach 3.0 max_window 12",
-    ),
+    "UniCP": tuple(f"balanced tolerance {tolerance}" for tolerance in (0.03, 0.06, 0.1, 0.16, 0.25, 0.4)),
     "UniCP planned": tuple(f"speedup>={x}" for x in ("1.5", "1.7", "2", "2.5", "3", "3.4", "4")),
     "global schedule": ("forecast 57 %", "forecast 50 %", "forecast 40 %", "reuse 33 %", "reuse 27 %"),
     "fewer steps": ("20", "15", "10", "8"),
@@ -153,7 +147,7 @@ _LEADERS = {
 
 # The setting of each method that takes about half the compute of 30 steps on the test-beds.
 _AT_TWO = {
-    "UniCP": ("balanced tolerance 0.15",),
+    "UniCP": ("balanced tolerance 0.1",),
     "UniCP planned": ("speedup>=1.85",),
     "fixed window": ("2",),
     "fewer steps": ("15",),
@@ -185,6 +179,21 @@ def _rivals() -> Suite:
 def _leaders() -> Suite:
     methods = _some_of_peers(_LEADERS, ("diffusers SeaCache",))
     return Suite(methods, "UniCP and the best peers, for long clips", prompts=4, seeds=1)
+
+
+def _transfer() -> Suite:
+    """For models that are left out of what is learnt."""
+    ours = [with_preset("balanced", tolerance=tolerance) for tolerance in TOLERANCES]
+    fewer = [fewer_steps(n) for n in (20, 15, 12, 10, 8, 7)] + [placed_steps(n) for n in (20, 15, 12, 10, 8)]
+    chosen = {
+        "diffusers TaylorSeer": tuple(f"order 1 interval {n}" for n in (2, 3, 4, 5)),
+        "diffusers MagCache": ("threshold 0.06 skips 3", "threshold 0.24 skips 4", "threshold 0.5 skips 6"),
+        "cache-dit DBCache + Taylor": ("F1 threshold 0.06", "F1 threshold 0.12", "F1 threshold 0.24"),
+    }
+    methods = (*ours, *fewer, *_some_of_peers(chosen, ("diffusers SeaCache",)))
+    about = "UniCP and the best peers on a model that it was not made on"
+    # No seconds are shown, so the plain run need not be timed again.
+    return Suite(methods, about, prompts=12, seeds=1, plain_every=len(methods))
 
 
 def _ablation() -> Suite:

@@ -14,6 +14,7 @@ from unicp.errors import InputError
 from unicp_bench.clip_metrics import FAST, measure_clip
 from unicp_bench.conditions import code, differences, file_hash, fingerprint, hash_of
 from unicp_bench.harness import Case, Clip, Harness
+from unicp_bench.left_out import prior_without
 from unicp_bench.methods import PLAIN_EVERY, CannotRunError, Method, plain
 from unicp_bench.rows import PLAIN, Row, append_row, clip_file, read_rows
 from unicp_testbeds.adherence import adherence
@@ -66,6 +67,7 @@ def run(sweep: Sweep, say: Callable[[str], None]) -> str:
     """
     calibration = prompts_of("calibration", sweep.model)
     harness = Harness(sweep.folder, sweep.sampler, sweep.steps, calibration, sweep.frames, profile=sweep.profile)
+    harness.bench.prior = prior_without(sweep.model)
     harness.under(
         {
             "weights": fingerprint(sweep.folder),

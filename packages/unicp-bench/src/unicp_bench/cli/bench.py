@@ -22,7 +22,8 @@ def bench(
         str,
         typer.Argument(
             metavar="SUITE",
-            help="Methods: presets, quick, peers, rivals, leaders, ablation, paper, slices, seconds, overhead.",
+            help="Methods: presets, quick, transfer, peers, rivals, leaders, ablation, paper, slices, seconds "
+            "or overhead.",
         ),
     ] = "quick",
     model: Annotated[

@@ -28,7 +28,7 @@ from unicp_bench.html.clips import Clips, check_clips, worst_clips
 from unicp_bench.parts import Part
 from unicp_bench.rows import Row
 from unicp_bench.statistics import Group
-from unicp_testbeds import NAMES
+from unicp_testbeds import FIRST
 
 _FIRST = ("device", "dtype", "threads", "commit")
 
@@ -75,7 +75,7 @@ def page(rows: Sequence[Row], extras: Extras) -> str:
             parts=parts,
             facts=facts(rows, parts),
             prompts=list(dict.fromkeys(row.prompt for row in rows)),
-            test_beds=NAMES,
+            test_beds=FIRST,
             looks=charts.looks(parts),
             attention=extras.attention,
             trace=None if extras.trace is None else last_run(extras.trace),

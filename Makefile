@@ -26,7 +26,7 @@ TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARA
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help setup setup-dev demo test quick golden check format-check lint types format train train-latte train-film bench models versions targets \
+.PHONY: help setup setup-dev demo test quick golden check format-check lint types format train train-latte train-film bench models versions targets transfer prior \
 	film peers seconds parts parts-others report few-steps impact overhead slices constants schedules figures wheels wheels-check clean
 
 help: ## list these
@@ -81,9 +81,9 @@ train-latte: $(READY) ## train the test-bed latte, on the same clips (hours; con
 train-film: $(READY) ## train the test-bed film, a CogVideoX pipeline on a real film, which it fetches (hours; continues)
 	$(BIN)/python -m unicp_testbeds.film --out build/film
 
-bench: $(READY_DEV) ## measure presets, fixed windows and fewer steps on glyphs (hours; continues)
-	$(BIN)/unicp bench presets --sampler unipc --out docs/results/presets.jsonl
-	$(BIN)/unicp bench presets --sampler euler --out docs/results/presets.jsonl
+bench: $(READY_DEV) ## measure presets, fixed windows and fewer steps on glyphs (a quarter of an hour; continues)
+	for sampler in unipc euler; do OMP_NUM_THREADS=1 $(BIN)/unicp bench presets --sampler $$sampler --frames 9 --prompts 12 \
+	    --seeds 1 --fast-metrics --out docs/results/presets.jsonl || exit 1; done
 	$(BIN)/python -m unicp_bench.report
 
 models: $(READY_DEV) ## test every model and pipeline, and write what was found into docs/models.md
@@ -100,16 +100,30 @@ versions: $(READY_DEV) ## try older versions of diffusers, and write what was fo
 	done
 	$(BIN)/python -m unicp_bench.models_table
 
-targets: $(READY_DEV) ## measure how often targets such as psnr>=35 are met, on short clips (hours; continues)
-	for sampler in default euler; do $(BIN)/unicp bench presets --split tuning --prompts 8 --seeds 1 --frames 9 --fast-metrics \
-	    --sampler $$sampler --out docs/results/targets.jsonl --method "target psnr>=25" --method "target psnr>=30" \
-	    --method "target psnr>=35" --method "target psnr>=40" --method "target speedup>=1.5" --method "target speedup>=2" \
-	    --method "target speedup>=2.5" --method balanced --method 'balanced {"tolerance": 0.4}' \
-	    --method 'balanced {"tolerance": 1.5}' || exit 1; done
-	for steps in 20 50; do for sampler in default euler; do $(BIN)/unicp bench presets --steps $$steps --split tuning --prompts 8 \
-	    --seeds 1 --frames 9 --fast-metrics --sampler $$sampler --out docs/results/targets_$$steps.jsonl --method "target psnr>=30" \
-	    --method "target psnr>=35" --method "target psnr>=40" --method "target speedup>=2" || exit 1; done; done
+# A profile of each kind, and clips on prompts that neither was made with.
+PROMISED := --split tuning --prompts 12 --seeds 1 --fast-metrics --method "target psnr>=25" --method "target psnr>=30" \
+    --method "target psnr>=35" --method "target psnr>=40"
+
+targets: $(READY_DEV) ## measure how often targets such as psnr>=35 are met (a quarter of an hour)
+	mkdir -p build/profiles
+	for model in letters stickers glyphs; do for kind in quick thorough; do \
+	    frames=$$([ $$model = glyphs ] && echo --frames 9); thorough=$$([ $$kind = thorough ] && echo --thorough); \
+	    $(BIN)/unicp calibrate $$model $$frames $$thorough --out build/profiles/$$model-$$kind.json || exit 1; \
+	    $(BIN)/unicp bench presets --model $$model $$frames --profile build/profiles/$$model-$$kind.json \
+	        --out docs/results/targets_$${model}_$$kind.jsonl $(PROMISED) || exit 1; done; done
 	$(BIN)/python -m unicp_bench.report
+
+transfer: $(READY_DEV) ## measure UniCP beside peers on test-beds that are left out of what it learnt (hours; continues)
+	for model in letters stickers; do for sampler in default unipc dpm; do OMP_NUM_THREADS=1 $(BIN)/unicp bench transfer \
+	    --model $$model --sampler $$sampler --fast-metrics --out docs/results/transfer.jsonl || exit 1; done; done
+	for sampler in default euler; do OMP_NUM_THREADS=1 $(BIN)/unicp bench transfer --frames 9 --sampler $$sampler \
+	    --fast-metrics --out docs/results/transfer.jsonl || exit 1; done
+	for sampler in default unipc; do OMP_NUM_THREADS=1 $(BIN)/unicp bench transfer --model ripples --sampler $$sampler \
+	    --fast-metrics --out docs/results/transfer.jsonl || exit 1; done
+	$(BIN)/python -m unicp_bench.report
+
+prior: $(READY_DEV) ## record the built-in products on the test-beds anew (a quarter of an hour)
+	OMP_NUM_THREADS=1 $(BIN)/python -m experiments.prior
 
 film: $(READY_DEV) ## measure presets, targets, fixed windows and fewer steps on film (hours; continues)
 	OMP_NUM_THREADS=1 $(BIN)/unicp bench presets --model film --prompts 4 --seeds 1 --out docs/results/film_presets.jsonl --method quality \
@@ -183,10 +197,10 @@ slices: $(READY_DEV) ## measure what attention at reduced width misses, and how 
 	OMP_NUM_THREADS=1 $(BIN)/python -m experiments.slice_speed --repeats 9 --out docs/results/slice_speed.json
 	OMP_NUM_THREADS=1 $(BIN)/python -m experiments.folded_weights --out docs/results/folded_weights.json
 
-schedules: $(READY_DEV) ## measure which steps should be full, on three small test-beds (a quarter of an hour)
+schedules: $(READY_DEV) ## measure which steps should be full, on small test-beds (half an hour)
 	OMP_NUM_THREADS=1 $(BIN)/python -m experiments.schedules --out docs/results/schedules.json
 
-constants: $(READY_DEV) ## measure each constant of the method beside a smaller and a larger value (half an hour)
+constants: $(READY_DEV) ## measure each constant of the online rule beside a smaller and a larger value (half an hour)
 	for sampler in unipc euler; do OMP_NUM_THREADS=1 $(BIN)/python -m experiments.constants --sampler $$sampler \
 	    --out docs/results/constants_$$sampler.json || exit 1; done
 

@@ -1,11 +1,11 @@
-"""What each constant of the method does: the same runs with a smaller, the chosen, and a larger value.
+"""What each constant of the online rule does: the same runs with a smaller, the chosen, and a larger value.
 
     python -m experiments.constants --out docs/results/constants.json
 
-Constants of the online rule are compared over a sweep of tolerances, those of the guard by targets of fidelity under
-the shipped profile. Prompts are of the tuning split. Fidelity is of the final latent against the plain run of the same
-seed, in dB (-20 log10 of the relative error). Compute is the share of full calls of the model. A frontier is
-interpolated at fixed compute, so a constant that only moves along it shows no difference.
+The online rule, which decides where a run is not planned, over a sweep of tolerances. Prompts are of the tuning
+split. Fidelity is of the final latent against the plain run of the same seed, in dB (-20 log10 of the relative error).
+Compute is the share of full calls of the model. A frontier is interpolated at fixed compute, so a constant that only
+moves along it shows no difference.
 """
 
 from __future__ import annotations
@@ -31,7 +31,6 @@ from unicp_bench.harness import Harness
 from unicp_testbeds.prompts import prompts_of
 
 TOLERANCES = (0.05, 0.1, 0.2, 0.3, 0.4, 0.6, 0.9, 1.5, 3.0)
-TARGETS = ("psnr>=30", "psnr>=36", "psnr>=42")
 # Shares of full calls at which frontiers are compared: 1.67x, 2x and 2.5x less compute.
 AT = (0.6, 0.5, 0.4)
 
@@ -43,7 +42,6 @@ class Constant:
     module: str
     name: str
     values: tuple[Any, Any, Any]
-    is_of_guard: bool = False
 
 
 CONSTANTS = (
@@ -56,10 +54,6 @@ CONSTANTS = (
     Constant("unicp.policies.impact", "LATE", (0.15, 0.3, 1.0)),
     Constant("unicp.policies.impact", "NARROWEST", (0.005, 0.02, 0.08)),
     Constant("unicp.predictors.linear", "SKIP_FLOOR", (0.02, 0.045, 0.1)),
-    Constant("unicp.policies.guard", "HARDNESS", (1.0, 1.5, 2.0), is_of_guard=True),
-    Constant("unicp.policies.guard", "LARGEST", (1.0, 1.5, 3.0), is_of_guard=True),
-    Constant("unicp.policies.guard", "LOST", (0.0, 0.1, 0.3), is_of_guard=True),
-    Constant("unicp.policies.guard", "MEMORY", (0.25, 0.5, 0.75), is_of_guard=True),
 )
 
 
@@ -101,30 +95,13 @@ def of_rule(harness: Harness, prompts: list[str], plains: list[Tensor]) -> dict[
     """Mean and worst dB at each of `AT`, over the prompts."""
     curves = []
     for seed, (prompt, plain) in enumerate(zip(prompts, plains)):
-        settings = [unicp.preset("balanced", tolerance=tolerance) for tolerance in TOLERANCES]
+        settings = [unicp.preset("balanced", policy="error_window", tolerance=tolerance) for tolerance in TOLERANCES]
         curves.append([run(harness, prompt, seed, plain, settings=one) for one in settings])
     found: dict[str, Any] = {}
     for at in AT:
         known = [level for level in (frontier(curve, at) for curve in curves) if level is not None]
         if len(known) == len(curves):
             found[f"{1 / at:.2f}x"] = {"mean": round(statistics.fmean(known), 2), "worst": round(min(known), 2)}
-    return found
-
-
-def of_guard(harness: Harness, prompts: list[str], plains: list[Tensor]) -> dict[str, Any]:
-    """Mean and worst dB, and mean share of full calls, for each target."""
-    found: dict[str, Any] = {}
-    for target in TARGETS:
-        runs = [
-            run(harness, prompt, seed, plain, target=target)
-            for seed, (prompt, plain) in enumerate(zip(prompts, plains))
-        ]
-        levels = [level for _, level in runs]
-        found[target] = {
-            "mean": round(statistics.fmean(levels), 2),
-            "worst": round(min(levels), 2),
-            "full": round(statistics.fmean(full for full, _ in runs), 4),
-        }
     return found
 
 
@@ -137,17 +114,16 @@ def main() -> None:
     prompts = list(prompts_of("tuning", options.model)[: options.prompts])
     plains = [harness.latent(prompt, seed) for seed, prompt in enumerate(prompts)]
     rows = []
-    chosen: dict[bool, dict[str, Any]] = {}
+    chosen: dict[str, Any] | None = None
     for constant in CONSTANTS:
-        measure = of_guard if constant.is_of_guard else of_rule
         for place, value in enumerate(constant.values):
-            if place == 1 and constant.is_of_guard in chosen:
-                result = chosen[constant.is_of_guard]
+            if place == 1 and chosen is not None:
+                result = chosen
             else:
                 with set_to(constant, value):
-                    result = measure(harness, prompts, plains)
+                    result = of_rule(harness, prompts, plains)
             if place == 1:
-                chosen[constant.is_of_guard] = result
+                chosen = result
             row = {"constant": f"{constant.module}.{constant.name}", "value": value, "chosen": place == 1}
             rows.append(row | {"result": result})
             print(row, result, flush=True)

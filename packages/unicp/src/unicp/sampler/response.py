@@ -48,20 +48,20 @@ def output_shares(scheduler: Any, first: int) -> tuple[float, ...] | None:
 
 def _final(scheduler: Any, first: int, size: float) -> Tensor:
     """The final sample, (rows,), where the output of step `first` + i is `size` in row i, and else all is 0."""
-    torch.manual_seed(0)
-    times = scheduler.timesteps[first:]
-    own, shape = _emptied(scheduler, len(times))
-    state = torch.zeros(shape, device=times.device)
+    # Of the CPU alone, which is forked: torch.manual_seed would seed every device.
+    torch.default_generator.manual_seed(0)
+    own, shape = _emptied(scheduler, len(scheduler.timesteps) - first)
+    times, state = own.timesteps[first:], torch.zeros(shape)
     for row, time in enumerate(times):
         output = torch.zeros_like(state)
         output[row] = size
         made = own.step(output, time, state)
         state = made if isinstance(made, Tensor) else made[0] if isinstance(made, tuple) else made.prev_sample
-    return state.flatten().double().cpu()
+    return state.flatten().double()
 
 
 def _emptied(scheduler: Any, rows: int) -> tuple[Any, tuple[int, ...]]:
-    """A copy of a scheduler that remembers zeros for each sample or output that it holds, and their shape."""
+    """A copy of a scheduler on the CPU that remembers zeros for each sample or output it holds, and their shape."""
     own, kept = copy.copy(scheduler), vars(scheduler)
     held = [*kept.values(), *(one for value in kept.values() if isinstance(value, list) for one in value)]
     # Tables of noise levels have one axis.
@@ -69,8 +69,8 @@ def _emptied(scheduler: Any, rows: int) -> tuple[Any, tuple[int, ...]]:
     shape = (rows, *[1] * (axes - 1))
 
     def emptied(value: Any) -> Any:
-        if isinstance(value, Tensor) and value.dim() >= LEAST_AXES:
-            return torch.zeros(shape, device=own.timesteps.device)
+        if isinstance(value, Tensor):
+            return torch.zeros(shape) if value.dim() >= LEAST_AXES else value.cpu()
         return [emptied(one) for one in value] if isinstance(value, list) else value
 
     vars(own).update({name: emptied(value) for name, value in kept.items()})

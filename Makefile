@@ -114,12 +114,13 @@ targets: $(READY_DEV) ## measure how often targets such as psnr>=35 are met (a q
 	$(BIN)/python -m unicp_bench.report
 
 transfer: $(READY_DEV) ## measure UniCP beside peers on test-beds that are left out of what it learnt (hours; continues)
-	for model in letters stickers; do for sampler in default unipc dpm; do OMP_NUM_THREADS=1 $(BIN)/unicp bench transfer \
-	    --model $$model --sampler $$sampler --fast-metrics --out docs/results/transfer.jsonl || exit 1; done; done
+	for model in letters:default letters:unipc stickers:default stickers:unipc stickers:dpm; do OMP_NUM_THREADS=1 \
+	    $(BIN)/unicp bench transfer --model $${model%:*} --sampler $${model#*:} --fast-metrics \
+	    --out docs/results/transfer.jsonl || exit 1; done
 	for sampler in default euler; do OMP_NUM_THREADS=1 $(BIN)/unicp bench transfer --frames 9 --sampler $$sampler \
 	    --fast-metrics --out docs/results/transfer.jsonl || exit 1; done
-	for sampler in default unipc; do OMP_NUM_THREADS=1 $(BIN)/unicp bench transfer --model ripples --sampler $$sampler \
-	    --fast-metrics --out docs/results/transfer.jsonl || exit 1; done
+	OMP_NUM_THREADS=1 $(BIN)/unicp bench transfer --model ripples --prompts 4 --fast-metrics \
+	    --out docs/results/transfer.jsonl
 	$(BIN)/python -m unicp_bench.report
 
 prior: $(READY_DEV) ## record the built-in products on the test-beds anew (a quarter of an hour)

@@ -122,16 +122,16 @@ PAUSES = {
 @pytest.mark.parametrize("pause", PAUSES)
 @pytest.mark.parametrize("make", [flow, unipc])
 def test_what_a_branch_said_before_a_pause_is_not_moved_to_a_later_sample(pause, make, monkeypatch):
-    """A stored output belongs to the sample it was computed from, or to the one that was put in its place."""
+    """A stored sample is the one that its output was computed from, or the one that was put in its place."""
     moved: list[tuple[int, int]] = []
     own = CachePoint.move
 
-    def watched(self: Any, sample: Tensor, there: Tensor, prediction: Any) -> None:
+    def watched(self: Any, sample: Tensor, there: Tensor) -> None:
         branches = {name: branch for name, branch in self._branches.items() if branch.steps}
-        before = {name: self._store.get(("model", name))[-1][0].clone() for name in branches}
-        own(self, sample, there, prediction)
+        before = {name: self._store.get(("model", name))[-1][1].clone() for name in branches}
+        own(self, sample, there)
         for name, branch in branches.items():
-            if not torch.equal(self._store.get(("model", name))[-1][0], before[name]):
+            if not torch.equal(self._store.get(("model", name))[-1][1], before[name]):
                 moved.append((branch.steps[-1].step, self._at[1]))
 
     monkeypatch.setattr(CachePoint, "move", watched)
